@@ -1,0 +1,627 @@
+/* pg_bluegreen--1.0.sql */
+
+-- complain if script is sourced in psql, rather than via CREATE EXTENSION
+\echo Use "CREATE EXTENSION pg_bluegreen" to load this file. \quit
+
+--
+-- Tables on the source: what was asked for
+--
+CREATE TABLE bluegreen.deployment (
+	id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	name name NOT NULL UNIQUE,
+	owner oid NOT NULL,
+	server name NOT NULL,
+	desired text NOT NULL DEFAULT 'defined'
+		CHECK (desired IN ('defined', 'started', 'stopped')),
+	mapping_version bigint NOT NULL DEFAULT 1,
+	system_identifier bigint,
+	slot_lsn pg_lsn,
+	skip_lsn pg_lsn,
+	created_at timestamptz NOT NULL DEFAULT now(),
+	started_at timestamptz
+);
+
+CREATE TABLE bluegreen.table_mapping (
+	id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	deployment integer NOT NULL
+		REFERENCES bluegreen.deployment ON DELETE CASCADE,
+	direction text NOT NULL CHECK (direction IN ('forward', 'backward')),
+	source oid NOT NULL,
+	view oid NOT NULL,
+	target_schema name NOT NULL,
+	target_table name NOT NULL,
+	on_write text NOT NULL CHECK (on_write IN ('mirror', 'merge', 'patch')),
+	on_delete text NOT NULL CHECK (on_delete IN ('delete', 'ignore', 'write')),
+	lookup text,
+	has_other_columns boolean NOT NULL,
+	UNIQUE (deployment, direction, source, target_schema, target_table)
+);
+
+CREATE TABLE bluegreen.mapping_column (
+	mapping integer NOT NULL
+		REFERENCES bluegreen.table_mapping ON DELETE CASCADE,
+	position smallint NOT NULL,
+	name name NOT NULL,
+	type text NOT NULL,
+	wire text NOT NULL CHECK (wire IN ('binary', 'array', 'text')),
+	is_key boolean NOT NULL,
+	PRIMARY KEY (mapping, position)
+);
+
+CREATE TABLE bluegreen.event_log (
+	id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	at timestamptz NOT NULL DEFAULT clock_timestamp(),
+	deployment integer,
+	deployment_name name,
+	kind text NOT NULL,
+	lsn pg_lsn,
+	message text NOT NULL,
+	detail text
+);
+CREATE INDEX ON bluegreen.event_log (at);
+
+-- Chunks that this side has copied out, for its operator; what counts is
+-- applied_chunk on the target.
+CREATE TABLE bluegreen.chunk_log (
+	deployment integer NOT NULL
+		REFERENCES bluegreen.deployment ON DELETE CASCADE,
+	mapping integer NOT NULL
+		REFERENCES bluegreen.table_mapping ON DELETE CASCADE,
+	number integer NOT NULL,
+	generation bigint NOT NULL,
+	lower text[],
+	upper text[],
+	snapshot pg_snapshot NOT NULL,
+	lsn pg_lsn NOT NULL,
+	row_count bigint NOT NULL,
+	byte_count bigint NOT NULL,
+	started_at timestamptz NOT NULL,
+	finished_at timestamptz NOT NULL,
+	PRIMARY KEY (mapping, number)
+);
+
+--
+-- Tables on the target: what has been done, in the transactions that did it
+--
+CREATE TABLE bluegreen.applied_stream (
+	name text PRIMARY KEY,			-- origin name
+	deployment name NOT NULL,
+	slot_lsn pg_lsn NOT NULL,		-- the slot's first position
+	created_at timestamptz NOT NULL DEFAULT now()
+);
+
+CREATE TABLE bluegreen.applied_table (
+	stream text NOT NULL
+		REFERENCES bluegreen.applied_stream ON DELETE CASCADE,
+	mapping integer NOT NULL,		-- table_mapping.id of the source
+	target_schema name NOT NULL,
+	target_table name NOT NULL,
+	generation bigint NOT NULL DEFAULT 1,
+	state text NOT NULL DEFAULT 'copying'
+		CHECK (state IN ('copying', 'streaming')),
+	PRIMARY KEY (stream, mapping)
+);
+
+CREATE TABLE bluegreen.applied_chunk (
+	stream text NOT NULL,
+	mapping integer NOT NULL,
+	number integer NOT NULL,
+	generation bigint NOT NULL,
+	lower text[],					-- exclusive; NULL = from the start
+	upper text[],					-- inclusive; NULL = to the end
+	key_only boolean NOT NULL DEFAULT false,	-- one key, copied again
+	snapshot pg_snapshot NOT NULL,	-- S
+	lsn pg_lsn NOT NULL,			-- P
+	row_count bigint NOT NULL,
+	byte_count bigint NOT NULL,
+	started_at timestamptz NOT NULL,
+	finished_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+	PRIMARY KEY (stream, mapping, number),
+	FOREIGN KEY (stream, mapping)
+		REFERENCES bluegreen.applied_table ON DELETE CASCADE
+);
+
+CREATE TABLE bluegreen.saved_index (
+	stream text NOT NULL,
+	mapping integer NOT NULL,
+	name name NOT NULL,
+	definition text NOT NULL,		-- the statement that builds it again
+	PRIMARY KEY (stream, mapping, name),
+	FOREIGN KEY (stream, mapping)
+		REFERENCES bluegreen.applied_table ON DELETE CASCADE
+);
+
+CREATE TABLE bluegreen.conflict_log (
+	id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	at timestamptz NOT NULL DEFAULT clock_timestamp(),
+	stream text NOT NULL,
+	deployment name,
+	target_schema name NOT NULL,
+	target_table name NOT NULL,
+	key text,
+	kind text NOT NULL,
+	lsn pg_lsn,
+	commit_time timestamptz,
+	incoming text,
+	existing text,
+	decision text NOT NULL
+);
+CREATE INDEX ON bluegreen.conflict_log (at);
+
+--
+-- The peer: a foreign server, so that secrets sit in its user mapping
+--
+CREATE FUNCTION bluegreen.fdw_validator(options text[], catalog oid)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_fdw_validator'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FOREIGN DATA WRAPPER pg_bluegreen
+	NO HANDLER VALIDATOR bluegreen.fdw_validator;
+
+--
+-- Definitions
+--
+CREATE FUNCTION bluegreen.create_deployment(name name, server name)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_create_deployment'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.drop_deployment(name name,
+	force boolean DEFAULT false)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_drop_deployment'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+-- No SET search_path: the names in the transform are the caller's to resolve.
+-- C pins the path for everything else.
+CREATE FUNCTION bluegreen.map_table(deployment name, source regclass,
+	target text DEFAULT NULL, transform text DEFAULT NULL,
+	key text[] DEFAULT NULL, on_write text DEFAULT 'mirror',
+	on_delete text DEFAULT 'delete', lookup text DEFAULT NULL,
+	direction text DEFAULT 'forward')
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_map_table'
+LANGUAGE C;
+
+CREATE FUNCTION bluegreen.map_schema(deployment name, schema name,
+	target_schema name DEFAULT NULL, exclude name[] DEFAULT '{}',
+	OUT mapping integer, OUT source regclass)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'bluegreen_map_schema'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.unmap_table(deployment name, source regclass,
+	target text DEFAULT NULL)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_unmap_table'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.preview(deployment name, source regclass,
+	n integer DEFAULT 5,
+	OUT target text, OUT source_row jsonb, OUT action text,
+	OUT target_row jsonb)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'bluegreen_preview'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+-- Not for PUBLIC to lose: like now(), they tell nothing, and a transform that
+-- uses them is run as a deployment's owner.
+CREATE FUNCTION bluegreen.commit_time()
+RETURNS timestamptz
+AS 'MODULE_PATHNAME', 'bluegreen_commit_time'
+LANGUAGE C STABLE STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.commit_lsn()
+RETURNS pg_lsn
+AS 'MODULE_PATHNAME', 'bluegreen_commit_lsn'
+LANGUAGE C STABLE STRICT
+SET search_path = pg_catalog, pg_temp;
+
+--
+-- Control; procedures that commit can't have a SET clause, C pins the path
+--
+CREATE PROCEDURE bluegreen.start(deployment name,
+	allow_nonempty boolean DEFAULT false)
+AS 'MODULE_PATHNAME', 'bluegreen_start'
+LANGUAGE C;
+
+CREATE PROCEDURE bluegreen.stop(deployment name)
+AS 'MODULE_PATHNAME', 'bluegreen_stop'
+LANGUAGE C;
+
+CREATE PROCEDURE bluegreen.wait_for_sync(deployment name,
+	timeout interval DEFAULT NULL)
+AS 'MODULE_PATHNAME', 'bluegreen_wait_for_sync'
+LANGUAGE C;
+
+CREATE FUNCTION bluegreen.skip(deployment name, lsn pg_lsn)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_skip'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.reset_stats(deployment name)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_reset_stats'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+--
+-- Shared memory as rows
+--
+CREATE FUNCTION bluegreen.stream_state(
+	OUT deployment integer, OUT direction text, OUT slot_name text,
+	OUT pid integer, OUT state text, OUT stop_requested boolean,
+	OUT mapping_version bigint, OUT next_start timestamptz,
+	OUT failures integer,
+	OUT decoded_lsn pg_lsn, OUT applied_lsn pg_lsn, OUT confirmed_lsn pg_lsn,
+	OUT applied_commit_time timestamptz, OUT applied_at timestamptz,
+	OUT oldest_pending timestamptz,
+	OUT transactions bigint, OUT batches bigint, OUT rows bigint,
+	OUT bytes bigint, OUT errors bigint, OUT restarts bigint,
+	OUT skipped bigint, OUT careful_batches bigint,
+	OUT stats_reset timestamptz,
+	OUT error_at timestamptz, OUT error_sqlstate text, OUT error_lsn pg_lsn,
+	OUT error_relation text, OUT error_key text, OUT error_message text,
+	OUT error_detail text, OUT error_hint text)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'bluegreen_stream_state'
+LANGUAGE C VOLATILE STRICT ROWS 10
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.table_state(
+	OUT mapping integer, OUT state text,
+	OUT inserts bigint, OUT updates bigint, OUT deletes bigint,
+	OUT truncates bigint, OUT filtered bigint, OUT conflicts bigint,
+	OUT copied_rows bigint, OUT copied_bytes bigint, OUT copied_chunks bigint,
+	OUT estimated_rows bigint, OUT copy_started_at timestamptz,
+	OUT copy_finished_at timestamptz, OUT copied_until pg_lsn)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'bluegreen_table_state'
+LANGUAGE C VOLATILE STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.copy_state(
+	OUT deployment integer, OUT pid integer, OUT mapping integer,
+	OUT number integer, OUT generation bigint, OUT lower text, OUT upper text,
+	OUT key_only boolean, OUT rows bigint, OUT started_at timestamptz)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'bluegreen_copy_state'
+LANGUAGE C VOLATILE STRICT ROWS 16
+SET search_path = pg_catalog, pg_temp;
+
+--
+-- Views
+--
+CREATE VIEW bluegreen.stat_stream AS
+SELECT d.name AS deployment,
+	'forward'::text AS direction,
+	CASE
+		WHEN d.desired = 'defined' THEN 'defined'
+		WHEN r.slot_name IS NULL AND d.slot_lsn IS NOT NULL THEN 'lost'
+		WHEN d.desired = 'started'
+			THEN coalesce(nullif(s.state, 'stopped'), 'starting')
+		WHEN s.pid IS NOT NULL THEN s.state
+		ELSE d.desired
+	END AS state,
+	s.pid,
+	n.slot_name,
+	s.decoded_lsn,
+	s.applied_lsn,
+	s.confirmed_lsn,
+	CASE
+		WHEN s.deployment IS NULL THEN NULL
+		WHEN s.oldest_pending IS NULL AND s.decoded_lsn IS NOT NULL
+			THEN greatest(w.lsn - greatest(s.decoded_lsn, s.applied_lsn), 0)
+		ELSE greatest(w.lsn - coalesce(s.applied_lsn, r.confirmed_flush_lsn), 0)
+	END::bigint AS lag_bytes,
+	CASE
+		WHEN s.oldest_pending IS NOT NULL
+			THEN greatest(clock_timestamp() - s.oldest_pending, '0'::interval)
+		WHEN s.state = 'streaming' THEN '0'::interval
+	END AS lag,
+	(w.lsn - r.restart_lsn)::bigint AS wal_kept_bytes,
+	s.applied_commit_time,
+	s.applied_at,
+	s.transactions,
+	s.batches,
+	s.rows,
+	s.bytes,
+	s.skipped,
+	s.careful_batches,
+	s.errors,
+	s.restarts,
+	s.failures,
+	s.next_start,
+	s.error_at,
+	s.error_sqlstate,
+	s.error_lsn,
+	s.error_relation,
+	s.error_key,
+	s.error_message,
+	s.error_detail,
+	s.error_hint,
+	d.started_at,
+	s.stats_reset
+FROM bluegreen.deployment d
+	CROSS JOIN (SELECT CASE WHEN pg_is_in_recovery()
+		THEN pg_last_wal_replay_lsn()
+		ELSE pg_current_wal_flush_lsn() END AS lsn) w
+	CROSS JOIN LATERAL (SELECT 'bluegreen_' || b.oid || '_' || d.id || '_f'
+			AS slot_name
+		FROM pg_database b WHERE b.datname = current_database()) n
+	LEFT JOIN bluegreen.stream_state() s
+		ON s.deployment = d.id AND s.direction = 'forward'
+	LEFT JOIN pg_replication_slots r ON r.slot_name = n.slot_name::name;
+
+CREATE VIEW bluegreen.stat_table AS
+SELECT d.name AS deployment,
+	m.source::regclass AS source,
+	format('%I.%I', m.target_schema, m.target_table) AS target,
+	coalesce(t.state, 'waiting') AS state,
+	t.inserts,
+	t.updates,
+	t.deletes,
+	t.truncates,
+	t.filtered,
+	t.conflicts,
+	t.copied_rows,
+	t.copied_bytes
+FROM bluegreen.table_mapping m
+	JOIN bluegreen.deployment d ON d.id = m.deployment
+	LEFT JOIN bluegreen.table_state() t ON t.mapping = m.id
+ORDER BY d.name, m.id;
+
+CREATE VIEW bluegreen.status AS
+SELECT s.deployment,
+	s.direction,
+	s.state,
+	(SELECT count(*) FILTER (WHERE t.state = 'streaming') || '/' || count(*)
+			|| ' following'
+		FROM bluegreen.stat_table t
+		WHERE t.deployment = s.deployment) AS tables,
+	s.lag_bytes,
+	date_trunc('milliseconds', s.lag) AS lag,
+	CASE WHEN s.state IN ('error', 'lost') THEN
+		CASE WHEN length(s.error_message) > 40
+			THEN left(s.error_message, 37) || '...'
+			ELSE s.error_message END
+	END AS error
+FROM bluegreen.stat_stream s
+ORDER BY s.deployment, s.direction;
+
+CREATE VIEW bluegreen.copy_progress AS
+SELECT d.name AS deployment,
+	m.source::regclass AS source,
+	t.state,
+	p.rows,
+	t.estimated_rows,
+	t.copied_bytes AS bytes,
+	t.copied_chunks AS chunks,
+	(p.rows / nullif(p.seconds, 0))::bigint AS rows_per_second,
+	CASE
+		WHEN t.copy_finished_at IS NOT NULL THEN '0'::interval
+		WHEN p.rows > 0 THEN date_trunc('seconds', make_interval(secs =>
+			greatest(t.estimated_rows - p.rows, 0) * p.seconds / p.rows))
+	END AS eta,
+	t.copy_started_at AS started_at,
+	t.copy_finished_at AS finished_at
+FROM bluegreen.table_mapping m
+	JOIN bluegreen.deployment d ON d.id = m.deployment
+	JOIN bluegreen.table_state() t ON t.mapping = m.id
+	CROSS JOIN LATERAL (SELECT
+		t.copied_rows + coalesce((SELECT sum(c.rows)::bigint
+			FROM bluegreen.copy_state() c WHERE c.mapping = m.id), 0) AS rows,
+		extract(epoch FROM coalesce(t.copy_finished_at, clock_timestamp())
+			- t.copy_started_at)::double precision AS seconds) p
+ORDER BY d.name, m.id;
+
+CREATE VIEW bluegreen.chunk AS
+SELECT d.name AS deployment,
+	m.source::regclass AS source,
+	c.number,
+	c.state,
+	c.lower,
+	c.upper,
+	c.rows,
+	c.bytes,
+	c.lsn,
+	c.generation,
+	c.started_at,
+	c.finished_at
+FROM (SELECT l.mapping, l.number, 'copied'::text AS state, l.lower, l.upper,
+		l.row_count AS rows, l.byte_count AS bytes, l.lsn, l.generation,
+		l.started_at, l.finished_at
+	FROM bluegreen.chunk_log l
+	UNION ALL
+	SELECT a.mapping, a.number, 'copying', a.lower::text[], a.upper::text[],
+		a.rows, NULL, NULL, a.generation, a.started_at, NULL
+	FROM bluegreen.copy_state() a
+	WHERE a.mapping IS NOT NULL) c
+	JOIN bluegreen.table_mapping m ON m.id = c.mapping
+	JOIN bluegreen.deployment d ON d.id = m.deployment
+ORDER BY d.name, m.id, c.number;
+
+CREATE VIEW bluegreen.conflict AS
+SELECT id,
+	at,
+	deployment,
+	format('%I.%I', target_schema, target_table) AS target,
+	key,
+	kind,
+	decision,
+	lsn,
+	commit_time,
+	incoming,
+	existing,
+	stream
+FROM bluegreen.conflict_log
+ORDER BY id;
+
+CREATE VIEW bluegreen.event AS
+SELECT e.at,
+	coalesce(e.deployment_name, d.name) AS deployment,
+	e.kind,
+	e.message,
+	e.lsn,
+	e.detail
+FROM bluegreen.event_log e
+	LEFT JOIN bluegreen.deployment d ON d.id = e.deployment
+ORDER BY e.id;
+
+CREATE VIEW bluegreen.mapping AS
+SELECT d.name AS deployment,
+	m.id AS mapping,
+	m.source::regclass AS source,
+	format('%I.%I', m.target_schema, m.target_table) AS target,
+	(SELECT array_agg(c.name ORDER BY c.position)
+		FROM bluegreen.mapping_column c
+		WHERE c.mapping = m.id AND c.is_key) AS key,
+	m.on_write,
+	m.on_delete,
+	pg_get_viewdef(m.view) AS transform
+FROM bluegreen.table_mapping m
+	JOIN bluegreen.deployment d ON d.id = m.deployment
+ORDER BY d.name, m.id;
+
+--
+-- Privileges: whoever may use these is named by the administrator.  Reading
+-- the views is for pg_monitor; the tables are granted to nobody.
+--
+GRANT USAGE ON SCHEMA bluegreen TO PUBLIC;
+
+REVOKE ALL ON FUNCTION bluegreen.fdw_validator(text[], oid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.create_deployment(name, name) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.drop_deployment(name, boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.map_table(name, regclass, text, text, text[],
+	text, text, text, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.map_schema(name, name, name, name[])
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.unmap_table(name, regclass, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.preview(name, regclass, integer) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.start(name, boolean) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.stop(name) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.wait_for_sync(name, interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.skip(name, pg_lsn) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.reset_stats(name) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.stream_state() FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.table_state() FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.copy_state() FROM PUBLIC;
+
+-- A view's functions run with its reader's rights.
+GRANT EXECUTE ON FUNCTION bluegreen.stream_state(), bluegreen.table_state(),
+	bluegreen.copy_state() TO pg_monitor;
+GRANT SELECT ON bluegreen.status, bluegreen.stat_stream, bluegreen.stat_table,
+	bluegreen.copy_progress, bluegreen.chunk, bluegreen.conflict,
+	bluegreen.event, bluegreen.mapping TO pg_monitor;
+
+--
+-- Comments
+--
+COMMENT ON FOREIGN DATA WRAPPER pg_bluegreen IS
+	'servers of this wrapper are peers of deployments; they have no foreign tables';
+COMMENT ON FUNCTION bluegreen.fdw_validator(text[], oid) IS
+	'checks the options of a peer''s server and user mapping';
+
+COMMENT ON TABLE bluegreen.deployment IS
+	'planned moves from this database to a peer; see view status';
+COMMENT ON TABLE bluegreen.table_mapping IS
+	'mappings of deployments; see view mapping';
+COMMENT ON TABLE bluegreen.mapping_column IS
+	'target columns of mappings, in the order of the transform';
+COMMENT ON TABLE bluegreen.event_log IS
+	'what happened to deployments; see view event';
+COMMENT ON TABLE bluegreen.chunk_log IS
+	'chunks that this side has copied out; see view chunk';
+COMMENT ON TABLE bluegreen.applied_stream IS
+	'on a target: the streams that write here';
+COMMENT ON TABLE bluegreen.applied_table IS
+	'on a target: state and generation of each table of a stream';
+COMMENT ON TABLE bluegreen.applied_chunk IS
+	'on a target: chunks that are copied in, with the snapshot and position they show';
+COMMENT ON TABLE bluegreen.saved_index IS
+	'on a target: indexes that are built again when their table is copied';
+COMMENT ON TABLE bluegreen.conflict_log IS
+	'on a target: rows that were not as a stream expected; see view conflict';
+
+COMMENT ON FUNCTION bluegreen.create_deployment(name, name) IS
+	'define a deployment whose peer is a foreign server; returns its id';
+COMMENT ON FUNCTION bluegreen.drop_deployment(name, boolean) IS
+	'stop a deployment and remove it on both sides; force: also if the peer cannot be reached';
+COMMENT ON FUNCTION bluegreen.map_table(name, regclass, text, text, text[],
+	text, text, text, text) IS
+	'map a table to a table of the peer through a transform; returns the mapping''s id';
+COMMENT ON FUNCTION bluegreen.map_schema(name, name, name, name[]) IS
+	'map every table of a schema under its own name, all or nothing';
+COMMENT ON FUNCTION bluegreen.unmap_table(name, regclass, text) IS
+	'remove the mappings of a table, or the one to a target; returns how many';
+COMMENT ON FUNCTION bluegreen.preview(name, regclass, integer) IS
+	'show what rows of a mapped table become; nothing is written';
+COMMENT ON FUNCTION bluegreen.commit_time() IS
+	'in a transform: commit time of the change on the source';
+COMMENT ON FUNCTION bluegreen.commit_lsn() IS
+	'in a transform: WAL position of the change''s commit on the source';
+COMMENT ON PROCEDURE bluegreen.start(name, boolean) IS
+	'start a deployment''s stream; allow_nonempty: target tables may have rows at the first start';
+COMMENT ON PROCEDURE bluegreen.stop(name) IS
+	'stop a deployment''s stream; its slot goes on to hold WAL';
+COMMENT ON PROCEDURE bluegreen.wait_for_sync(name, interval) IS
+	'wait until all tables follow and what was committed before the call is on the peer; query_canceled after the timeout';
+COMMENT ON FUNCTION bluegreen.skip(name, pg_lsn) IS
+	'leave out the transaction that the stream stands at in state error, given its error_lsn';
+COMMENT ON FUNCTION bluegreen.reset_stats(name) IS
+	'set the counters of a deployment''s stream to zero';
+COMMENT ON FUNCTION bluegreen.stream_state() IS
+	'streams of this database as the workers show them; see view stat_stream';
+COMMENT ON FUNCTION bluegreen.table_state() IS
+	'counters of mapped tables as the workers show them; see view stat_table';
+COMMENT ON FUNCTION bluegreen.copy_state() IS
+	'copy workers and their chunks; see view chunk';
+
+COMMENT ON VIEW bluegreen.status IS
+	'one line per stream: how far it is and what is wrong';
+COMMENT ON VIEW bluegreen.stat_stream IS
+	'positions, counters and the last error of each stream';
+COMMENT ON VIEW bluegreen.stat_table IS
+	'row changes sent per mapping';
+COMMENT ON VIEW bluegreen.copy_progress IS
+	'progress of the copy per mapping';
+COMMENT ON VIEW bluegreen.chunk IS
+	'chunks that are copied or being copied';
+COMMENT ON VIEW bluegreen.conflict IS
+	'on a target: rows that were not as a stream expected';
+COMMENT ON VIEW bluegreen.event IS
+	'history of the deployments';
+COMMENT ON VIEW bluegreen.mapping IS
+	'mappings with their transforms';
+
+COMMENT ON COLUMN bluegreen.status.state IS
+	'defined, starting, copying, streaming, stopped, error or lost';
+COMMENT ON COLUMN bluegreen.status.tables IS
+	'how many of the mapped tables are copied and follow';
+COMMENT ON COLUMN bluegreen.status.lag_bytes IS
+	'WAL that is not durable on the peer; 0 when nothing is pending';
+COMMENT ON COLUMN bluegreen.status.lag IS
+	'age of the oldest transaction that is not durable on the peer; 0 when nothing is pending';
+COMMENT ON COLUMN bluegreen.status.error IS
+	'start of the error''s message; all of it is in stat_stream';
+COMMENT ON COLUMN bluegreen.stat_stream.wal_kept_bytes IS
+	'WAL that the stream''s slot holds back';
+COMMENT ON COLUMN bluegreen.stat_stream.error_lsn IS
+	'the failing transaction, for bluegreen.skip()';
+COMMENT ON COLUMN bluegreen.stat_stream.careful_batches IS
+	'batches that were done again row by row to find an error''s cause';
+COMMENT ON COLUMN bluegreen.stat_stream.next_start IS
+	'when the stream is tried again after an error';
+COMMENT ON COLUMN bluegreen.chunk.lower IS
+	'key after which the chunk begins; null = from the start';
+COMMENT ON COLUMN bluegreen.chunk.upper IS
+	'last key of the chunk; null = to the end';

@@ -1,0 +1,297 @@
+--
+-- Definitions: deployments, mappings, preview; every good and every bad call.
+-- The peer is another database of the same cluster.
+--
+\set VERBOSITY default
+\set blue :DBNAME
+SET client_min_messages = warning;
+CREATE DATABASE regression_green TEMPLATE template0;
+\c regression_green
+SET client_min_messages = warning;
+CREATE SCHEMA app;
+CREATE TYPE app.mood AS ENUM ('sad', 'ok');
+CREATE TYPE app.pair AS (a integer, b text);
+CREATE TYPE app.elsewhere AS ENUM ('x', 'y');
+CREATE TABLE app.users (id integer PRIMARY KEY, name text NOT NULL,
+	email text, added integer DEFAULT 7);
+CREATE TABLE app."Odd ""name""" ("Key" integer PRIMARY KEY, "a b" text);
+CREATE TABLE app.kinds (id bigint PRIMARY KEY, m app.mood, ms app.mood[],
+	p app.pair, ps app.pair[], e app.elsewhere, n numeric(10,2), a integer[],
+	v varchar(5));
+CREATE TABLE app.generated (id integer PRIMARY KEY,
+	twice integer GENERATED ALWAYS AS (id * 2) STORED, plain integer);
+CREATE TABLE app.must (id integer PRIMARY KEY, must integer NOT NULL);
+CREATE TABLE app.deferrable (id integer PRIMARY KEY DEFERRABLE, v text);
+CREATE TABLE app.keyless (id integer, v text);
+CREATE TABLE app.composite (a integer, b integer, v text, w text UNIQUE,
+	PRIMARY KEY (a, b));
+CREATE UNLOGGED TABLE app.unlogged (id integer PRIMARY KEY, v text);
+CREATE VIEW app.view AS SELECT 1 AS id;
+CREATE TABLE app.parts (id integer PRIMARY KEY, v text)
+	PARTITION BY RANGE (id);
+\c :blue
+SET client_min_messages = warning;
+
+CREATE EXTENSION pg_bluegreen;
+CREATE SCHEMA app;
+CREATE TYPE app.mood AS ENUM ('sad', 'ok');
+CREATE TYPE app.pair AS (a integer, b text);
+CREATE TABLE app.users (id integer PRIMARY KEY, name text NOT NULL,
+	email text);
+INSERT INTO app.users VALUES (1, 'ann', 'Ann@x'), (2, 'bob', NULL);
+CREATE TABLE app."Odd ""name""" ("Key" integer PRIMARY KEY, "a b" text);
+CREATE TABLE app.kinds (id bigint PRIMARY KEY, m app.mood, ms app.mood[],
+	p app.pair, ps app.pair[], e text, n numeric, a integer[], v text);
+CREATE TABLE app.generated (id integer PRIMARY KEY,
+	twice integer GENERATED ALWAYS AS (id * 2) STORED, plain integer);
+CREATE TABLE app.plain (id integer PRIMARY KEY, v text);
+CREATE TABLE app.keyless (id integer, v text);
+CREATE TABLE app.parts (id integer PRIMARY KEY, v text)
+	PARTITION BY RANGE (id);
+CREATE TABLE app.parts_1 PARTITION OF app.parts FOR VALUES FROM (0) TO (10);
+CREATE UNLOGGED TABLE app.unlogged (id integer PRIMARY KEY, v text);
+CREATE VIEW app.view AS SELECT 1 AS id;
+CREATE MATERIALIZED VIEW app.matview AS SELECT 1 AS id;
+CREATE SEQUENCE app.seq;
+CREATE TEMPORARY TABLE temporary (id integer PRIMARY KEY);
+
+-- Run a statement; its error without what depends on the place.
+CREATE FUNCTION try(sql text) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+	r text;
+	m text;
+	d text;
+	h text;
+BEGIN
+	EXECUTE sql INTO r;
+	RETURN 'ok';
+EXCEPTION WHEN OTHERS THEN
+	GET STACKED DIAGNOSTICS m = MESSAGE_TEXT, d = PG_EXCEPTION_DETAIL,
+		h = PG_EXCEPTION_HINT;
+	RETURN regexp_replace(SQLSTATE || ' ' || m
+		|| coalesce(E'\n  ' || nullif(d, ''), '')
+		|| coalesce(E'\n  ' || nullif(h, ''), ''),
+		'on \S+/regression_green', 'on PEER', 'g');
+END $$;
+
+SELECT format('CREATE SERVER green FOREIGN DATA WRAPPER pg_bluegreen OPTIONS (host %L, port %L, dbname ''regression_green'')',
+	trim(split_part(current_setting('unix_socket_directories'), ',', 1)),
+	current_setting('port')) AS create_server \gset
+:create_server;
+SELECT format('CREATE USER MAPPING FOR CURRENT_USER SERVER green OPTIONS (user %L)',
+	current_user) AS create_mapping \gset
+:create_mapping;
+CREATE FOREIGN DATA WRAPPER other_wrapper;
+CREATE SERVER other FOREIGN DATA WRAPPER other_wrapper;
+\pset format unaligned
+\pset tuples_only on
+
+-- deployments
+SELECT try($$SELECT bluegreen.create_deployment('d', 'nowhere')$$);
+SELECT try($$SELECT bluegreen.create_deployment('d', 'other')$$);
+SELECT try($$SELECT bluegreen.create_deployment('', 'green')$$);
+SELECT bluegreen.create_deployment(NULL, 'green') IS NULL;
+SELECT bluegreen.create_deployment('d', 'green');
+SELECT try($$SELECT bluegreen.create_deployment('d', 'green')$$);
+SELECT try($$SELECT bluegreen.drop_deployment('nope')$$);
+SELECT try($$SELECT bluegreen.map_table('nope', 'app.users')$$);
+
+-- the peer must have the extension
+SELECT try($$SELECT bluegreen.map_table('d', 'app.users')$$);
+\c regression_green
+CREATE EXTENSION pg_bluegreen;
+\c :blue
+SET client_min_messages = warning;
+CREATE TEMPORARY TABLE temporary (id integer PRIMARY KEY);
+
+-- arguments
+SELECT try($$SELECT bluegreen.map_table(NULL, 'app.users')$$);
+SELECT try($$SELECT bluegreen.map_table('d', NULL)$$);
+SELECT try($$SELECT bluegreen.map_table('d', 0)$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.users', 'a.b.c')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.users', on_write => 'no')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.users', on_write => NULL)$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.users', on_delete => 'no')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.users', key => '{}')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.users', key => '{NULL}')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.users', lookup => 'x')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.users', direction => 'backward')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.users', direction => 'up')$$);
+
+-- sources
+SELECT try($$SELECT bluegreen.map_table('d', 'app.view')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.matview')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.seq')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.plain_pkey')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.unlogged')$$);
+SELECT regexp_replace(try($$SELECT bluegreen.map_table('d', 'temporary')$$),
+	'pg_temp_\d+', 'pg_temp');
+SELECT try($$SELECT bluegreen.map_table('d', 'app.parts_1')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'pg_class')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'information_schema.sql_features')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'bluegreen.deployment')$$);
+
+-- targets
+SELECT try($$SELECT bluegreen.map_table('d', 'app.plain')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.plain', 'nowhere.plain')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.plain', 'view')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.plain', 'unlogged')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.plain', 'pg_catalog.pg_class')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.plain', 'bluegreen.deployment')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.plain', 'deferrable')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.plain', 'keyless')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.users', key => '{email}')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.users', key => '{nope}')$$);
+
+-- columns
+SELECT try($$SELECT bluegreen.map_table('d', 'app.plain', 'users')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.plain', 'must', 'SELECT id FROM app.plain')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.plain', 'must', 'SELECT 1 AS must FROM app.plain')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.users', transform => 'SELECT id, name, lower(email) FROM app.users')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.users', transform => 'SELECT id, name, email AS name FROM app.users')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.generated', transform => 'SELECT id, twice FROM app.generated')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.users', transform => 'SELECT id, name, ARRAY[1] AS added FROM app.users')$$);
+
+-- nothing of all that has left anything
+SELECT count(*) FROM bluegreen.mapping;
+SELECT count(*) FROM pg_class WHERE relname LIKE 'transform\_%'
+	AND relnamespace = 'bluegreen'::regnamespace;
+
+-- good ones; a name in a transform is the caller's to resolve
+SET search_path = app, public;
+SELECT try($$SELECT bluegreen.map_table('d', 'users',
+	transform => 'SELECT id, upper(name) AS name FROM users WHERE id <> 2')$$);
+RESET search_path;
+SELECT try($$SELECT bluegreen.map_table('d', 'app.users')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.plain', 'must', 'SELECT id FROM app.plain', on_write => 'patch', on_delete => 'ignore')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.generated')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.kinds')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app."Odd ""name"""')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.parts')$$);
+\pset format aligned
+\pset tuples_only off
+SELECT deployment, source, target, key, on_write, on_delete
+FROM bluegreen.mapping;
+SELECT replace(regexp_replace(transform, '\s+', ' ', 'g'), 'users.', '')
+FROM bluegreen.mapping WHERE source = 'app.users'::regclass;
+SELECT m.source, c.name, c.type, c.wire, c.is_key
+FROM bluegreen.mapping_column c
+	JOIN bluegreen.mapping m USING (mapping)
+ORDER BY c.mapping, c.position;
+SELECT source::regclass, has_other_columns FROM bluegreen.table_mapping
+ORDER BY id;
+
+-- preview
+SELECT * FROM bluegreen.preview('d', 'app.users');
+SELECT count(*) FROM bluegreen.preview('d', 'app.users', 1);
+SELECT count(*) FROM bluegreen.preview('d', 'app.parts');
+ALTER TABLE app.plain ADD COLUMN later integer;
+INSERT INTO app.plain (id, later) VALUES (1, 1);
+SELECT target_row FROM bluegreen.preview('d', 'app.plain');
+\pset format unaligned
+\pset tuples_only on
+SELECT try($$SELECT bluegreen.preview('d', 'app.users', -1)$$);
+SELECT try($$SELECT bluegreen.preview('d', 'app.keyless')$$);
+
+-- the transform's view guards what it reads, and the extension is not lost
+-- to a CASCADE
+SELECT split_part(try($$ALTER TABLE app.users DROP COLUMN name$$), E'\n', 1);
+SELECT try($$DROP TABLE app.users CASCADE$$);
+SELECT try($$DROP EXTENSION pg_bluegreen CASCADE$$);
+SELECT split_part(try($$DROP VIEW $$ || view::regclass), E'\n', 1) <> 'ok'
+FROM bluegreen.table_mapping LIMIT 1;
+ALTER TABLE app.users RENAME COLUMN name TO nom;
+SELECT target_row FROM bluegreen.preview('d', 'app.users', 1);
+ALTER TABLE app.users RENAME COLUMN nom TO name;
+
+-- unmap
+SELECT try($$SELECT bluegreen.unmap_table('d', 'app.users', 'nope')$$);
+SELECT bluegreen.unmap_table('d', 'app.users', 'app.users');
+SELECT try($$SELECT bluegreen.unmap_table('d', 'app.users')$$);
+SELECT try($$SELECT bluegreen.unmap_table('d', NULL)$$);
+SELECT mapping_version > 1 FROM bluegreen.deployment;
+
+-- map_schema: all or nothing
+SELECT try($$SELECT bluegreen.map_schema('d', 'nowhere')$$);
+SELECT try($$SELECT bluegreen.map_schema('d', 'app')$$);
+SELECT bluegreen.create_deployment('e', 'green');
+SELECT source FROM bluegreen.map_schema('e', 'app',
+	exclude => '{unlogged,plain,keyless}');
+SELECT count(*) FROM bluegreen.mapping WHERE deployment = 'e';
+SELECT try($$SELECT bluegreen.map_schema('e', 'app', 'nowhere', '{unlogged}')$$);
+
+-- a user who is not the owner
+CREATE ROLE regress_bluegreen_other;
+SET ROLE regress_bluegreen_other;
+SELECT try($$SELECT bluegreen.create_deployment('f', 'green')$$);
+SELECT try($$SELECT * FROM bluegreen.deployment$$);
+SELECT try($$SELECT * FROM bluegreen.status$$);
+RESET ROLE;
+GRANT EXECUTE ON ALL ROUTINES IN SCHEMA bluegreen TO regress_bluegreen_other;
+GRANT USAGE ON SCHEMA app TO regress_bluegreen_other;
+GRANT pg_monitor TO regress_bluegreen_other;
+SET ROLE regress_bluegreen_other;
+SELECT try($$SELECT bluegreen.create_deployment('f', 'green')$$);
+SELECT try($$SELECT bluegreen.map_table('d', 'app.users')$$);
+SELECT try($$SELECT bluegreen.unmap_table('d', 'app.plain')$$);
+SELECT try($$SELECT bluegreen.preview('d', 'app.plain')$$);
+SELECT try($$SELECT bluegreen.drop_deployment('d')$$);
+SELECT try($$SELECT bluegreen.skip('d', '0/1')$$);
+CALL bluegreen.start('d');
+CALL bluegreen.stop('d');
+CALL bluegreen.wait_for_sync('d');
+SELECT deployment, state, tables FROM bluegreen.status;
+RESET ROLE;
+GRANT USAGE ON FOREIGN SERVER green TO regress_bluegreen_other;
+SET ROLE regress_bluegreen_other;
+SELECT bluegreen.create_deployment('f', 'green');
+SELECT try($$SELECT bluegreen.map_table('f', 'app.users')$$);
+RESET ROLE;
+GRANT SELECT ON app.users TO regress_bluegreen_other;
+ALTER TABLE app.users ENABLE ROW LEVEL SECURITY;
+SET ROLE regress_bluegreen_other;
+SELECT try($$SELECT bluegreen.map_table('f', 'app.users')$$);
+SELECT bluegreen.drop_deployment('f');
+RESET ROLE;
+
+-- control without a stream
+CALL bluegreen.start('nope');
+CALL bluegreen.start(NULL);
+BEGIN;
+CALL bluegreen.start('d');
+ROLLBACK;
+CALL bluegreen.stop('d');
+CALL bluegreen.wait_for_sync('d', '1s');
+SELECT try($$SELECT bluegreen.skip('d', '0/1')$$);
+SELECT bluegreen.create_deployment('empty', 'green');
+CALL bluegreen.start('empty');
+SELECT deployment, state, tables FROM bluegreen.status;
+SELECT bluegreen.commit_time();
+
+-- nothing is executable for PUBLIC that need not be
+SELECT p.oid::regprocedure FROM pg_proc p
+WHERE p.pronamespace = 'bluegreen'::regnamespace
+	AND has_function_privilege('public', p.oid, 'EXECUTE')
+ORDER BY 1;
+-- everything has a comment
+SELECT pg_describe_object(classid, objid, 0) FROM pg_depend
+WHERE refobjid = (SELECT oid FROM pg_extension WHERE extname = 'pg_bluegreen')
+	AND deptype = 'e' AND obj_description(objid, classid::regclass::name) IS NULL
+	AND pg_describe_object(classid, objid, 0) !~ '^(sequence|view bluegreen.transform_|type)';
+
+-- drop
+SELECT bluegreen.drop_deployment('empty');
+SELECT bluegreen.drop_deployment('d');
+SELECT bluegreen.drop_deployment('e', force => true);
+SELECT count(*) FROM bluegreen.mapping;
+SELECT count(*) FROM pg_class WHERE relname LIKE 'transform\_%'
+	AND relnamespace = 'bluegreen'::regnamespace;
+SELECT deployment, kind, message FROM bluegreen.event;
+DROP EXTENSION pg_bluegreen CASCADE;
+DROP OWNED BY regress_bluegreen_other;
+DROP ROLE regress_bluegreen_other;
+DROP FOREIGN DATA WRAPPER other_wrapper CASCADE;
+DROP SCHEMA app CASCADE;
+DROP SCHEMA bluegreen CASCADE;
+DROP FUNCTION try(text);
+DROP DATABASE regression_green;

@@ -1,0 +1,186 @@
+/*-------------------------------------------------------------------------
+ *
+ * compat.h
+ *		All differences between PostgreSQL 15, 16, 17 and 18.
+ *
+ * The rest of the code is written against the newest API under its own name;
+ * what an older server lacks or spells otherwise is supplied here, one block
+ * per difference, headed by what changed.  No other file may look at
+ * PG_VERSION_NUM.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef BG_COMPAT_H
+#define BG_COMPAT_H
+
+#if PG_VERSION_NUM < 150000 || PG_VERSION_NUM >= 190000
+#error "pg_bluegreen supports PostgreSQL 15, 16, 17 and 18"
+#endif
+
+#include "access/xlog.h"
+#include "fmgr.h"
+#include "replication/message.h"
+#include "replication/reorderbuffer.h"
+#include "replication/slot.h"
+#include "utils/guc.h"
+#include "utils/wait_event.h"
+
+/*
+ * 18 marks functions with pg_noreturn before the declaration, and dropped
+ * pg_attribute_noreturn() after it.
+ */
+#ifndef pg_noreturn
+#define pg_noreturn pg_attribute_noreturn()
+#endif
+#ifndef pg_attribute_noreturn
+#define pg_attribute_noreturn() __attribute__((noreturn))
+#endif
+
+/* 18 has PG_MODULE_MAGIC_EXT, which carries the module's name and version. */
+#ifndef PG_MODULE_MAGIC_EXT
+#define PG_MODULE_MAGIC_EXT(...) PG_MODULE_MAGIC
+#endif
+
+/*
+ * 18 adds error_if_invalid to ReplicationSlotAcquire.  Older servers acquire
+ * an invalidated slot and complain when the decoding context is created.
+ */
+#if PG_VERSION_NUM < 180000
+#define ReplicationSlotAcquire(name, nowait, error_if_invalid) \
+	ReplicationSlotAcquire(name, nowait)
+#endif
+
+/*
+ * change_tuple(change->data.tp.newtuple): the tuple of a change, or NULL.
+ * 17 dropped the ReorderBufferTupleBuf around it.
+ */
+#if PG_VERSION_NUM >= 170000
+static inline HeapTuple
+change_tuple(HeapTuple tuple)
+{
+	return tuple;
+}
+#else
+static inline HeapTuple
+change_tuple(ReorderBufferTupleBuf *buf)
+{
+	return buf != NULL ? &buf->tuple : NULL;
+}
+#endif
+
+/*
+ * 17 adds flush to LogLogicalMessage: a message outside a transaction is on
+ * disk when the call returns.
+ */
+#if PG_VERSION_NUM < 170000
+static inline XLogRecPtr
+log_logical_message(const char *prefix, const char *message, size_t size,
+					bool transactional, bool flush)
+{
+	XLogRecPtr	lsn = LogLogicalMessage(prefix, message, size, transactional);
+
+	if (flush && !transactional)
+		XLogFlush(lsn);
+	return lsn;
+}
+
+#define LogLogicalMessage(prefix, message, size, transactional, flush) \
+	log_logical_message(prefix, message, size, transactional, flush)
+#endif
+
+/*
+ * 17 has RestrictSearchPath(), for running code of users who are less trusted
+ * than we are; it must be called inside a GUC nest level.
+ */
+#if PG_VERSION_NUM < 170000
+#define RestrictSearchPath() \
+	((void) set_config_option("search_path", "pg_catalog, pg_temp", \
+							  PGC_USERSET, PGC_S_SESSION, \
+							  GUC_ACTION_SAVE, true, 0, false))
+#endif
+
+/* 17 gives extensions wait events with names of their own. */
+#if PG_VERSION_NUM < 170000
+#define WaitEventExtensionNew(name) ((uint32) PG_WAIT_EXTENSION)
+#endif
+
+/* 17 has transaction_timeout. */
+#define HAVE_TRANSACTION_TIMEOUT (PG_VERSION_NUM >= 170000)
+
+/*
+ * Has the server invalidated this slot?  Since 16 the cause is kept
+ * (data.invalidated); 15 has the position instead.  The caller holds the
+ * slot's mutex or owns the slot.
+ */
+static inline bool
+slot_is_invalidated(const ReplicationSlot *slot)
+{
+#if PG_VERSION_NUM >= 160000
+	return slot->data.invalidated != RS_INVAL_NONE;
+#else
+	return slot->data.invalidated_at != InvalidXLogRecPtr;
+#endif
+}
+
+/* The two tuples of a change. */
+#define change_new_tuple(change) change_tuple((change)->data.tp.newtuple)
+#define change_old_tuple(change) change_tuple((change)->data.tp.oldtuple)
+
+/* 16 has palloc_object() and friends. */
+#ifndef palloc0_object
+#define palloc_object(type) ((type *) palloc(sizeof(type)))
+#define palloc0_object(type) ((type *) palloc0(sizeof(type)))
+#define palloc_array(type, count) ((type *) palloc(sizeof(type) * (count)))
+#define palloc0_array(type, count) ((type *) palloc0(sizeof(type) * (count)))
+#endif
+
+/*
+ * 16 moved permissions out of the range table: keep just those of the one
+ * entry that stays.
+ */
+#if PG_VERSION_NUM >= 160000
+#define query_keep_permission(query, rte) \
+	((query)->rteperminfos = list_make1(list_nth((query)->rteperminfos, \
+									(rte)->perminfoindex - 1)), \
+	 (rte)->perminfoindex = 1)
+#else
+#define query_keep_permission(query, rte) ((void) 0)
+#endif
+
+/* 16 reports soft errors of parseTypeString through a node. */
+#if PG_VERSION_NUM >= 160000
+#define parse_type_string(text, type, typmod) \
+	((void) parseTypeString(text, type, typmod, NULL))
+#else
+#define parse_type_string(text, type, typmod) \
+	parseTypeString(text, type, typmod, false)
+#endif
+
+/*
+ * 18 has virtual generated columns: they are not in the tuple, so references
+ * to them are replaced by their expressions.
+ */
+#if PG_VERSION_NUM >= 180000
+#define expand_virtual_columns(node, relation) \
+	expand_generated_columns_in_expr(node, relation, 1)
+#else
+#define expand_virtual_columns(node, relation) (node)
+#endif
+
+/* 18 dropped execute_once from ExecutorRun. */
+#if PG_VERSION_NUM >= 180000
+#define executor_run(desc, direction, count) \
+	ExecutorRun(desc, direction, count)
+#else
+#define executor_run(desc, direction, count) \
+	ExecutorRun(desc, direction, count, true)
+#endif
+
+/* 18 can return a deferrable primary key as well; older servers never do. */
+#if PG_VERSION_NUM >= 180000
+#define relation_primary_key(relation) RelationGetPrimaryKeyIndex(relation, false)
+#else
+#define relation_primary_key(relation) RelationGetPrimaryKeyIndex(relation)
+#endif
+
+#endif							/* BG_COMPAT_H */

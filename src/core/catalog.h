@@ -1,0 +1,113 @@
+/*-------------------------------------------------------------------------
+ *
+ * catalog.h
+ *		Catalog rows <-> structs.
+ *
+ * Everything here reads the extension's own tables through SPI, needs a
+ * transaction with a snapshot, and returns structs palloc'ed in the caller's
+ * context.  Never call it while a decoding context is held.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef BG_CATALOG_H
+#define BG_CATALOG_H
+
+#include "access/xlogdefs.h"
+#include "nodes/pg_list.h"
+
+typedef enum DesiredState
+{
+	DESIRED_DEFINED,			/* -> STARTED */
+	DESIRED_STARTED,			/* -> STOPPED */
+	DESIRED_STOPPED				/* -> STARTED */
+} DesiredState;
+
+typedef struct Deployment
+{
+	int32		id;
+	char	   *name;
+	Oid			owner;
+	char	   *server;
+	DesiredState desired;
+	int64		mapping_version;
+	uint64		system_identifier;	/* of the source at start; 0 = not started */
+	XLogRecPtr	slot_lsn;		/* the slot's first position */
+	XLogRecPtr	skip_lsn;		/* transaction to leave out, or invalid */
+} Deployment;
+
+typedef enum OnWrite
+{
+	ON_WRITE_MIRROR,			/* a row here is a row there */
+	ON_WRITE_MERGE,				/* insert, or update only these columns */
+	ON_WRITE_PATCH				/* update only these columns, never insert */
+} OnWrite;
+
+typedef enum OnDelete
+{
+	ON_DELETE_DELETE,
+	ON_DELETE_IGNORE,
+	ON_DELETE_WRITE				/* the old row is written as a change */
+} OnDelete;
+
+extern const char *const on_write_names[];
+extern const char *const on_delete_names[];
+
+/* How a column travels. */
+typedef enum WireKind
+{
+	WIRE_BINARY,				/* send/recv, also as an element of an array */
+	WIRE_ARRAY,					/* an array type: binary in COPY, its text form
+								 * in unnest() (which would flatten it) */
+	WIRE_TEXT					/* output/input function on the two sides */
+} WireKind;
+
+extern const char *const wire_kind_names[];
+
+/* One target column of a mapping (bluegreen.mapping_column). */
+typedef struct MappingColumn
+{
+	int			position;		/* = attribute number in the transform view */
+	char	   *name;
+	char	   *type;			/* the target's type as SQL, schema-qualified */
+	WireKind	wire;
+	bool		is_key;
+} MappingColumn;
+
+/* One mapping (bluegreen.table_mapping with its columns). */
+typedef struct MappingRow
+{
+	int32		id;
+	int32		deployment;
+	char		direction;		/* 'f' or 'b' */
+	Oid			owner;			/* of the deployment: transforms run as it */
+	Oid			source;			/* relation */
+	Oid			view;			/* bluegreen.transform_<id> */
+	char	   *target_schema;
+	char	   *target_table;
+	bool		target_shared;	/* another mapping writes the same target */
+	OnWrite		on_write;
+	OnDelete	on_delete;
+	bool		has_other_columns;	/* target has columns that we don't write */
+	int			ncolumns;
+	MappingColumn *columns;		/* by position */
+} MappingRow;
+
+extern Deployment *deployment_load(int32 id);	/* NULL if none */
+extern Deployment *deployment_load_by_name(const char *name, bool missing_ok);
+extern List *mappings_load(int32 deployment, char direction);
+extern MappingRow *mapping_load(int32 id);
+
+/* "schema.table", quoted where needed */
+extern char *mapping_target_name(const MappingRow *row);
+
+/* Error unless the current user is the deployment's owner or a superuser. */
+extern void deployment_check_owner(const Deployment *deployment);
+
+/* Origin name on the target, unique over all source clusters. */
+extern char *stream_origin_name(uint64 system_identifier, Oid dboid,
+								int32 deployment, char direction);
+
+/* Refuse to drop the extension while there are deployments; from _PG_init(). */
+extern void deployment_guard_install(void);
+
+#endif							/* BG_CATALOG_H */

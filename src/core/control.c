@@ -1,0 +1,578 @@
+/*-------------------------------------------------------------------------
+ *
+ * control.c
+ *		Stop streams, wait for them, skip a transaction; what start.c and
+ *		deployment.c need for it.
+ *
+ * start, stop and wait_for_sync are procedures, because a slot can only be
+ * created in a transaction that has written nothing, and because nobody may
+ * wait for long under a snapshot.  They commit through SPI, so they have no
+ * SET clause; catalog_begin() pins the path.  Two of them never run for the
+ * same deployment at once: they hold a session lock, which survives commits.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "access/xlog_internal.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_type.h"
+#include "core/definition.h"
+#include "core/event.h"
+#include "core/shared.h"
+#include "executor/spi.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "nodes/parsenodes.h"
+#include "replication/slot.h"
+#include "storage/condition_variable.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/pg_lsn.h"
+#include "utils/timestamp.h"
+#include "utils/wait_event.h"
+
+PG_FUNCTION_INFO_V1(bluegreen_stop);
+PG_FUNCTION_INFO_V1(bluegreen_wait_for_sync);
+PG_FUNCTION_INFO_V1(bluegreen_skip);
+PG_FUNCTION_INFO_V1(bluegreen_reset_stats);
+
+/* Looks again this often where only a broadcast is waited for. */
+#define RECHECK_MS 1000L
+#define SYNC_RECHECK_MS 100L
+
+/* ---- locks, transactions, commit actions ---- */
+
+static void
+control_locktag(LOCKTAG *tag, int32 deployment)
+{
+	Oid			relation = get_relname_relid("deployment",
+											 get_namespace_oid(BG_SCHEMA,
+															   false));
+
+	SET_LOCKTAG_OBJECT(*tag, MyDatabaseId, relation, (Oid) deployment, 0);
+}
+
+/*
+ * Take the lock under which a deployment's stream is started, stopped or
+ * dropped; for the session, or until the end of the transaction.
+ */
+void
+control_lock(int32 deployment, bool session)
+{
+	LOCKTAG		tag;
+
+	control_locktag(&tag, deployment);
+	(void) LockAcquire(&tag, ExclusiveLock, session, false);
+}
+
+/*
+ * Release the session's lock.
+ */
+void
+control_unlock(int32 deployment)
+{
+	LOCKTAG		tag;
+
+	control_locktag(&tag, deployment);
+	(void) LockRelease(&tag, ExclusiveLock, true);
+}
+
+/*
+ * Begin a procedure that commits: error in a transaction block or if one of
+ * the first nrequired arguments is null (procedures can't be STRICT); SPI that
+ * may end transactions.
+ */
+void
+procedure_begin(FunctionCallInfo fcinfo, const char *name, int nrequired)
+{
+	CallContext *context = (CallContext *) fcinfo->context;
+
+	for (int i = 0; i < nrequired; i++)
+		if (PG_ARGISNULL(i))
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("argument %d of %s must not be null",
+							i + 1, name)));
+	if (context == NULL || !IsA(context, CallContext) || context->atomic)
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("%s cannot run inside a transaction block", name),
+				 errhint("Call it at top level; it commits while it runs.")));
+	if (SPI_connect_ext(SPI_OPT_NONATOMIC) != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+}
+
+void
+procedure_end(void)
+{
+	if (SPI_finish() != SPI_OK_FINISH)
+		elog(ERROR, "SPI_finish failed");
+}
+
+/*
+ * The deployment, under the session's control lock; its row is locked in the
+ * current transaction.  The caller releases with control_unlock(), also after
+ * an error.
+ */
+Deployment *
+procedure_lock(const char *name)
+{
+	Deployment *deployment = deployment_load_by_name(name, false);
+
+	deployment_check_owner(deployment);
+	control_lock(deployment->id, true);
+	return deployment;
+}
+
+/* Deployments whose workers are told something when this commits. */
+static List *reload_list = NIL; /* read the mappings again */
+static List *retry_list = NIL;	/* try again at once */
+
+static void
+retry_stream(int32 deployment)
+{
+	char		slot_name[NAMEDATALEN];
+	StreamShared *s;
+
+	stream_slot_name(slot_name, MyDatabaseId, deployment, 'f');
+	s = stream_shared_find(slot_name);
+	if (s != NULL)
+		control_release_stream(s);
+}
+
+/*
+ * Transaction callback.  After the commit it must not fail: it only sets flags
+ * in shared memory and wakes processes.
+ */
+static void
+tell_at_commit(XactEvent event, void *arg)
+{
+	ListCell   *lc;
+
+	if (reload_list == NIL && retry_list == NIL)
+		return;
+	if (event == XACT_EVENT_PRE_PREPARE)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot PREPARE a transaction that has changed a deployment")));
+	if (event == XACT_EVENT_COMMIT && shared_is_loaded())
+	{
+		foreach(lc, reload_list)
+			stream_request_reload(MyDatabaseId, lfirst_int(lc));
+		foreach(lc, retry_list)
+			retry_stream(lfirst_int(lc));
+	}
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT)
+		reload_list = retry_list = NIL; /* freed with the transaction */
+}
+
+static void
+tell_later(List **list, int32 deployment)
+{
+	static bool registered = false;
+	MemoryContext oldcontext;
+
+	if (!registered)
+		RegisterXactCallback(tell_at_commit, NULL);
+	registered = true;
+	oldcontext = MemoryContextSwitchTo(TopTransactionContext);
+	*list = list_append_unique_int(*list, deployment);
+	MemoryContextSwitchTo(oldcontext);
+}
+
+/*
+ * When the current transaction commits, have the deployment's worker read its
+ * mappings again.  A request of an aborted subtransaction stays: reading once
+ * too often does no harm.
+ */
+void
+control_reload_at_commit(int32 deployment)
+{
+	tell_later(&reload_list, deployment);
+}
+
+/*
+ * When the current transaction commits, have the launcher start the worker
+ * that waits after an error.
+ */
+static void
+control_retry_at_commit(int32 deployment)
+{
+	tell_later(&retry_list, deployment);
+}
+
+/* ---- stopping ---- */
+
+static bool
+stream_has_processes(StreamShared *s)
+{
+	bool		result;
+
+	SpinLockAcquire(&s->mutex);
+	result = s->pid != 0;
+	SpinLockRelease(&s->mutex);
+	if (result)
+		return true;
+
+	LWLockAcquire(shared_chunk_lock(), LW_SHARED);
+	for (int i = 0; i < BG_MAX_COPY_WORKERS; i++)
+		if (s->copy[i].pid != 0)
+			result = true;
+	LWLockRelease(shared_chunk_lock());
+	return result;
+}
+
+/*
+ * Ask a stream's processes to end, and wait until they are gone.  Does nothing
+ * for a stream that has no entry in shared memory.  The launcher leaves it
+ * alone until stop_requested is cleared.
+ */
+void
+control_stop_stream(const char *slot_name)
+{
+	StreamShared *s = shared_is_loaded() ? stream_shared_find(slot_name) : NULL;
+
+	if (s == NULL)
+		return;
+	SpinLockAcquire(&s->mutex);
+	s->stop_requested = true;
+	SpinLockRelease(&s->mutex);
+	stream_wake(s);
+
+	ConditionVariablePrepareToSleep(&s->changed);
+	while (stream_has_processes(s))
+		(void) ConditionVariableTimedSleep(&s->changed, RECHECK_MS,
+										   PG_WAIT_EXTENSION);
+	ConditionVariableCancelSleep();
+	stream_set_state(s, STREAM_STOPPED);
+}
+
+/*
+ * Drop a stream's slot if it exists.  Waits for a process that holds it.
+ */
+void
+control_drop_slot(const char *slot_name)
+{
+	if (SearchNamedReplicationSlot(slot_name, true) != NULL)
+		ReplicationSlotDrop(slot_name, false);
+}
+
+/*
+ * Allow the launcher to run the stream, at once.
+ */
+void
+control_release_stream(StreamShared *s)
+{
+	SpinLockAcquire(&s->mutex);
+	s->stop_requested = false;
+	s->next_start = 0;
+	s->failures = 0;
+	SpinLockRelease(&s->mutex);
+	launcher_wake();
+}
+
+/* ---- stop ---- */
+
+static void
+stop_locked(const char *name)
+{
+	Deployment *deployment = deployment_lock(name);
+	char		slot_name[NAMEDATALEN];
+
+	if (deployment->desired == DESIRED_DEFINED)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("deployment \"%s\" has not been started",
+						deployment->name)));
+	if (deployment->desired == DESIRED_STARTED)
+	{
+		catalog_update_deployment(deployment->id, "desired = 'stopped'");
+		event_record_local(deployment->id, EVENT_STOPPED, InvalidXLogRecPtr,
+						   "stream stopped", NULL);
+	}
+	SPI_commit();
+	stream_slot_name(slot_name, MyDatabaseId, deployment->id, 'f');
+	control_stop_stream(slot_name);
+}
+
+/*
+ * bluegreen.stop(deployment name): stop a stream; its slot goes on to hold
+ * WAL.  Commits, then waits until the stream's processes are gone.
+ */
+Datum
+bluegreen_stop(PG_FUNCTION_ARGS)
+{
+	char	   *name;
+	int32		id;
+
+	procedure_begin(fcinfo, "bluegreen.stop", 1);
+	shared_require();
+	name = pstrdup(NameStr(*PG_GETARG_NAME(0)));
+	id = procedure_lock(name)->id;
+	PG_TRY();
+	{
+		stop_locked(name);
+	}
+	PG_FINALLY();
+	{
+		control_unlock(id);
+	}
+	PG_END_TRY();
+	procedure_end();
+	PG_RETURN_VOID();
+}
+
+/* ---- wait_for_sync ---- */
+
+/* What a waiter looks at, copied under the spinlock. */
+typedef struct SyncView
+{
+	StreamState state;
+	bool		stop_requested;
+	XLogRecPtr	applied_lsn;
+	StreamError error;
+} SyncView;
+
+static void
+sync_look(StreamShared *s, SyncView *view)
+{
+	SpinLockAcquire(&s->mutex);
+	view->state = s->state;
+	view->stop_requested = s->stop_requested;
+	view->applied_lsn = s->applied_lsn;
+	view->error = s->error;
+	SpinLockRelease(&s->mutex);
+}
+
+/*
+ * Position after everything that has been written so far.  The insert position
+ * of an exactly filled page lies behind the next page's header, which no
+ * record's end ever equals; step back to the page's start then.
+ */
+static XLogRecPtr
+sync_position(void)
+{
+	XLogRecPtr	lsn = GetXLogInsertRecPtr();
+
+	if (XLogSegmentOffset(lsn, wal_segment_size) == SizeOfXLogLongPHD)
+		return lsn - SizeOfXLogLongPHD;
+	if (lsn % XLOG_BLCKSZ == SizeOfXLogShortPHD)
+		return lsn - SizeOfXLogShortPHD;
+	return lsn;
+}
+
+/*
+ * Errors for a stream that will not get there by itself.
+ */
+static void
+sync_check(const char *name, const SyncView *view)
+{
+	if (view->state == STREAM_ERROR || view->state == STREAM_LOST)
+		ereport(ERROR,
+				(errcode(view->error.sqlstate[0] ?
+						 MAKE_SQLSTATE(view->error.sqlstate[0],
+									   view->error.sqlstate[1],
+									   view->error.sqlstate[2],
+									   view->error.sqlstate[3],
+									   view->error.sqlstate[4]) :
+						 ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("stream of deployment \"%s\" is in state %s: %s",
+						name, stream_state_names[view->state],
+						view->error.message),
+				 view->error.detail[0] ?
+				 errdetail("%s", view->error.detail) : 0,
+				 view->error.hint[0] ? errhint("%s", view->error.hint) : 0));
+	if (view->stop_requested)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("stream of deployment \"%s\" is stopped", name),
+				 errhint("Use CALL bluegreen.start().")));
+}
+
+static void
+sync_timed_out(const char *name, const SyncView *view, XLogRecPtr goal)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_QUERY_CANCELED),
+			 errmsg("timeout while waiting for deployment \"%s\"", name),
+			 errdetail("The stream is in state %s and has applied up to %X/%X; waited for %X/%X (" INT64_FORMAT " bytes).",
+					   stream_state_names[view->state],
+					   LSN_FORMAT_ARGS(view->applied_lsn),
+					   LSN_FORMAT_ARGS(goal),
+					   goal > view->applied_lsn ?
+					   (int64) (goal - view->applied_lsn) : (int64) 0)));
+}
+
+static void
+sync_wait(StreamShared *s, const char *name, XLogRecPtr goal, TimestampTz end)
+{
+	SyncView   *view = palloc0(sizeof(SyncView));
+
+	ConditionVariablePrepareToSleep(&s->changed);
+	for (;;)
+	{
+		long		wait = SYNC_RECHECK_MS;
+
+		sync_look(s, view);
+		if (view->state == STREAM_STREAMING && view->applied_lsn >= goal)
+			break;
+		sync_check(name, view);
+		if (end != DT_NOEND)
+		{
+			wait = Min(wait, TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+															 end));
+			if (wait <= 0)
+				sync_timed_out(name, view, goal);
+		}
+		(void) ConditionVariableTimedSleep(&s->changed, wait,
+										   PG_WAIT_EXTENSION);
+	}
+	ConditionVariableCancelSleep();
+}
+
+/*
+ * The entry of a started deployment's stream.
+ */
+static StreamShared *
+sync_stream(const Deployment *deployment)
+{
+	char		slot_name[NAMEDATALEN];
+	StreamShared *s;
+
+	stream_slot_name(slot_name, MyDatabaseId, deployment->id, 'f');
+	s = stream_shared_find(slot_name);
+	if (deployment->desired != DESIRED_STARTED || s == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("deployment \"%s\" is not started", deployment->name),
+				 errhint("Use CALL bluegreen.start().")));
+	return s;
+}
+
+/*
+ * bluegreen.wait_for_sync(deployment name, timeout interval): wait until all
+ * tables follow and everything that was committed before the call is durable
+ * on the target.  Commits first, so that it waits without a snapshot.  Errors:
+ * the stream is not running or has failed (at once, with the stream's own
+ * error); query_canceled after the timeout.
+ */
+Datum
+bluegreen_wait_for_sync(PG_FUNCTION_ARGS)
+{
+	char	   *name;
+	Deployment *deployment;
+	StreamShared *s;
+	XLogRecPtr	goal = sync_position();
+	TimestampTz end = DT_NOEND;
+
+	procedure_begin(fcinfo, "bluegreen.wait_for_sync", 1);
+	shared_require();
+	name = pstrdup(NameStr(*PG_GETARG_NAME(0)));
+	if (!PG_ARGISNULL(1))
+		end = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
+													  TimestampTzGetDatum(GetCurrentTimestamp()),
+													  PG_GETARG_DATUM(1)));
+	deployment = deployment_load_by_name(name, false);
+	deployment_check_owner(deployment);
+	s = sync_stream(deployment);
+	SPI_commit();
+	sync_wait(s, name, goal, end);
+	procedure_end();
+	PG_RETURN_VOID();
+}
+
+/* ---- skip, reset_stats ---- */
+
+static StreamShared *
+find_stream(const Deployment *deployment)
+{
+	char		slot_name[NAMEDATALEN];
+
+	stream_slot_name(slot_name, MyDatabaseId, deployment->id, 'f');
+	return stream_shared_find(slot_name);
+}
+
+/*
+ * Error unless the stream stands in an error of exactly this transaction.
+ */
+static void
+check_skippable(const Deployment *deployment, XLogRecPtr lsn)
+{
+	StreamShared *s = find_stream(deployment);
+	SyncView   *view = palloc0(sizeof(SyncView));
+
+	if (s != NULL)
+		sync_look(s, view);
+	if (s == NULL || view->state != STREAM_ERROR)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("stream of deployment \"%s\" is not in state error",
+						deployment->name)));
+	if (XLogRecPtrIsInvalid(view->error.lsn))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the error of deployment \"%s\" does not belong to a transaction: %s",
+						deployment->name, view->error.message)));
+	if (view->error.lsn != lsn)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("stream of deployment \"%s\" stands at %X/%X, not at %X/%X",
+						deployment->name, LSN_FORMAT_ARGS(view->error.lsn),
+						LSN_FORMAT_ARGS(lsn))));
+}
+
+/*
+ * bluegreen.skip(deployment name, lsn pg_lsn): leave out the transaction that
+ * the stream stands at; it goes on when the caller commits.
+ */
+Datum
+bluegreen_skip(PG_FUNCTION_ARGS)
+{
+	XLogRecPtr	lsn = PG_GETARG_LSN(1);
+	Deployment *deployment;
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	shared_require();
+	deployment = deployment_lock(NameStr(*PG_GETARG_NAME(0)));
+	check_skippable(deployment, lsn);
+	catalog_begin(&access);
+	catalog_arg_int4(&args, deployment->id);
+	catalog_arg(&args, PG_LSNOID, LSNGetDatum(lsn));
+	catalog_run("UPDATE bluegreen.deployment SET skip_lsn = $2 WHERE id = $1",
+				&args, SPI_OK_UPDATE);
+	catalog_end(&access);
+	event_record_local(deployment->id, EVENT_SKIPPED, lsn,
+					   psprintf("skip requested by %s",
+								GetUserNameFromId(GetUserId(), false)), NULL);
+	control_retry_at_commit(deployment->id);
+	PG_RETURN_VOID();
+}
+
+/*
+ * bluegreen.reset_stats(deployment name): set the stream's counters to zero.
+ */
+Datum
+bluegreen_reset_stats(PG_FUNCTION_ARGS)
+{
+	Deployment *deployment;
+	StreamShared *s;
+
+	shared_require();
+	deployment = deployment_load_by_name(NameStr(*PG_GETARG_NAME(0)), false);
+	deployment_check_owner(deployment);
+	s = find_stream(deployment);
+	if (s == NULL)
+		PG_RETURN_VOID();
+	SpinLockAcquire(&s->mutex);
+	s->transactions = s->batches = s->rows = s->bytes = 0;
+	s->errors = s->restarts = s->skipped = s->careful_batches = 0;
+	s->stats_reset = GetCurrentTimestamp();
+	SpinLockRelease(&s->mutex);
+	PG_RETURN_VOID();
+}

@@ -1,0 +1,115 @@
+/*-------------------------------------------------------------------------
+ *
+ * definition.h
+ *		What the files that define and control deployments share; nobody else
+ *		includes it.
+ *
+ * The extension's own tables are granted to nobody.  SQL over them is fixed
+ * text, runs as the bootstrap superuser under a pinned search_path, and stands
+ * between catalog_begin() and catalog_end().  Whatever a user wrote (the text
+ * of a transform, the rows of a table) is never touched in between.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef BG_DEFINITION_H
+#define BG_DEFINITION_H
+
+#include "core/catalog.h"
+#include "core/peer.h"
+#include "core/shared.h"
+#include "core/target.h"
+#include "fmgr.h"
+
+#define BG_SCHEMA "bluegreen"
+#define BG_EXTENSION "pg_bluegreen"
+#define BG_PLUGIN "pg_bluegreen"
+#define BG_VERSION "1.0"			/* default_version of the control file */
+
+/* ---- catalog.c: access to the extension's own tables ---- */
+
+typedef struct CatalogAccess
+{
+	Oid			userid;			/* to return to */
+	int			sec_context;
+	int			guc_level;
+	MemoryContext context;		/* the caller's: results go there */
+} CatalogAccess;
+
+#define CATALOG_MAX_ARGS 12
+
+typedef struct CatalogArgs
+{
+	int			n;
+	Oid			types[CATALOG_MAX_ARGS];
+	Datum		values[CATALOG_MAX_ARGS];
+	char		nulls[CATALOG_MAX_ARGS];
+} CatalogArgs;
+
+extern int	search_path_pin(void);
+extern void search_path_restore(int guc_level);
+extern void catalog_begin(CatalogAccess *access);
+extern void catalog_end(CatalogAccess *access);
+extern void catalog_arg(CatalogArgs *args, Oid type, Datum value);
+extern void catalog_arg_text(CatalogArgs *args, const char *value);
+extern void catalog_arg_name(CatalogArgs *args, const char *value);
+extern void catalog_arg_int4(CatalogArgs *args, int32 value);
+extern uint64 catalog_run(const char *sql, const CatalogArgs *args,
+						  int expected);
+extern char *catalog_text(const CatalogAccess *access, uint64 row, int column);
+extern Datum catalog_value(uint64 row, int column, bool *isnull);
+extern void catalog_update_deployment(int32 deployment, const char *set);
+
+extern int	enum_lookup(const char *const *names, int n, const char *value);
+
+/* deployment by name, its row locked, its owner checked */
+extern Deployment *deployment_lock(const char *name);
+extern void deployment_bump_version(int32 deployment);
+
+/* ---- registry.c: what a stream leaves on the peer ---- */
+
+extern Peer *registry_connect(const Deployment *deployment);
+extern char *registry_origin(const Deployment *deployment);
+extern void registry_create(Peer *peer, const Deployment *deployment,
+							XLogRecPtr slot_lsn);
+extern void registry_remove(Peer *peer, const char *origin);
+extern char *registry_first_nonempty(Peer *peer, List *mappings);
+
+/* ---- control.c ---- */
+
+extern void procedure_begin(FunctionCallInfo fcinfo, const char *name,
+							int nrequired);
+extern void procedure_end(void);
+extern Deployment *procedure_lock(const char *name);
+extern void control_lock(int32 deployment, bool session);
+extern void control_unlock(int32 deployment);
+extern void control_stop_stream(const char *slot_name);
+extern void control_release_stream(StreamShared *s);
+extern void control_reload_at_commit(int32 deployment);
+extern void control_drop_slot(const char *slot_name);
+
+/* ---- mapping_check.c: what a mapping asks of its two tables ---- */
+
+typedef struct MapRequest
+{
+	Oid			source;
+	char	   *target_schema;	/* NULL = the source's */
+	char	   *target_table;	/* NULL = the source's */
+	char	   *transform;		/* NULL = all columns by name */
+	List	   *key;			/* of char *; NIL = the primary key */
+	OnWrite		on_write;
+	OnDelete	on_delete;
+} MapRequest;
+
+extern void source_check(Oid source, Oid owner);
+extern TargetTable *target_require(Peer *peer, const MapRequest *request);
+extern char *transform_default(const MapRequest *request, TargetTable *target);
+extern void target_check_columns(const MapRequest *request,
+								 TargetTable *target, List *names);
+extern bool target_has_other_columns(TargetTable *target, List *names);
+extern WireKind target_wire_kind(const TargetColumn *column);
+
+/* ---- mapping.c ---- */
+
+extern void mappings_remove_all(int32 deployment);
+
+#endif							/* BG_DEFINITION_H */

@@ -1,0 +1,263 @@
+/*-------------------------------------------------------------------------
+ *
+ * deployment.c
+ *		Create and drop deployments.
+ *
+ * Dropping removes what a deployment has left on both sides: its processes,
+ * its slot, and on the peer the stream's registration.  The slot goes last,
+ * for that cannot be taken back.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/objectaccess.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
+#include "core/definition.h"
+#include "core/event.h"
+#include "executor/spi.h"
+#include "foreign/foreign.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
+#include "utils/resowner.h"
+#include "utils/snapmgr.h"
+
+PG_FUNCTION_INFO_V1(bluegreen_create_deployment);
+PG_FUNCTION_INFO_V1(bluegreen_drop_deployment);
+
+/* ---- create ---- */
+
+/*
+ * Error unless the server is one of ours that the caller may use.
+ */
+static void
+check_server(const char *name)
+{
+	ForeignServer *server = GetForeignServerByName(name, false);
+	ForeignDataWrapper *wrapper = GetForeignDataWrapper(server->fdwid);
+
+	if (strcmp(wrapper->fdwname, BG_EXTENSION) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("server \"%s\" belongs to foreign-data wrapper \"%s\"",
+						name, wrapper->fdwname),
+				 errhint("Create the server with FOREIGN DATA WRAPPER %s.",
+						 BG_EXTENSION)));
+	if (!DatumGetBool(OidFunctionCall2(F_HAS_SERVER_PRIVILEGE_OID_TEXT,
+									   ObjectIdGetDatum(server->serverid),
+									   CStringGetTextDatum("USAGE"))))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for foreign server %s", name),
+				 errhint("Use GRANT USAGE ON FOREIGN SERVER %s TO %s.",
+						 quote_identifier(name),
+						 quote_identifier(GetUserNameFromId(GetUserId(),
+															false)))));
+}
+
+/*
+ * bluegreen.create_deployment(name name, server name) returns integer: the new
+ * deployment's id; it belongs to the current user.  Errors: no such server, a
+ * server of another wrapper, no USAGE on it, the name is taken.
+ */
+Datum
+bluegreen_create_deployment(PG_FUNCTION_ARGS)
+{
+	char	   *name = NameStr(*PG_GETARG_NAME(0));
+	char	   *server = NameStr(*PG_GETARG_NAME(1));
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	int32		id;
+
+	if (name[0] == '\0')
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_NAME),
+				 errmsg("the name of a deployment must not be empty")));
+	check_server(server);
+	catalog_arg_name(&args, name);
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(GetUserId()));
+	catalog_arg_name(&args, server);
+	catalog_begin(&access);
+	if (catalog_run("INSERT INTO bluegreen.deployment (name, owner, server) "
+					"VALUES ($1, $2, $3) ON CONFLICT DO NOTHING RETURNING id",
+					&args, SPI_OK_INSERT_RETURNING) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("deployment \"%s\" already exists", name)));
+	id = DatumGetInt32(catalog_value(0, 1, NULL));
+	catalog_end(&access);
+	event_record_local(id, EVENT_DEFINED, InvalidXLogRecPtr,
+					   psprintf("deployment created on server \"%s\"", server),
+					   NULL);
+	PG_RETURN_INT32(id);
+}
+
+/* ---- drop ---- */
+
+static void
+clean_peer(const Deployment *deployment)
+{
+	Peer	   *peer = registry_connect(deployment);
+
+	registry_remove(peer, registry_origin(deployment));
+	peer_close(peer);
+}
+
+/*
+ * clean_peer() in a subtransaction; an error becomes a warning.
+ */
+static void
+try_clean_peer(const Deployment *deployment)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		clean_peer(deployment);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
+			ReThrowError(error);
+		ereport(WARNING,
+				(errcode(error->sqlerrcode),
+				 errmsg("could not remove what deployment \"%s\" left on server \"%s\": %s",
+						deployment->name, deployment->server,
+						error->message),
+				 error->detail ? errdetail_internal("%s", error->detail) : 0,
+				 errhint("On the peer, delete the row \"%s\" from bluegreen.applied_stream and drop the replication origins whose names begin with it.",
+						 registry_origin(deployment))));
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+}
+
+static void
+delete_deployment(const Deployment *deployment)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	mappings_remove_all(deployment->id);
+	event_record_local(deployment->id, EVENT_DROPPED, InvalidXLogRecPtr,
+					   "deployment dropped", NULL);
+	catalog_begin(&access);
+	catalog_arg_int4(&args, deployment->id);
+	catalog_run("DELETE FROM bluegreen.deployment WHERE id = $1", &args,
+				SPI_OK_DELETE);
+	catalog_end(&access);
+}
+
+/*
+ * bluegreen.drop_deployment(name name, force boolean) returns void: stop the
+ * stream, remove what it left on the peer (with force, if the peer can be
+ * reached), the mappings, the deployment and the slot.  The tables and their
+ * rows stay on both sides.  Waits for the stream's processes.
+ */
+Datum
+bluegreen_drop_deployment(PG_FUNCTION_ARGS)
+{
+	char	   *name = NameStr(*PG_GETARG_NAME(0));
+	bool		force = PG_GETARG_BOOL(1);
+	Deployment *deployment = deployment_load_by_name(name, false);
+	char		slot_name[NAMEDATALEN];
+
+	deployment_check_owner(deployment);
+	control_lock(deployment->id, false);
+	deployment = deployment_lock(name);
+	stream_slot_name(slot_name, MyDatabaseId, deployment->id, 'f');
+	control_stop_stream(slot_name);
+
+	if (deployment->desired != DESIRED_DEFINED && force)
+		try_clean_peer(deployment);
+	else if (deployment->desired != DESIRED_DEFINED)
+		clean_peer(deployment);
+	delete_deployment(deployment);
+	control_drop_slot(slot_name);
+	(void) stream_shared_remove(slot_name);
+	PG_RETURN_VOID();
+}
+
+/* ---- guard ---- */
+
+static object_access_hook_type next_object_access_hook = NULL;
+
+static bool
+is_deployment_table(Oid relation)
+{
+	char	   *name = get_rel_name(relation);
+
+	return name != NULL && strcmp(name, "deployment") == 0 &&
+		get_rel_namespace(relation) == get_namespace_oid(BG_SCHEMA, true);
+}
+
+/*
+ * Error if there is a deployment.  Reads the table without its indexes, some
+ * of which may be gone already.
+ */
+static void
+check_no_deployment(Oid relation)
+{
+	Relation	table = table_open(relation, NoLock);
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	TableScanDesc scan = table_beginscan(table, snapshot, 0, NULL);
+	TupleTableSlot *slot = table_slot_create(table, NULL);
+	bool		found = table_scan_getnextslot(scan, ForwardScanDirection,
+											   slot);
+
+	ExecDropSingleTupleTableSlot(slot);
+	table_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	table_close(table, NoLock);
+	if (found)
+		ereport(ERROR,
+				(errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
+				 errmsg("cannot drop extension \"%s\" because there are deployments",
+						BG_EXTENSION),
+				 errdetail("A CASCADE that reaches a mapping's transform would drop the whole extension, too, and leave replication slots behind."),
+				 errhint("Use bluegreen.unmap_table() for a table that is to be dropped, or bluegreen.drop_deployment() for all.")));
+}
+
+/*
+ * Transform views are members of the extension, so DROP TABLE ... CASCADE of a
+ * mapped table would drop the extension with every deployment.  Refuse to drop
+ * the table of deployments while it has rows.
+ */
+static void
+guard_object_access(ObjectAccessType access, Oid classId, Oid objectId,
+					int subId, void *arg)
+{
+	if (next_object_access_hook)
+		next_object_access_hook(access, classId, objectId, subId, arg);
+	if (access == OAT_DROP && classId == RelationRelationId && subId == 0 &&
+		is_deployment_table(objectId))
+		check_no_deployment(objectId);
+}
+
+/*
+ * Install the guard; from _PG_init().
+ */
+void
+deployment_guard_install(void)
+{
+	next_object_access_hook = object_access_hook;
+	object_access_hook = guard_object_access;
+}

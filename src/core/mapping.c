@@ -1,0 +1,625 @@
+/*-------------------------------------------------------------------------
+ *
+ * mapping.c
+ *		Define and remove mappings.
+ *
+ * A mapping is a row in table_mapping, a row per target column in
+ * mapping_column, and the view bluegreen.transform_<id>, which holds the
+ * transform: pg_depend then guards the columns and functions that it names,
+ * and renames follow by themselves.  The view belongs to the deployment's
+ * owner, as whom transforms run, and is a member of the extension, so that
+ * pg_dump leaves it out (a clone must not start to push).
+ *
+ * The user's text is parsed under the caller's privileges and search_path, and
+ * what becomes of it is deparsed with every name qualified; only that is run
+ * with the superuser's rights which creating the view takes.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/dependency.h"
+#include "catalog/namespace.h"
+#include "catalog/objectaddress.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_extension.h"
+#include "catalog/pg_type.h"
+#include "commands/extension.h"
+#include "core/definition.h"
+#include "core/event.h"
+#include "executor/spi.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "stream/transform.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/regproc.h"
+#include "utils/ruleutils.h"
+#include "utils/varlena.h"
+
+PG_FUNCTION_INFO_V1(bluegreen_map_table);
+PG_FUNCTION_INFO_V1(bluegreen_map_schema);
+PG_FUNCTION_INFO_V1(bluegreen_unmap_table);
+
+/* ---- arguments ---- */
+
+/* The arguments of map_table(), by position. */
+enum
+{
+	ARG_DEPLOYMENT,
+	ARG_SOURCE,
+	ARG_TARGET,
+	ARG_TRANSFORM,
+	ARG_KEY,
+	ARG_ON_WRITE,
+	ARG_ON_DELETE,
+	ARG_LOOKUP,
+	ARG_DIRECTION
+};
+
+static void
+require_argument(FunctionCallInfo fcinfo, int i, const char *name)
+{
+	if (PG_ARGISNULL(i))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("argument \"%s\" must not be null", name)));
+}
+
+/*
+ * An argument that is one of three words.
+ */
+static int
+word_argument(FunctionCallInfo fcinfo, int i, const char *name,
+			  const char *const *words)
+{
+	char	   *value;
+	int			result;
+
+	require_argument(fcinfo, i, name);
+	value = text_to_cstring(PG_GETARG_TEXT_PP(i));
+	result = enum_lookup(words, 3, value);
+	if (result < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for argument \"%s\": \"%s\"",
+						name, value),
+				 errhint("Valid values are \"%s\", \"%s\" and \"%s\".",
+						 words[0], words[1], words[2])));
+	return result;
+}
+
+/*
+ * Names of an array argument as a list of char *.
+ */
+static List *
+names_argument(ArrayType *array, Oid type)
+{
+	bool		is_name = type == NAMEOID;
+	List	   *result = NIL;
+	Datum	   *values;
+	bool	   *nulls;
+	int			n;
+
+	deconstruct_array(array, type, is_name ? NAMEDATALEN : -1, false,
+					  is_name ? TYPALIGN_CHAR : TYPALIGN_INT,
+					  &values, &nulls, &n);
+	for (int i = 0; i < n; i++)
+	{
+		if (nulls[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("a list of names must not contain nulls")));
+		result = lappend(result, is_name ?
+						 pstrdup(NameStr(*DatumGetName(values[i]))) :
+						 TextDatumGetCString(values[i]));
+	}
+	return result;
+}
+
+static List *
+key_argument(FunctionCallInfo fcinfo)
+{
+	List	   *key;
+
+	if (PG_ARGISNULL(ARG_KEY))
+		return NIL;
+	key = names_argument(PG_GETARG_ARRAYTYPE_P(ARG_KEY), TEXTOID);
+	if (key == NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"key\" must name at least one column"),
+				 errhint("Leave it out to use the target's primary key.")));
+	return key;
+}
+
+/*
+ * Fill in the target's name: as given, else the source's.
+ */
+static void
+resolve_target(MapRequest *request, text *target)
+{
+	List	   *names = NIL;
+
+	if (target)
+		names = textToQualifiedNameList(target);
+	if (list_length(names) > 2)
+		ereport(ERROR,
+				(errcode(ERRCODE_SYNTAX_ERROR),
+				 errmsg("improper target name (too many dotted names): %s",
+						NameListToString(names))));
+	request->target_table = names ? strVal(llast(names)) :
+		get_rel_name(request->source);
+	request->target_schema = list_length(names) == 2 ?
+		strVal(linitial(names)) :
+		get_namespace_name(get_rel_namespace(request->source));
+}
+
+static void
+refuse_unsupported(FunctionCallInfo fcinfo)
+{
+	char	   *direction;
+
+	if (!PG_ARGISNULL(ARG_LOOKUP))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("argument \"lookup\" is not supported yet")));
+	require_argument(fcinfo, ARG_DIRECTION, "direction");
+	direction = text_to_cstring(PG_GETARG_TEXT_PP(ARG_DIRECTION));
+	if (strcmp(direction, "backward") == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("mappings of direction \"backward\" are not supported yet")));
+	if (strcmp(direction, "forward") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for argument \"direction\": \"%s\"",
+						direction),
+				 errhint("Valid values are \"forward\" and \"backward\".")));
+}
+
+/* ---- rows ---- */
+
+/*
+ * Insert the mapping's row; returns its id.  Error if the same mapping exists.
+ */
+static int32
+insert_mapping(const Deployment *deployment, const MapRequest *request,
+			   bool has_other_columns)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	int32		id;
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, deployment->id);
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(request->source));
+	catalog_arg_name(&args, request->target_schema);
+	catalog_arg_name(&args, request->target_table);
+	catalog_arg_text(&args, on_write_names[request->on_write]);
+	catalog_arg_text(&args, on_delete_names[request->on_delete]);
+	catalog_arg(&args, BOOLOID, BoolGetDatum(has_other_columns));
+	if (catalog_run("INSERT INTO bluegreen.table_mapping (deployment, "
+					"direction, source, view, target_schema, target_table, "
+					"on_write, on_delete, has_other_columns) "
+					"VALUES ($1, 'forward', $2, 0, $3, $4, $5, $6, $7) "
+					"ON CONFLICT DO NOTHING RETURNING id",
+					&args, SPI_OK_INSERT_RETURNING) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("table \"%s\" is already mapped to \"%s\" in deployment \"%s\"",
+						get_rel_name(request->source),
+						quote_qualified_identifier(request->target_schema,
+												   request->target_table),
+						deployment->name),
+				 errhint("Use bluegreen.unmap_table() first.")));
+	id = DatumGetInt32(catalog_value(0, 1, NULL));
+	catalog_end(&access);
+	return id;
+}
+
+static void
+insert_column(int32 mapping, int position, const TargetColumn *column)
+{
+	CatalogArgs args = {0};
+
+	catalog_arg_int4(&args, mapping);
+	catalog_arg(&args, INT2OID, Int16GetDatum(position));
+	catalog_arg_name(&args, column->name);
+	catalog_arg_text(&args, column->type);
+	catalog_arg_text(&args, wire_kind_names[target_wire_kind(column)]);
+	catalog_arg(&args, BOOLOID, BoolGetDatum(column->key_position > 0));
+	catalog_run("INSERT INTO bluegreen.mapping_column "
+				"VALUES ($1, $2, $3, $4, $5, $6)", &args, SPI_OK_INSERT);
+}
+
+/*
+ * Insert a row per column, in the order of the transform.
+ */
+static void
+insert_columns(int32 mapping, TargetTable *target, List *names)
+{
+	CatalogAccess access;
+	ListCell   *lc;
+	int			position = 0;
+
+	catalog_begin(&access);
+	foreach(lc, names)
+		insert_column(mapping, ++position, target_column(target, lfirst(lc)));
+	catalog_end(&access);
+}
+
+/* ---- the view ---- */
+
+static void
+set_extension_member(Oid view)
+{
+	ObjectAddress member;
+	ObjectAddress extension;
+
+	ObjectAddressSet(member, RelationRelationId, view);
+	ObjectAddressSet(extension, ExtensionRelationId,
+					 get_extension_oid(BG_EXTENSION, false));
+	recordDependencyOn(&member, &extension, DEPENDENCY_EXTENSION);
+}
+
+/*
+ * The statement that creates a mapping's view.  search_path must be pinned,
+ * for pg_get_querydef() qualifies what it hides.
+ */
+static char *
+view_statement(const char *view, Query *query, List *names)
+{
+	StringInfoData sql;
+	ListCell   *lc;
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "CREATE VIEW bluegreen.%s (", view);
+	foreach(lc, names)
+		appendStringInfo(&sql, "%s%s", lc == list_head(names) ? "" : ", ",
+						 quote_identifier(lfirst(lc)));
+	appendStringInfo(&sql, ") AS %s", pg_get_querydef(query, false));
+	return sql.data;
+}
+
+/*
+ * Create bluegreen.transform_<id> for the deployment's owner and note it in
+ * the mapping's row.
+ */
+static void
+create_view(int32 mapping, Oid owner, Query *query, List *names)
+{
+	char	   *name = psprintf("transform_%d", mapping);
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	Oid			view;
+
+	catalog_begin(&access);
+	catalog_run(view_statement(name, query, names), NULL, SPI_OK_UTILITY);
+	catalog_run(psprintf("ALTER VIEW bluegreen.%s OWNER TO %s", name,
+						 quote_identifier(GetUserNameFromId(owner, false))),
+				NULL, SPI_OK_UTILITY);
+	view = get_relname_relid(name, get_namespace_oid(BG_SCHEMA, false));
+	set_extension_member(view);
+	catalog_arg_int4(&args, mapping);
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(view));
+	catalog_run("UPDATE bluegreen.table_mapping SET view = $2 WHERE id = $1",
+				&args, SPI_OK_UPDATE);
+	catalog_end(&access);
+}
+
+/*
+ * Drop a mapping's view.  Error if a user's object depends on it.
+ */
+static void
+drop_view(Oid view)
+{
+	ObjectAddress address;
+
+	if (!OidIsValid(view) || get_rel_relkind(view) != RELKIND_VIEW)
+		return;
+	deleteDependencyRecordsForClass(RelationRelationId, view,
+									ExtensionRelationId,
+									DEPENDENCY_EXTENSION);
+	CommandCounterIncrement();
+	ObjectAddressSet(address, RelationRelationId, view);
+	performDeletion(&address, DROP_RESTRICT, PERFORM_DELETION_INTERNAL);
+}
+
+/* ---- map ---- */
+
+/*
+ * Names of the columns that a transform gives, in order.
+ */
+static List *
+output_names(Query *query)
+{
+	List	   *names = NIL;
+	ListCell   *lc;
+
+	foreach(lc, query->targetList)
+	{
+		TargetEntry *tle = lfirst_node(TargetEntry, lc);
+
+		if (!tle->resjunk)
+			names = lappend(names, tle->resname);
+	}
+	return names;
+}
+
+/*
+ * Compile the stored mapping, which raises the errors of types that do not
+ * coerce, and check that changes carry what it needs.
+ */
+static void
+check_stored(int32 mapping)
+{
+	int			guc_level = search_path_pin();
+
+	transform_check_identity(transform_compile(mapping_load(mapping)));
+	search_path_restore(guc_level);
+}
+
+/*
+ * Define one mapping; returns its id.
+ */
+static int32
+map_one(const Deployment *deployment, Peer *peer, MapRequest *request)
+{
+	TargetTable *target = target_require(peer, request);
+	Query	   *query;
+	List	   *names;
+	int32		id;
+
+	query = transform_parse(request->transform ? request->transform :
+							transform_default(request, target),
+							request->source);
+	names = output_names(query);
+	target_check_columns(request, target, names);
+	id = insert_mapping(deployment, request,
+						target_has_other_columns(target, names));
+	insert_columns(id, target, names);
+	create_view(id, deployment->owner, query, names);
+	CommandCounterIncrement();
+	check_stored(id);
+	return id;
+}
+
+/*
+ * After mappings have come or gone.
+ */
+static void
+mappings_changed(const Deployment *deployment, const char *message)
+{
+	deployment_bump_version(deployment->id);
+	event_record_local(deployment->id, EVENT_DEFINED, InvalidXLogRecPtr,
+					   message, NULL);
+	if (deployment->desired == DESIRED_STARTED)
+		control_reload_at_commit(deployment->id);
+}
+
+static char *
+describe_request(const MapRequest *request)
+{
+	Oid			schema = get_rel_namespace(request->source);
+
+	return psprintf("%s mapped to %s",
+					quote_qualified_identifier(get_namespace_name(schema),
+											   get_rel_name(request->source)),
+					quote_qualified_identifier(request->target_schema,
+											   request->target_table));
+}
+
+/*
+ * bluegreen.map_table(deployment name, source regclass, target text,
+ * transform text, key text[], on_write text, on_delete text, lookup text,
+ * direction text) returns integer: define a mapping; its id.
+ *
+ * Locks the deployment's row and the source (AccessShareLock) until the end of
+ * the transaction; reads the peer's catalogs, changes nothing there.  Errors:
+ * one for each thing that source_check(), target_require(), transform_parse(),
+ * target_check_columns(), transform_compile() and transform_check_identity()
+ * refuse.
+ */
+Datum
+bluegreen_map_table(PG_FUNCTION_ARGS)
+{
+	MapRequest	request = {0};
+	Deployment *deployment;
+	Peer	   *peer;
+	int32		id;
+
+	require_argument(fcinfo, ARG_DEPLOYMENT, "deployment");
+	require_argument(fcinfo, ARG_SOURCE, "source");
+	refuse_unsupported(fcinfo);
+	request.source = PG_GETARG_OID(ARG_SOURCE);
+	request.on_write = word_argument(fcinfo, ARG_ON_WRITE, "on_write",
+									 on_write_names);
+	request.on_delete = word_argument(fcinfo, ARG_ON_DELETE, "on_delete",
+									  on_delete_names);
+	request.key = key_argument(fcinfo);
+	if (!PG_ARGISNULL(ARG_TRANSFORM))
+		request.transform = text_to_cstring(PG_GETARG_TEXT_PP(ARG_TRANSFORM));
+
+	deployment = deployment_lock(NameStr(*PG_GETARG_NAME(ARG_DEPLOYMENT)));
+	source_check(request.source, deployment->owner);
+	resolve_target(&request, PG_ARGISNULL(ARG_TARGET) ? NULL :
+				   PG_GETARG_TEXT_PP(ARG_TARGET));
+	peer = registry_connect(deployment);
+	id = map_one(deployment, peer, &request);
+	peer_close(peer);
+	mappings_changed(deployment, describe_request(&request));
+	PG_RETURN_INT32(id);
+}
+
+/* ---- map_schema ---- */
+
+/*
+ * OIDs of a schema's root tables, by name, without those to leave out.
+ */
+static List *
+schema_tables(const char *schema, List *exclude)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	List	   *result = NIL;
+	uint64		n;
+
+	catalog_begin(&access);
+	catalog_arg(&args, OIDOID,
+				ObjectIdGetDatum(get_namespace_oid(schema, false)));
+	n = catalog_run("SELECT oid, relname::text FROM pg_catalog.pg_class "
+					"WHERE relnamespace = $1 AND relkind IN ('r', 'p') "
+					"AND NOT relispartition ORDER BY relname",
+					&args, SPI_OK_SELECT);
+	for (uint64 i = 0; i < n; i++)
+	{
+		char	   *name = catalog_text(&access, i, 2);
+		MemoryContext oldcontext;
+		ListCell   *lc;
+
+		foreach(lc, exclude)
+			if (strcmp(lfirst(lc), name) == 0)
+				break;
+		if (lc != NULL)
+			continue;
+		oldcontext = MemoryContextSwitchTo(access.context);
+		result = lappend_oid(result,
+							 DatumGetObjectId(catalog_value(i, 1, NULL)));
+		MemoryContextSwitchTo(oldcontext);
+	}
+	catalog_end(&access);
+	return result;
+}
+
+/*
+ * bluegreen.map_schema(deployment name, schema name, target_schema name,
+ * exclude name[]) returns table (mapping integer, source regclass): map every
+ * root table of a schema under its own name, all or nothing.  Errors: as
+ * map_table(); no tables to map.
+ */
+Datum
+bluegreen_map_schema(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	char	   *schema;
+	Deployment *deployment;
+	List	   *tables;
+	ListCell   *lc;
+	Peer	   *peer;
+
+	require_argument(fcinfo, 0, "deployment");
+	require_argument(fcinfo, 1, "schema");
+	require_argument(fcinfo, 3, "exclude");
+	InitMaterializedSRF(fcinfo, 0);
+	schema = NameStr(*PG_GETARG_NAME(1));
+	deployment = deployment_lock(NameStr(*PG_GETARG_NAME(0)));
+	tables = schema_tables(schema, names_argument(PG_GETARG_ARRAYTYPE_P(3),
+												  NAMEOID));
+	if (tables == NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("schema \"%s\" has no tables to map", schema)));
+
+	peer = registry_connect(deployment);
+	foreach(lc, tables)
+	{
+		MapRequest	request = {.source = lfirst_oid(lc)};
+		Datum		values[2];
+		bool		nulls[2] = {false, false};
+
+		CHECK_FOR_INTERRUPTS();
+		source_check(request.source, deployment->owner);
+		resolve_target(&request, NULL);
+		if (!PG_ARGISNULL(2))
+			request.target_schema = NameStr(*PG_GETARG_NAME(2));
+		values[0] = Int32GetDatum(map_one(deployment, peer, &request));
+		values[1] = ObjectIdGetDatum(request.source);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+	peer_close(peer);
+	mappings_changed(deployment, psprintf("schema %s mapped: %d tables",
+										  schema, list_length(tables)));
+	return (Datum) 0;
+}
+
+/* ---- unmap_table ---- */
+
+/*
+ * Remove a mapping with its view.
+ */
+static void
+remove_mapping(const MappingRow *mapping)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	drop_view(mapping->view);
+	catalog_begin(&access);
+	catalog_arg_int4(&args, mapping->id);
+	catalog_run("DELETE FROM bluegreen.table_mapping WHERE id = $1", &args,
+				SPI_OK_DELETE);
+	catalog_end(&access);
+}
+
+/*
+ * Remove all mappings of a deployment, for drop_deployment().
+ */
+void
+mappings_remove_all(int32 deployment)
+{
+	List	   *mappings = list_concat(mappings_load(deployment, 'f'),
+									   mappings_load(deployment, 'b'));
+	ListCell   *lc;
+
+	foreach(lc, mappings)
+		remove_mapping(lfirst(lc));
+}
+
+/*
+ * bluegreen.unmap_table(deployment name, source regclass, target text)
+ * returns integer: remove the mappings of a source, or the one to a target;
+ * how many.  Error if there are none.  Rows on the peer stay.
+ */
+Datum
+bluegreen_unmap_table(PG_FUNCTION_ARGS)
+{
+	MapRequest	request = {0};
+	Deployment *deployment;
+	ListCell   *lc;
+	int			removed = 0;
+
+	require_argument(fcinfo, 0, "deployment");
+	require_argument(fcinfo, 1, "source");
+	request.source = PG_GETARG_OID(1);
+	deployment = deployment_lock(NameStr(*PG_GETARG_NAME(0)));
+	if (!PG_ARGISNULL(2))
+		resolve_target(&request, PG_GETARG_TEXT_PP(2));
+
+	foreach(lc, mappings_load(deployment->id, 'f'))
+	{
+		MappingRow *mapping = lfirst(lc);
+
+		if (mapping->source != request.source)
+			continue;
+		if (request.target_table &&
+			(strcmp(mapping->target_schema, request.target_schema) != 0 ||
+			 strcmp(mapping->target_table, request.target_table) != 0))
+			continue;
+		remove_mapping(mapping);
+		removed++;
+	}
+	if (removed == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("table \"%s\" is not mapped in deployment \"%s\"",
+						get_rel_name(request.source), deployment->name)));
+	mappings_changed(deployment, psprintf("%s unmapped",
+										  get_rel_name(request.source)));
+	PG_RETURN_INT32(removed);
+}

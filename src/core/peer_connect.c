@@ -1,0 +1,497 @@
+/*-------------------------------------------------------------------------
+ *
+ * peer_connect.c
+ *		Opening the connection to the other cluster.
+ *
+ * Who may connect how is decided as postgres_fdw does it: the options are
+ * those of the foreign server and of the user's mapping, and a user who is no
+ * superuser must bring a password of his own and the peer must have asked for
+ * it, so that he can't borrow what the server's operating system user has.
+ *
+ * Secrets go into libpq and nowhere else.  A message here names the server,
+ * or host, port and database; libpq's own messages carry host, port, user,
+ * database and file names, never a password.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_user_mapping.h"
+#include "commands/defrem.h"
+#include "core/peer_int.h"
+#include "core/settings.h"
+#include "foreign/foreign.h"
+#include "lib/stringinfo.h"
+#include "mb/pg_wchar.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#define FDW_NAME			"pg_bluegreen"
+
+/* Options handed to libpq; a later one wins over an earlier one. */
+typedef struct ConnectParams
+{
+	int			n;
+	const char **keywords;
+	const char **values;
+} ConnectParams;
+
+/* A setting of the peer's session. */
+typedef struct SessionSetting
+{
+	const char *name;
+	const char *value;
+	int			since;			/* server version that has it */
+} SessionSetting;
+
+/*
+ * Pinned from the first byte on, because text that either end writes or reads
+ * depends on them (worker_pin_settings() does the same on this end).
+ */
+static const SessionSetting startup_settings[] = {
+	{"datestyle", "ISO"},
+	{"intervalstyle", "postgres"},
+	{"extra_float_digits", "3"},
+	{"timezone", "UTC"},
+	{NULL}
+};
+
+/*
+ * What a session that applies changes needs beyond that: triggers and foreign
+ * keys stay silent, no limit of the role or database ends a batch, text is
+ * read and written alike on both ends, keyed statements keep their plan.
+ */
+static const SessionSetting apply_settings[] = {
+	{"session_replication_role", "replica"},
+	{"default_transaction_isolation", "read committed"},
+	{"default_transaction_read_only", "off"},
+	{"default_transaction_deferrable", "off"},
+	{"statement_timeout", "0"},
+	{"lock_timeout", "0"},
+	{"idle_in_transaction_session_timeout", "0"},
+	{"idle_session_timeout", "0"},
+	{"transaction_timeout", "0", 170000},
+	{"row_security", "off"},
+	{"lc_monetary", "C"},
+	{"lc_numeric", "C"},
+	{"lc_time", "C"},
+	{"bytea_output", "hex"},
+	{"xmloption", "content"},
+	{"default_text_search_config", "pg_catalog.simple"},
+	{"plan_cache_mode", "force_generic_plan"},
+	{"jit", "off"},
+	{NULL}
+};
+
+/*
+ * Backends from 15.20 on know which libpq options are safe to take from users
+ * (later minors of the other branches too).  Bound weakly, so that one build
+ * works with servers that have the function and with those that don't.
+ */
+#if defined(__ELF__) && (defined(__GNUC__) || defined(__clang__))
+extern bool libpqsrv_is_valid_proxy_option(const char *keyword)
+			__attribute__((weak));
+#define proxy_option_is_valid(keyword) \
+	(libpqsrv_is_valid_proxy_option == NULL || \
+	 libpqsrv_is_valid_proxy_option(keyword))
+#else
+#define proxy_option_is_valid(keyword) true
+#endif
+
+
+/*
+ * libpq's connection options, of whatever version is installed.  Returns an
+ * array that lives as long as the process, its length in *count.
+ */
+const PeerOption *
+peer_options(int *count)
+{
+	static PeerOption *options = NULL;
+	static int	noptions = 0;
+
+	if (options == NULL)
+	{
+		PQconninfoOption *all = PQconndefaults();
+		PeerOption *result;
+		int			n = 0;
+
+		if (all == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_FDW_OUT_OF_MEMORY),
+					 errmsg("out of memory"),
+					 errdetail("Could not get libpq's default connection options.")));
+		while (all[n].keyword != NULL)
+			n++;
+		result = MemoryContextAlloc(TopMemoryContext, sizeof(PeerOption) * n);
+		for (int i = 0; i < n; i++)
+		{
+			result[i].keyword = MemoryContextStrdup(TopMemoryContext,
+													all[i].keyword);
+			result[i].secret = strchr(all[i].dispchar, '*') != NULL;
+			result[i].debug = strchr(all[i].dispchar, 'D') != NULL;
+		}
+		PQconninfoFree(all);
+		options = result;
+		noptions = n;
+	}
+	*count = noptions;
+	return options;
+}
+
+static void
+add_param(ConnectParams *params, const char *keyword, const char *value)
+{
+	params->keywords[params->n] = keyword;
+	params->values[params->n] = value;
+	params->n++;
+	params->keywords[params->n] = params->values[params->n] = NULL;
+}
+
+/* Value of an option, or NULL; the last one counts. */
+static const char *
+find_param(const ConnectParams *params, const char *keyword)
+{
+	for (int i = params->n - 1; i >= 0; i--)
+	{
+		if (strcmp(params->keywords[i], keyword) == 0)
+			return params->values[i];
+	}
+	return NULL;
+}
+
+/* Add the options of a server or user mapping, without our own. */
+static void
+add_generic_options(ConnectParams *params, List *options)
+{
+	ListCell   *lc;
+
+	foreach(lc, options)
+	{
+		DefElem    *def = lfirst_node(DefElem, lc);
+
+		if (strcmp(def->defname, "password_required") == 0)
+			continue;
+		if (!proxy_option_is_valid(def->defname))
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					 errmsg("permission denied to set connection option \"%s\"",
+							def->defname)));
+		add_param(params, def->defname, defGetString(def));
+	}
+}
+
+/*
+ * A peer that stops answering is noticed by TCP, idle or not, after
+ * bluegreen.peer_timeout: half of it until the first probe, then three.
+ */
+static void
+add_timeouts(ConnectParams *params)
+{
+	int			seconds = Max(bg_peer_timeout / 1000, 1);
+
+	add_param(params, "connect_timeout", psprintf("%d", bg_connect_timeout));
+	if (bg_peer_timeout <= 0)
+		return;
+	add_param(params, "keepalives", "1");
+	add_param(params, "keepalives_idle", psprintf("%d", Max(seconds / 2, 1)));
+	add_param(params, "keepalives_interval",
+			  psprintf("%d", Max(seconds / 6, 1)));
+	add_param(params, "keepalives_count", "3");
+	add_param(params, "tcp_user_timeout", psprintf("%d", bg_peer_timeout));
+}
+
+/*
+ * The user's own startup options with ours behind them: of two settings of one
+ * parameter the later one counts, and ours must.
+ */
+static char *
+startup_options(const char *own)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	if (own != NULL)
+		appendStringInfoString(&buf, own);
+	for (const SessionSetting *s = startup_settings; s->name != NULL; s++)
+		appendStringInfo(&buf, " -c %s=%s", s->name, s->value);
+	return buf.data;
+}
+
+static void
+build_params(ConnectParams *params, ForeignServer *server, UserMapping *user,
+			 const char *application_name)
+{
+	int			max = list_length(server->options) +
+		list_length(user->options) + 12;
+
+	params->n = 0;
+	params->keywords = palloc(sizeof(char *) * max);
+	params->values = palloc(sizeof(char *) * max);
+	add_timeouts(params);
+	add_generic_options(params, server->options);
+	add_generic_options(params, user->options);
+	add_param(params, "options",
+			  startup_options(find_param(params, "options")));
+	add_param(params, "application_name", application_name);
+	add_param(params, "client_encoding", GetDatabaseEncodingName());
+}
+
+/* Did a superuser exempt this mapping from bringing a password? */
+static bool
+password_required(UserMapping *user)
+{
+	ListCell   *lc;
+
+	foreach(lc, user->options)
+	{
+		DefElem    *def = lfirst_node(DefElem, lc);
+
+		if (strcmp(def->defname, "password_required") == 0)
+			return defGetBoolean(def);
+	}
+	return true;
+}
+
+/*
+ * A user who is no superuser must not get in with what libpq finds in the
+ * server's home directory or environment: before connecting, the mapping must
+ * hold a password.
+ */
+static void
+check_password_given(const ConnectParams *params, UserMapping *user)
+{
+	const char *password = find_param(params, "password");
+
+	if (superuser_arg(user->userid) || !password_required(user) ||
+		(password != NULL && password[0] != '\0'))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_S_R_E_PROHIBITED_SQL_STATEMENT_ATTEMPTED),
+			 errmsg("password is required"),
+			 errdetail("Non-superusers must provide a password in the user mapping.")));
+}
+
+/* ... and after connecting, the peer must have asked for it. */
+static void
+check_password_used(PGconn *conn, UserMapping *user)
+{
+	if (superuser_arg(user->userid) || !password_required(user) ||
+		PQconnectionUsedPassword(conn))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_S_R_E_PROHIBITED_SQL_STATEMENT_ATTEMPTED),
+			 errmsg("password is required"),
+			 errdetail("Non-superuser cannot connect if the server does not request a password."),
+			 errhint("Target server's authentication method must be changed or password_required=false set in the user mapping attributes.")));
+}
+
+/* Only servers of our own wrapper, and only for those who may use them. */
+static void
+check_server(ForeignServer *server, Oid userid)
+{
+	ForeignDataWrapper *fdw = GetForeignDataWrapper(server->fdwid);
+
+	if (strcmp(fdw->fdwname, FDW_NAME) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("server \"%s\" does not belong to foreign-data wrapper \"%s\"",
+						server->servername, FDW_NAME),
+				 errhint("Create the peer's server with FOREIGN DATA WRAPPER %s.",
+						 FDW_NAME)));
+	if (!DatumGetBool(DirectFunctionCall3(has_server_privilege_id_id,
+										  ObjectIdGetDatum(userid),
+										  ObjectIdGetDatum(server->serverid),
+										  CStringGetTextDatum("USAGE"))))
+		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_FOREIGN_SERVER,
+					   server->servername);
+}
+
+/* Remote notices are for those who debug; a FATAL is kept as last words. */
+static void
+peer_notice_receiver(void *arg, const PGresult *res)
+{
+	PeerError	notice;
+
+	peer_note_error((Peer *) arg, res, &notice);
+	ereport(DEBUG1,
+			(errmsg_internal("message of peer: %s", notice.message)));
+}
+
+pg_noreturn static void
+connect_failed(const char *server, const char *detail)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
+			 errmsg("could not connect to peer of server \"%s\"", server),
+			 errdetail_internal("%s", detail)));
+}
+
+/*
+ * Poll a started connection to its end, at most timeout seconds (0: no limit;
+ * libpq itself looks at connect_timeout only when it is allowed to block).
+ * Returns false on timeout; otherwise PQstatus() tells.
+ */
+static bool
+poll_connection(PGconn *conn, int timeout)
+{
+	PostgresPollingStatusType status = PGRES_POLLING_WRITING;
+	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													   timeout * INT64CONST(1000));
+
+	if (PQstatus(conn) == CONNECTION_BAD)
+		return true;
+	while (status != PGRES_POLLING_OK && status != PGRES_POLLING_FAILED)
+	{
+		int			io = status == PGRES_POLLING_READING ?
+			WL_SOCKET_READABLE : WL_SOCKET_WRITEABLE;
+		long		left = -1;
+		int			rc;
+
+		if (timeout > 0)
+		{
+			left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+												   deadline);
+			if (left <= 0)
+				return false;
+		}
+		rc = WaitLatchOrSocket(MyLatch, WL_EXIT_ON_PM_DEATH | WL_LATCH_SET |
+							   io | (timeout > 0 ? WL_TIMEOUT : 0),
+							   PQsocket(conn), left, peer_wait_event());
+		if (rc & WL_LATCH_SET)
+		{
+			ResetLatch(MyLatch);
+			CHECK_FOR_INTERRUPTS();
+		}
+		if (rc & io)
+			status = PQconnectPoll(conn);
+	}
+	return true;
+}
+
+/* Open the connection; raises an error if that fails. */
+static void
+open_connection(Peer *peer, const char *server, const ConnectParams *params)
+{
+	const char *limit = find_param(params, "connect_timeout");
+	int			timeout = atoi(limit);
+
+	if (!AcquireExternalFD())
+		ereport(ERROR,
+				(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
+				 errmsg("could not connect to peer of server \"%s\"", server),
+				 errdetail("There are too many open files on the local server."),
+				 errhint("Raise the server's max_files_per_process and/or \"ulimit -n\" limits.")));
+
+	peer->conn = PQconnectStartParams(params->keywords, params->values, 0);
+	if (peer->conn == NULL)
+	{
+		ReleaseExternalFD();
+		connect_failed(server, _("out of memory"));
+	}
+	PQsetNoticeReceiver(peer->conn, peer_notice_receiver, peer);
+	if (!poll_connection(peer->conn, timeout))
+		connect_failed(server,
+					   psprintf(_("The peer did not answer within %d s."),
+								timeout));
+	if (PQstatus(peer->conn) != CONNECTION_OK)
+		connect_failed(server, pchomp(PQerrorMessage(peer->conn)));
+	if (PQsetnonblocking(peer->conn, 1) != 0)
+		connect_failed(server, pchomp(PQerrorMessage(peer->conn)));
+}
+
+/* "host:port/database" */
+static char *
+describe_connection(PGconn *conn)
+{
+	const char *host = PQhost(conn);
+
+	return psprintf("%s:%s/%s", host != NULL ? host : "",
+					PQport(conn), PQdb(conn));
+}
+
+/*
+ * The first statement of every session.  An empty search_path keeps other
+ * people's objects out of our statements; and where the server can see it, it
+ * ends a statement whose client has gone, so that what a cancelled session
+ * leaves behind does not run on.
+ */
+static void
+secure_session(Peer *peer)
+{
+	peer_query(peer,
+			   "SELECT pg_catalog.set_config('search_path', '', false),"
+			   " CASE WHEN pg_catalog.version()"
+			   " OPERATOR(pg_catalog.~) '-linux' THEN"
+			   " pg_catalog.set_config('client_connection_check_interval',"
+			   " '10s', false) END", 0, NULL);
+}
+
+/*
+ * Connect to a foreign server of ours as its mapping for a user says.
+ *
+ * Needs a transaction (for the catalogs), and belongs to it until it commits;
+ * see peer_keep().  Raises an error if the server or mapping does not exist,
+ * the user may not use it, or the peer can't be reached; waits interruptibly.
+ */
+Peer *
+peer_connect(const char *servername, Oid userid, const char *application_name)
+{
+	ForeignServer *server = GetForeignServerByName(servername, false);
+	UserMapping *user = GetUserMapping(userid, server->serverid);
+	ConnectParams params;
+	Peer	   *peer;
+
+	check_server(server, userid);
+	build_params(&params, server, user, application_name);
+	check_password_given(&params, user);
+
+	peer = peer_create();
+	PG_TRY();
+	{
+		open_connection(peer, servername, &params);
+		check_password_used(peer->conn, user);
+		peer->version = PQserverVersion(peer->conn);
+		peer->description = MemoryContextStrdup(peer->context,
+												describe_connection(peer->conn));
+		secure_session(peer);
+	}
+	PG_CATCH();
+	{
+		peer_close(peer);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	return peer;
+}
+
+/*
+ * Give the session the settings that applying changes needs, in one round
+ * trip.  Raises an error if the peer's user may not set one of them.
+ */
+void
+peer_on_connect_apply(Peer *peer)
+{
+	StringInfoData sql;
+	PeerError	error;
+
+	initStringInfo(&sql);
+	for (const SessionSetting *s = apply_settings; s->name != NULL; s++)
+	{
+		if (peer->version < s->since)
+			continue;
+		appendStringInfo(&sql, "%s pg_catalog.set_config('%s', '%s', false)",
+						 sql.len > 0 ? "," : "SELECT", s->name, s->value);
+	}
+	if (!peer_try_command(peer, sql.data, &error))
+	{
+		if (strcmp(error.sqlstate, "42501") == 0 && error.hint[0] == '\0')
+			peer_copy_text(error.hint, sizeof(error.hint),
+						   _("On the peer, GRANT SET ON PARAMETER session_replication_role to the user of the user mapping."));
+		peer_rethrow(&error, NULL);
+	}
+	pfree(sql.data);
+}

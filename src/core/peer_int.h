@@ -1,0 +1,96 @@
+/*-------------------------------------------------------------------------
+ *
+ * peer_int.h
+ *		What peer.c (connection, simple statements) and peer_pipeline.c
+ *		(COPY and pipeline) share.  Nobody else includes this file, so that
+ *		libpq stays theirs.
+ *
+ * The connection is in libpq's non-blocking mode for its whole life; every
+ * wait is peer_wait_socket(), which looks at the latch as well and always
+ * reads what the server says before it goes on sending, so that the two ends
+ * can't block on each other.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef BG_PEER_INT_H
+#define BG_PEER_INT_H
+
+#include "core/peer.h"
+#include "libpq/libpq-be-fe-helpers.h"
+
+/* What the connection is doing.  Legal next states: */
+typedef enum PeerMode
+{
+	PEER_IDLE,					/* -> STATEMENT, PIPELINE */
+	PEER_STATEMENT,				/* -> IDLE, COPY; found from outside it means
+								 * that an error left the statement behind */
+	PEER_COPY,					/* -> STATEMENT */
+	PEER_PIPELINE				/* -> IDLE */
+} PeerMode;
+
+/* One message sequence in the pipeline that the server will answer. */
+typedef struct PipelineEntry
+{
+	enum
+	{
+		ENTRY_PREPARE,
+		ENTRY_EXECUTE,
+		ENTRY_SYNC
+	}			kind;
+	int			index;			/* statement in the group */
+	PeerStatement *stmt;		/* ENTRY_PREPARE only */
+	bool		is_commit;
+	bool		answered;		/* its result is in, its end not yet */
+} PipelineEntry;
+
+struct Peer
+{
+	Peer	   *next;			/* all peers of the process */
+	MemoryContext context;		/* holds this struct and all below */
+	uint64		id;				/* never used again in this process */
+	PGconn	   *conn;			/* NULL while connecting */
+	PeerMode	mode;
+	bool		is_commit;		/* the simple statement that runs is one */
+	bool		keep;			/* outlives transactions that abort */
+	SubTransactionId subid;		/* that opened it */
+	char	   *description;
+	int			version;
+
+	bool		lost;
+	PeerError	loss;			/* why, if lost */
+	char		last_words[512];	/* of a FATAL that the server sent */
+
+	size_t		unsent;			/* at most so many bytes are in libpq's
+								 * output buffer */
+
+	char	   *copy_sql;		/* the COPY that runs */
+
+	/* pipeline; queue[head..tail) waits for an answer */
+	PeerGroup	group;
+	bool		group_closed;	/* peer_sync() was called */
+	int			group_size;		/* allocated entries of group.affected */
+	PipelineEntry *queue;
+	int			queue_head;
+	int			queue_tail;
+	int			queue_size;
+};
+
+/* peer.c */
+extern Peer *peer_create(void);
+extern uint32 peer_wait_event(void);
+extern void peer_copy_text(char *dst, size_t size, const char *src);
+extern void peer_require(Peer *peer, PeerMode mode);
+extern void peer_lose(Peer *peer);
+extern bool peer_wait_socket(Peer *peer, int events);
+extern PGresult *peer_get_result(Peer *peer);
+extern void peer_note_error(Peer *peer, const PGresult *res,
+							PeerError *error);
+extern bool peer_is_commit(const char *sql);
+extern bool peer_note_rollback(const PGresult *res, PeerError *error);
+extern void peer_rethrow_sql(const PeerError *error,
+							 const char *sql) pg_attribute_noreturn();
+extern int64 peer_result_affected(PGresult *res);
+extern int64 peer_finish(Peer *peer, const char *sql);
+extern void peer_start(Peer *peer, const char *sql);
+
+#endif							/* BG_PEER_INT_H */

@@ -1,0 +1,186 @@
+/*-------------------------------------------------------------------------
+ *
+ * registry.c
+ *		What a stream leaves on its target: the row in bluegreen.applied_stream
+ *		(with all that hangs on it) and its replication origins.
+ *
+ * The stream's progress lives in the origin (decision 3), so an origin that
+ * survived an earlier deployment of the same name would make the decoder skip
+ * changes that were never applied: registering a stream always begins with
+ * removing what may be left of one.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xlog.h"
+#include "core/definition.h"
+#include "miscadmin.h"
+#include "storage/latch.h"
+#include "utils/builtins.h"
+#include "utils/wait_event.h"
+
+/* How long a session of a worker that has just ended may hold an origin. */
+#define ORIGIN_RETRY_MS		100
+#define ORIGIN_RETRIES		100
+
+/*
+ * Connect to a deployment's peer as its owner.  Errors: no connection; the
+ * extension is missing there or has another version.
+ */
+Peer *
+registry_connect(const Deployment *deployment)
+{
+	Peer	   *peer = peer_connect(deployment->server, deployment->owner,
+									"bluegreen control");
+	char	   *version = target_extension_version(peer);
+
+	if (version == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("extension \"%s\" is not installed on %s",
+						BG_EXTENSION, peer_description(peer)),
+				 errhint("Run CREATE EXTENSION %s there.", BG_EXTENSION)));
+	if (strcmp(version, BG_VERSION) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("extension \"%s\" has version %s on %s and version %s here",
+						BG_EXTENSION, version, peer_description(peer),
+						BG_VERSION),
+				 errhint("Install the same version on both sides and run ALTER EXTENSION %s UPDATE.",
+						 BG_EXTENSION)));
+	return peer;
+}
+
+/*
+ * Origin name of a deployment's forward stream.
+ */
+char *
+registry_origin(const Deployment *deployment)
+{
+	return stream_origin_name(GetSystemIdentifier(), MyDatabaseId,
+							  deployment->id, 'f');
+}
+
+/*
+ * Build the indexes again that the copy put aside, where their table still
+ * exists and has no index of that name.
+ */
+static void
+rebuild_indexes(Peer *peer, const char *origin)
+{
+	const char *args[] = {origin};
+	PeerResult *result =
+		peer_query(peer,
+				   "SELECT s.definition FROM bluegreen.saved_index s "
+				   "JOIN bluegreen.applied_table t USING (stream, mapping) "
+				   "JOIN pg_catalog.pg_namespace n "
+				   "ON n.nspname = t.target_schema "
+				   "JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid "
+				   "AND c.relname = t.target_table "
+				   "WHERE s.stream = $1 AND NOT EXISTS ("
+				   "SELECT FROM pg_catalog.pg_class i "
+				   "WHERE i.relnamespace = n.oid AND i.relname = s.name) "
+				   "ORDER BY s.mapping, s.name", 1, args);
+
+	for (int i = 0; i < result->ntuples; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		peer_command(peer, result->values[i][0]);
+	}
+}
+
+/*
+ * Drop the stream's origin and those of its copy workers.  Their sessions end
+ * when the peer notices that our worker has gone, which we can only ask for
+ * again: an origin that is in use is tried for some seconds.
+ */
+static void
+drop_origins(Peer *peer, const char *origin)
+{
+	char	   *sql =
+		psprintf("DO LANGUAGE plpgsql $bluegreen$ BEGIN "
+				 "PERFORM pg_catalog.pg_replication_origin_drop(roname) "
+				 "FROM pg_catalog.pg_replication_origin WHERE roname ~ %s; "
+				 "END $bluegreen$",
+				 quote_literal_cstr(psprintf("^%s(_c[0-9]+)?$", origin)));
+
+	for (int try = 0;; try++)
+	{
+		PeerError	error = {0};
+
+		if (peer_try_command(peer, sql, &error))
+			return;
+		if (strcmp(error.sqlstate, "55006") != 0 || try >= ORIGIN_RETRIES)
+			peer_rethrow(&error, "while dropping replication origins");
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 ORIGIN_RETRY_MS, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+/*
+ * Remove everything that a stream left on the peer.  Nothing left is fine.
+ */
+void
+registry_remove(Peer *peer, const char *origin)
+{
+	const char *args[] = {origin};
+
+	peer_command(peer, "BEGIN");
+	rebuild_indexes(peer, origin);
+	(void) peer_query(peer,
+					  "DELETE FROM bluegreen.applied_stream WHERE name = $1",
+					  1, args);
+	peer_command(peer, "COMMIT");
+	drop_origins(peer, origin);
+}
+
+/*
+ * Register a stream on the peer with the first position of its slot, in one
+ * transaction there.
+ */
+void
+registry_create(Peer *peer, const Deployment *deployment, XLogRecPtr slot_lsn)
+{
+	char	   *origin = registry_origin(deployment);
+	const char *args[] = {origin, deployment->name,
+	psprintf("%X/%X", LSN_FORMAT_ARGS(slot_lsn))};
+
+	registry_remove(peer, origin);
+	peer_command(peer, "BEGIN");
+	(void) peer_query(peer,
+					  "INSERT INTO bluegreen.applied_stream "
+					  "(name, deployment, slot_lsn) "
+					  "VALUES ($1, $2::name, $3::pg_lsn)", 3, args);
+	(void) peer_query(peer,
+					  "SELECT pg_catalog.pg_replication_origin_create($1)",
+					  1, args);
+	peer_command(peer, "COMMIT");
+}
+
+/*
+ * Name of the first target table that has a row, or NULL.  Errors: a target
+ * table that is gone or may not be read.
+ */
+char *
+registry_first_nonempty(Peer *peer, List *mappings)
+{
+	ListCell   *lc;
+
+	foreach(lc, mappings)
+	{
+		char	   *name = mapping_target_name(lfirst(lc));
+		PeerResult *result =
+			peer_query(peer,
+					   psprintf("SELECT EXISTS (SELECT FROM %s)", name),
+					   0, NULL);
+
+		CHECK_FOR_INTERRUPTS();
+		if (result->values[0][0][0] == 't')
+			return name;
+	}
+	return NULL;
+}

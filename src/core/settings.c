@@ -1,0 +1,151 @@
+/*-------------------------------------------------------------------------
+ *
+ * settings.c
+ *		Configuration parameters (bluegreen.*).
+ *
+ * All of them are integers, so they are one table.  Those that size shared
+ * memory can only be fixed while the postmaster starts; where the library is
+ * loaded later they are still defined, so that a configuration file which
+ * mentions them is not complained about, but they size nothing.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <limits.h>
+
+#include "compat.h"
+
+#include "core/settings.h"
+#include "core/shared.h"
+#include "miscadmin.h"
+
+int			bg_max_streams = 16;
+int			bg_max_tables = 4096;
+int			bg_copy_workers = 2;
+int			bg_copy_chunk_rows = 50000;
+int			bg_batch_rows = 10000;
+int			bg_batch_size = 8192;
+int			bg_batch_delay = 200;
+int			bg_connect_timeout = 10;
+int			bg_peer_timeout = 30000;
+int			bg_restart_delay = 1000;
+int			bg_restart_delay_max = 60000;
+int			bg_idle_progress_interval = 10000;
+int			bg_event_retention = 43200;
+
+/* One parameter; the default is the variable's initial value. */
+typedef struct Setting
+{
+	const char *name;
+	int		   *variable;
+	int			min;
+	int			max;
+	GucContext	context;
+	int			unit;			/* GUC_UNIT_* or 0 */
+	const char *description;
+	const char *detail;
+} Setting;
+
+static const Setting settings[] = {
+	{
+		"bluegreen.max_streams", &bg_max_streams, 1, 1024,
+		PGC_POSTMASTER, 0,
+		"Sets the maximum number of streams that this server can run.",
+		"A deployment has one stream on each of its two servers."
+	},
+	{
+		"bluegreen.max_tables", &bg_max_tables, 1, 1000000,
+		PGC_POSTMASTER, 0,
+		"Sets the maximum number of mapped tables over all databases of this server.",
+		NULL
+	},
+	{
+		"bluegreen.copy_workers", &bg_copy_workers, 0, BG_MAX_COPY_WORKERS,
+		PGC_SIGHUP, 0,
+		"Sets the number of copy workers per stream.",
+		"With 0 no table is copied until it is raised."
+	},
+	{
+		"bluegreen.copy_chunk_rows", &bg_copy_chunk_rows, 100, 100000000,
+		PGC_SIGHUP, 0,
+		"Sets the number of rows that one chunk of a copy aims at.",
+		"Each chunk is copied under a snapshot of its own."
+	},
+	{
+		"bluegreen.batch_rows", &bg_batch_rows, 1, 1000000,
+		PGC_SIGHUP, 0,
+		"Sends a batch to the target when it has this many row changes.",
+		NULL
+	},
+	{
+		"bluegreen.batch_size", &bg_batch_size, 64, 1024 * 1024,
+		PGC_SIGHUP, GUC_UNIT_KB,
+		"Sends a batch to the target when it has reached this size.",
+		NULL
+	},
+	{
+		"bluegreen.batch_delay", &bg_batch_delay, 0, 60 * 1000,
+		PGC_SIGHUP, GUC_UNIT_MS,
+		"Sends a batch to the target this long after its first row change.",
+		"A batch is also sent as soon as no more WAL is waiting."
+	},
+	{
+		"bluegreen.connect_timeout", &bg_connect_timeout, 2, 3600,
+		PGC_USERSET, GUC_UNIT_S,
+		"Sets the maximum time to wait for a connection to the peer.",
+		NULL
+	},
+	{
+		"bluegreen.peer_timeout", &bg_peer_timeout, 1000, INT_MAX,
+		PGC_USERSET, GUC_UNIT_MS,
+		"Takes the peer for dead after this time without any sign of it.",
+		NULL
+	},
+	{
+		"bluegreen.restart_delay", &bg_restart_delay, 10, 3600 * 1000,
+		PGC_SIGHUP, GUC_UNIT_MS,
+		"Sets the time before a failed stream is started again.",
+		"The time doubles with each further failure, up to bluegreen.restart_delay_max."
+	},
+	{
+		"bluegreen.restart_delay_max", &bg_restart_delay_max, 10, 24 * 3600 * 1000,
+		PGC_SIGHUP, GUC_UNIT_MS,
+		"Sets the longest time before a failed stream is started again.",
+		NULL
+	},
+	{
+		"bluegreen.idle_progress_interval", &bg_idle_progress_interval,
+		100, 3600 * 1000,
+		PGC_SIGHUP, GUC_UNIT_MS,
+		"Sets the time between progress marks of a stream that has nothing to send.",
+		"They let the slot release WAL of tables that are not mapped."
+	},
+	{
+		"bluegreen.event_retention", &bg_event_retention, 0, INT_MAX,
+		PGC_SIGHUP, GUC_UNIT_MIN,
+		"Deletes events and conflicts that are older than this.",
+		"0 keeps them for ever."
+	}
+};
+
+/*
+ * Define all parameters and reserve the prefix.  Called once, from _PG_init.
+ */
+void
+settings_define(void)
+{
+	for (int i = 0; i < lengthof(settings); i++)
+	{
+		const Setting *s = &settings[i];
+		GucContext	context = s->context;
+
+		if (context == PGC_POSTMASTER &&
+			!process_shared_preload_libraries_in_progress)
+			context = PGC_SIGHUP;
+		DefineCustomIntVariable(s->name, s->description, s->detail,
+								s->variable, *s->variable, s->min, s->max,
+								context, s->unit, NULL, NULL, NULL);
+	}
+	MarkGUCPrefixReserved("bluegreen");
+}

@@ -1,0 +1,363 @@
+/*-------------------------------------------------------------------------
+ *
+ * start.c
+ *		Start a stream: for the first time, again, or anew after a crash.
+ *
+ * The first start leaves marks in this order:
+ *
+ *		desired = 'started', slot_lsn NULL		(committed)
+ *		the slot								(not transactional)
+ *		applied_stream and the origin			(committed on the peer)
+ *		slot_lsn								(committed)
+ *
+ * The worker does not run before the last one.  An error at any point removes
+ * all of them; after a crash slot_lsn is still NULL, which tells the next
+ * start() to drop what is there and to begin anew.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/pg_type.h"
+#include "core/definition.h"
+#include "core/event.h"
+#include "core/shared.h"
+#include "executor/spi.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "replication/slot.h"
+#include "utils/pg_lsn.h"
+#include "utils/resowner.h"
+
+PG_FUNCTION_INFO_V1(bluegreen_start);
+
+/* A first start and how far it has come. */
+typedef struct StartPlan
+{
+	Deployment *deployment;
+	bool		allow_nonempty;
+	char		slot_name[NAMEDATALEN];
+	StreamShared *stream;
+	Peer	   *peer;
+	bool		slot_created;
+	bool		registered;		/* on the peer, maybe only in part */
+	XLogRecPtr	slot_lsn;
+} StartPlan;
+
+typedef void (*StartStep) (StartPlan *plan);
+
+/*
+ * What this side must offer before anything is changed.
+ */
+static void
+check_source_ready(StartPlan *plan, List *mappings)
+{
+	int			in_use = 0;
+
+	if (wal_level < WAL_LEVEL_LOGICAL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot start deployment \"%s\" because \"wal_level\" is not \"logical\"",
+						plan->deployment->name),
+				 errhint("Set \"wal_level\" to \"logical\" and restart the server.")));
+	if (mappings == NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("deployment \"%s\" has no mappings",
+						plan->deployment->name),
+				 errhint("Use bluegreen.map_table() or bluegreen.map_schema().")));
+
+	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
+	for (int i = 0; i < max_replication_slots; i++)
+		if (ReplicationSlotCtl->replication_slots[i].in_use)
+			in_use++;
+	LWLockRelease(ReplicationSlotControlLock);
+	if (in_use >= max_replication_slots &&
+		SearchNamedReplicationSlot(plan->slot_name, true) == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("cannot start deployment \"%s\" because all %d replication slots are in use",
+						plan->deployment->name, max_replication_slots),
+				 errhint("Drop a slot that is not needed, or increase \"max_replication_slots\".")));
+}
+
+/*
+ * What the peer must offer; leaves the connection open.
+ */
+static void
+check_peer_ready(StartPlan *plan, List *mappings)
+{
+	char	   *table;
+
+	plan->peer = registry_connect(plan->deployment);
+	if (plan->allow_nonempty)
+		return;
+	table = registry_first_nonempty(plan->peer, mappings);
+	if (table != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("target table \"%s\" on %s is not empty",
+						table, peer_description(plan->peer)),
+				 errhint("Empty it, or call bluegreen.start with allow_nonempty => true if the rows there may stay.")));
+}
+
+/*
+ * Create the slot.  The transaction must have written nothing.
+ */
+static void
+step_create_slot(StartPlan *plan)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	control_stop_stream(plan->slot_name);	/* left by a crash */
+	control_drop_slot(plan->slot_name);
+	plan->stream = stream_shared_create(plan->slot_name);
+	SpinLockAcquire(&plan->stream->mutex);
+	plan->stream->stop_requested = true;	/* until all is registered */
+	SpinLockRelease(&plan->stream->mutex);
+
+	catalog_begin(&access);
+	catalog_arg_name(&args, plan->slot_name);
+	catalog_run("SELECT lsn FROM pg_catalog.pg_create_logical_replication_slot"
+				"($1, '" BG_PLUGIN "')", &args, SPI_OK_SELECT);
+	plan->slot_created = true;
+	plan->slot_lsn = DatumGetLSN(catalog_value(0, 1, NULL));
+	catalog_end(&access);
+}
+
+/*
+ * Register on the peer, then note the slot's position here.
+ */
+static void
+step_register(StartPlan *plan)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	plan->registered = true;
+	registry_create(plan->peer, plan->deployment, plan->slot_lsn);
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, plan->deployment->id);
+	catalog_arg(&args, PG_LSNOID, LSNGetDatum(plan->slot_lsn));
+	catalog_run("UPDATE bluegreen.deployment SET slot_lsn = $2 WHERE id = $1",
+				&args, SPI_OK_UPDATE);
+	catalog_end(&access);
+	event_record_local(plan->deployment->id, EVENT_STARTED, plan->slot_lsn,
+					   "stream started", NULL);
+}
+
+/*
+ * Run a step in a subtransaction, so that after an error the transaction can
+ * go on to undo what earlier steps did.  Returns NULL, or the error.
+ */
+static ErrorData *
+try_step(StartPlan *plan, StartStep step)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	ErrorData  *volatile error = NULL;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		step(plan);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		/* a subtransaction's abort doesn't know of slots */
+		if (MyReplicationSlot != NULL)
+			ReplicationSlotRelease();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return error;
+}
+
+static void
+step_forget_peer(StartPlan *plan)
+{
+	if (plan->peer == NULL || !peer_is_alive(plan->peer))
+		plan->peer = registry_connect(plan->deployment);
+	else
+	{
+		PeerError	ignored;
+
+		(void) peer_try_command(plan->peer, "ROLLBACK", &ignored);
+	}
+	registry_remove(plan->peer, registry_origin(plan->deployment));
+}
+
+static void
+step_forget_source(StartPlan *plan)
+{
+	if (plan->slot_created)
+		control_drop_slot(plan->slot_name);
+	(void) stream_shared_remove(plan->slot_name);
+	catalog_update_deployment(plan->deployment->id,
+							  "desired = 'defined', slot_lsn = NULL, "
+							  "system_identifier = NULL, started_at = NULL");
+}
+
+/*
+ * A first start has failed: put both sides back and raise its error.  What
+ * cannot be put back is told in a warning; the next start() repairs it.
+ */
+static void
+undo_start(StartPlan *plan, ErrorData *error)
+{
+	ErrorData  *second = NULL;
+
+	if (plan->registered)
+		second = try_step(plan, step_forget_peer);
+	if (second == NULL)
+		second = try_step(plan, step_forget_source);
+	if (second != NULL)
+		ereport(WARNING,
+				(errcode(second->sqlerrcode),
+				 errmsg("could not undo the start of deployment \"%s\": %s",
+						plan->deployment->name, second->message),
+				 second->detail ? errdetail_internal("%s", second->detail) : 0,
+				 errhint("Call bluegreen.start again, or drop the deployment.")));
+	if (plan->peer)
+		peer_close(plan->peer);
+	SPI_commit();
+	ReThrowError(error);
+}
+
+/*
+ * Start a deployment for the first time, or anew after a crash in a first
+ * start.
+ */
+static void
+start_first(StartPlan *plan)
+{
+	List	   *mappings = mappings_load(plan->deployment->id, 'f');
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	ErrorData  *error;
+
+	check_source_ready(plan, mappings);
+	check_peer_ready(plan, mappings);
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, plan->deployment->id);
+	catalog_arg(&args, INT8OID, Int64GetDatum((int64) GetSystemIdentifier()));
+	catalog_run("UPDATE bluegreen.deployment SET desired = 'started', "
+				"slot_lsn = NULL, system_identifier = $2, "
+				"started_at = clock_timestamp() WHERE id = $1",
+				&args, SPI_OK_UPDATE);
+	catalog_end(&access);
+	SPI_commit();
+
+	error = try_step(plan, step_create_slot);
+	if (error == NULL)
+		error = try_step(plan, step_register);
+	if (error != NULL)
+		undo_start(plan, error);
+	peer_close(plan->peer);
+	SPI_commit();
+	control_release_stream(plan->stream);
+}
+
+/*
+ * Let the launcher run a stream whose slot is there, at once.
+ */
+static void
+release_existing(const StartPlan *plan)
+{
+	StreamShared *s = stream_shared_adopt(plan->slot_name);
+
+	if (s == NULL)				/* no room: this raises the error */
+		s = stream_shared_create(plan->slot_name);
+	control_release_stream(s);
+}
+
+/*
+ * Let a stream run that has been stopped.
+ */
+static void
+start_again(const StartPlan *plan)
+{
+	catalog_update_deployment(plan->deployment->id, "desired = 'started'");
+	event_record_local(plan->deployment->id, EVENT_STARTED, InvalidXLogRecPtr,
+					   "stream started again", NULL);
+	SPI_commit();
+	release_existing(plan);
+}
+
+/*
+ * start() of a stream that is meant to run already: try at once if it waits
+ * after an error.
+ */
+static void
+start_running(const StartPlan *plan)
+{
+	ereport(NOTICE,
+			(errmsg("deployment \"%s\" is already started",
+					plan->deployment->name)));
+	release_existing(plan);
+}
+
+static void
+start_locked(StartPlan *plan)
+{
+	Deployment *deployment = deployment_lock(plan->deployment->name);
+	bool		has_slot;
+
+	plan->deployment = deployment;
+	stream_slot_name(plan->slot_name, MyDatabaseId, deployment->id, 'f');
+	has_slot = SearchNamedReplicationSlot(plan->slot_name, true) != NULL;
+	if (XLogRecPtrIsInvalid(deployment->slot_lsn))
+		start_first(plan);
+	else if (!has_slot)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("deployment \"%s\" has lost its replication slot \"%s\"",
+						deployment->name, plan->slot_name),
+				 errdetail("Changes since the slot was dropped may be missing on the peer."),
+				 errhint("Drop the deployment, empty the target tables and create it again.")));
+	else if (deployment->desired == DESIRED_STARTED)
+		start_running(plan);
+	else
+		start_again(plan);
+}
+
+/*
+ * bluegreen.start(deployment name, allow_nonempty boolean): see the head of
+ * this file.  Commits.  Errors leave both sides as they were.
+ */
+Datum
+bluegreen_start(PG_FUNCTION_ARGS)
+{
+	StartPlan  *plan;
+	int32		id;
+
+	procedure_begin(fcinfo, "bluegreen.start", 2);
+	shared_require();
+	plan = palloc0(sizeof(StartPlan));
+	plan->allow_nonempty = PG_GETARG_BOOL(1);
+	plan->deployment = procedure_lock(NameStr(*PG_GETARG_NAME(0)));
+	id = plan->deployment->id;
+	PG_TRY();
+	{
+		start_locked(plan);
+	}
+	PG_FINALLY();
+	{
+		control_unlock(id);
+	}
+	PG_END_TRY();
+	procedure_end();
+	PG_RETURN_VOID();
+}

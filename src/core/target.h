@@ -1,0 +1,62 @@
+/*-------------------------------------------------------------------------
+ *
+ * target.h
+ *		What the peer says about a target table.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef BG_TARGET_H
+#define BG_TARGET_H
+
+#include "core/catalog.h"
+#include "core/peer.h"
+
+typedef struct TargetColumn
+{
+	char	   *name;
+	char	   *type;			/* format_type() with schema, e.g. numeric(10,2),
+								 * app.mood; pg_catalog types unqualified */
+	char	   *type_schema;
+	char	   *type_name;		/* pg_type.typname (arrays: _int4) */
+	char		type_kind;		/* pg_type.typtype: b c d e r m */
+	bool		is_array;		/* true array (typelem with array subscripting) */
+	bool		has_binary;		/* send and receive functions exist for it and
+								 * for all that it is made of */
+	Oid			type_oid;		/* on the peer; built-in ones equal ours */
+	bool		not_null;
+	bool		has_default;	/* default or identity, not generated */
+	char		generated;		/* attgenerated, or 0 */
+	char		identity;		/* attidentity: 'a', 'd' or 0 */
+	int			key_position;	/* place in the key, from 1; 0 = no key column */
+} TargetColumn;
+
+typedef struct TargetTable
+{
+	char	   *schema;
+	char	   *table;
+	char		kind;			/* relkind */
+	char		persistence;	/* relpersistence */
+	bool		is_system;
+	bool		key_is_deferrable;
+	bool		has_incoming_fk;	/* referenced by another table's FK */
+	int			other_unique;	/* unique or exclusion indexes beside the key */
+	int			ncolumns;
+	TargetColumn *columns;
+} TargetTable;
+
+/*
+ * Describe a table of the peer; NULL if it does not exist.  key: names (char *)
+ * of the key's columns, or NIL for the primary key.  Raises an error if no
+ * valid, unique, non-partial index on plain NOT NULL columns has exactly these
+ * columns; key_position says which were found, in the index's order.  If only
+ * a deferrable one has them, key_is_deferrable is set and nothing is raised.
+ * What is no permanent user table is described without looking for a key.
+ */
+extern TargetTable *target_describe(Peer *peer, const char *schema,
+									const char *table, List *key);
+extern TargetColumn *target_column(TargetTable *table, const char *name);
+
+/* Version of the extension on the peer, or NULL if it is not installed. */
+extern char *target_extension_version(Peer *peer);
+
+#endif							/* BG_TARGET_H */

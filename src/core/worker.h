@@ -1,0 +1,72 @@
+/*-------------------------------------------------------------------------
+ *
+ * worker.h
+ *		Background workers: registration, the launcher, and what every worker
+ *		does first.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef BG_WORKER_H
+#define BG_WORKER_H
+
+#include "core/shared.h"
+
+/* entry points, found by name in the library */
+extern PGDLLEXPORT void bluegreen_launcher_main(Datum arg);
+extern PGDLLEXPORT void bluegreen_stream_main(Datum arg);	/* stream/sync.c */
+extern PGDLLEXPORT void bluegreen_copy_main(Datum arg);		/* stream/copy.c */
+extern PGDLLEXPORT void bluegreen_recorder_main(Datum arg);	/* core/event.c */
+
+extern void launcher_register(void);
+
+/*
+ * A stream worker's first call (index = its bgw_main_arg): it takes over the
+ * entry, that is, sets pid and latch, and arranges that both are cleared and
+ * the launcher is woken when the process ends, however it ends.  Ends the
+ * process if the entry is gone or has a worker already.
+ */
+extern StreamShared *worker_attach_stream(int index);
+
+/*
+ * Signals, database connection (as the bootstrap superuser), search_path and
+ * the pinned settings; application_name is shown in pg_stat_activity.
+ */
+extern void worker_start(Oid dboid, const char *application_name);
+
+/* CHECK_FOR_INTERRUPTS, and read the configuration again after SIGHUP. */
+extern void worker_check(void);
+
+/* A setting whose value must not depend on who configured what. */
+typedef struct PinnedSetting
+{
+	const char *name;
+	const char *value;
+	bool		formatting;		/* values travel by it: both ends need it */
+} PinnedSetting;
+
+extern const PinnedSetting pinned_settings[];	/* ends with name == NULL */
+
+/* Settings that formatting depends on, the same on both ends. */
+extern void worker_pin_settings(void);
+
+/*
+ * Commit callback that wakes the stream workers; registered once.
+ *
+ * A stream worker that has read all WAL calls wake_before_wait(), looks at
+ * wake_last_commit() and the flush position once more, and only then waits on
+ * its latch; wake_after_wait() when it goes on.  A commit sets the latch only
+ * between the two.
+ */
+extern void wake_register(void);
+extern void wake_before_wait(StreamShared *s);
+extern void wake_after_wait(StreamShared *s);
+/* Largest commit position published by a backend (maybe not flushed). */
+extern XLogRecPtr wake_last_commit(void);
+
+/* for shared.c */
+extern Size wake_shared_size(void);
+extern void wake_shared_startup(void);
+extern void wake_stream_added(int index, Oid dboid);
+extern void wake_stream_removed(int index);
+
+#endif							/* BG_WORKER_H */

@@ -1,0 +1,342 @@
+/*-------------------------------------------------------------------------
+ *
+ * apply_rows.c
+ *		Queue a batch's rows as set-based statements on the peer.
+ *
+ * Per target table: deletes, then updates (one statement per set of columns
+ * that they carry), then inserts, each over rows sorted by key.  A parameter
+ * is a one-dimensional array in PostgreSQL's binary format, built straight
+ * from the wire values of the rows.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "compat.h"
+#include "lib/stringinfo.h"
+#include "libpq/pqformat.h"
+#include "stream/apply.h"
+#include "utils/memutils.h"
+
+/* Which rows a statement takes, in the order of sending. */
+typedef struct RowStep
+{
+	StatementKind kind;
+	uint32		row_kinds;		/* mask of RowKind */
+	bool		counted;		/* each row must be there */
+	bool		by_columns;		/* rows differ in the columns they carry */
+} RowStep;
+
+#define MASK(kind)	((uint32) 1 << (kind))
+
+static const RowStep row_steps[] = {
+	{STATEMENT_DELETE, MASK(ROW_DELETE) | MASK(ROW_REPLACE), true, false},
+	{STATEMENT_DELETE, MASK(ROW_DELETE_IF_THERE) |
+		MASK(ROW_REPLACE_IF_THERE) | MASK(ROW_RECREATE), false, false},
+	{STATEMENT_UPDATE, MASK(ROW_UPDATE), true, true},
+	{STATEMENT_UPDATE, MASK(ROW_PATCH), false, true},
+	{STATEMENT_INSERT, MASK(ROW_INSERT) | MASK(ROW_REPLACE) |
+		MASK(ROW_REPLACE_IF_THERE), true, false},
+	{STATEMENT_UPSERT, MASK(ROW_UPSERT) | MASK(ROW_RECREATE), false, false},
+};
+
+/*
+ * Remember what the statement that was just queued should do.
+ */
+void
+apply_expect(Apply *apply, TargetWriter *writer, int64 rows)
+{
+	if (apply->nexpected == apply->max_expected)
+	{
+		apply->max_expected *= 2;
+		apply->expected = repalloc_array(apply->expected, Expectation,
+										 apply->max_expected);
+	}
+	apply->expected[apply->nexpected].writer = writer;
+	apply->expected[apply->nexpected].rows = rows;
+	apply->nexpected++;
+}
+
+/*
+ * The writer of a transform's target.
+ */
+TargetWriter *
+apply_writer(Apply *apply, const Transform *transform)
+{
+	for (int i = 0; i < apply->nwriters; i++)
+		if (apply->writers[i]->transform == transform)
+			return apply->writers[i];
+	elog(ERROR, "mapping %d has no writer", transform->row->id);
+	return NULL;				/* keep compiler quiet */
+}
+
+/*
+ * Begin a binary array of a column's carrier type.
+ */
+static void
+begin_array(StringInfo out, const TransformColumn *column, int n,
+			bool has_null)
+{
+	initStringInfo(out);
+	pq_sendint32(out, 1);		/* dimensions */
+	pq_sendint32(out, has_null ? 1 : 0);
+	pq_sendint32(out, column->def->wire == WIRE_BINARY ?
+				 column->type : TEXTOID);
+	pq_sendint32(out, n);
+	pq_sendint32(out, 1);		/* lower bound */
+}
+
+static void
+append_element(StringInfo out, const WireValue *value)
+{
+	pq_sendint32(out, value->data ? value->len : -1);
+	if (value->data)
+		appendBinaryStringInfoNT(out, value->data, value->len);
+}
+
+/*
+ * One column of some rows as a binary array.
+ */
+static void
+encode_array(StringInfo out, const TransformColumn *column, BatchRow **rows,
+			 int nrows, int i)
+{
+	bool		has_null = false;
+
+	for (int r = 0; r < nrows && !has_null; r++)
+		has_null = rows[r]->values[i].data == NULL;
+	begin_array(out, column, nrows, has_null);
+	for (int r = 0; r < nrows; r++)
+		append_element(out, &rows[r]->values[i]);
+}
+
+/* The parameters of one statement, being filled. */
+typedef struct Parameters
+{
+	int			n;
+	const char **values;
+	int		   *lengths;
+	int		   *formats;
+} Parameters;
+
+static Parameters
+parameters_create(int max)
+{
+	Parameters	p = {
+		.values = palloc0_array(const char *, max),
+		.lengths = palloc0_array(int, max),
+		.formats = palloc0_array(int, max)
+	};
+
+	return p;
+}
+
+static void
+add_array(Parameters *p, const StringInfoData *array)
+{
+	p->values[p->n] = array->data;
+	p->lengths[p->n] = array->len;
+	p->formats[p->n] = 1;
+	p->n++;
+}
+
+/*
+ * Arrays for the columns that a statement takes: all that are not missing, or
+ * the key's only.
+ */
+static void
+add_columns(Parameters *p, Transform *transform, BatchRow **rows, int nrows,
+			bool key_only)
+{
+	for (int i = 0; i < transform->ncolumns; i++)
+	{
+		StringInfoData array;
+
+		if (key_only && !transform->columns[i].def->is_key)
+			continue;
+		if (!key_only && rows[0]->missing && rows[0]->missing[i])
+			continue;
+		encode_array(&array, &transform->columns[i], rows, nrows, i);
+		add_array(p, &array);
+	}
+}
+
+static void
+send_statement(Apply *apply, PeerStatement *statement, const Parameters *p)
+{
+	peer_send(apply->peer, statement, p->values, p->lengths, p->formats);
+	for (int i = 0; i < p->n; i++)
+		apply->shared->bytes += p->lengths[i];
+}
+
+/*
+ * Queue one statement over rows that carry the same columns.
+ */
+static void
+queue_statement(Apply *apply, TargetWriter *writer, const RowStep *step,
+				BatchRow **rows, int nrows)
+{
+	PeerStatement *statement =
+		target_statement(writer, step->kind,
+						 step->by_columns ? rows[0]->missing : NULL);
+	MemoryContext old;
+	Parameters	p;
+
+	if (statement == NULL)
+		return;
+	old = MemoryContextSwitchTo(apply->param_context);
+	p = parameters_create(writer->transform->ncolumns);
+	add_columns(&p, writer->transform, rows, nrows,
+				step->kind == STATEMENT_DELETE);
+	send_statement(apply, statement, &p);
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(apply->param_context);
+	apply_expect(apply, writer, step->counted ? nrows : -1);
+}
+
+static bool
+carry_same_columns(const BatchRow *a, const BatchRow *b, int ncolumns)
+{
+	for (int i = 0; i < ncolumns; i++)
+		if ((a->missing && a->missing[i]) != (b->missing && b->missing[i]))
+			return false;
+	return true;
+}
+
+/*
+ * Queue the rows of one step; where they differ in what they carry, one
+ * statement per set of columns.  Usually that is one.
+ */
+static void
+queue_step(Apply *apply, TargetWriter *writer, const RowStep *step,
+		   BatchRow **rows, int nrows)
+{
+	int			ncolumns = writer->transform->ncolumns;
+	BatchRow  **group = palloc_array(BatchRow *, nrows);
+
+	while (nrows > 0)
+	{
+		int			ngroup = 0;
+		int			nrest = 0;
+
+		for (int r = 0; r < nrows; r++)
+		{
+			BatchRow   *row = rows[r];
+
+			if (!step->by_columns || ngroup == 0 ||
+				carry_same_columns(group[0], row, ncolumns))
+				group[ngroup++] = row;
+			else
+				rows[nrest++] = row;
+		}
+		queue_statement(apply, writer, step, group, ngroup);
+		nrows = nrest;
+	}
+	pfree(group);
+}
+
+static void
+queue_table(Apply *apply, BatchTable *table)
+{
+	TargetWriter *writer = apply_writer(apply, table->transform);
+	MappingRow *row = table->transform->row;
+	BatchRow  **sorted = batch_sorted_rows(table);
+	BatchRow  **rows = palloc_array(BatchRow *, table->nrows);
+	bool		can_count = row->on_write == ON_WRITE_MIRROR &&
+		row->on_delete == ON_DELETE_DELETE && !row->target_shared;
+
+	for (int s = 0; s < lengthof(row_steps); s++)
+	{
+		RowStep		step = row_steps[s];
+		int			nrows = 0;
+
+		for (int r = 0; r < table->nrows; r++)
+			if (step.row_kinds & MASK(sorted[r]->kind))
+				rows[nrows++] = sorted[r];
+		step.counted &= can_count;
+		if (nrows > 0)
+			queue_step(apply, writer, &step, rows, nrows);
+	}
+	pfree(rows);
+	pfree(sorted);
+}
+
+/*
+ * Queue all rows of a batch.
+ */
+void
+apply_queue_rows(Apply *apply, Batch *batch)
+{
+	for (int t = 0; t < batch->ntables; t++)
+		if (batch->tables[t].nrows > 0)
+			queue_table(apply, &batch->tables[t]);
+}
+
+/*
+ * Queue one row by itself; the caller looks at how many rows it affects.
+ */
+void
+apply_queue_row(Apply *apply, TargetWriter *writer, StatementKind kind,
+				BatchRow *row)
+{
+	RowStep		step = {
+		.kind = kind,
+		.by_columns = kind == STATEMENT_UPDATE
+	};
+
+	queue_statement(apply, writer, &step, &row, 1);
+}
+
+/*
+ * Queue the record of a conflict over a row's key; texts are the parameters
+ * that follow the key in STATEMENT_CONFLICT.
+ */
+void
+apply_queue_conflict(Apply *apply, TargetWriter *writer, BatchRow *row,
+					 const char *const texts[8])
+{
+	Transform  *transform = writer->transform;
+	MemoryContext old = MemoryContextSwitchTo(apply->param_context);
+	Parameters	p = parameters_create(transform->nkeys + 8);
+
+	add_columns(&p, transform, &row, 1, true);
+	for (int i = 0; i < 8; i++)
+	{
+		p.values[p.n] = texts[i];
+		p.lengths[p.n] = texts[i] ? strlen(texts[i]) : 0;
+		p.n++;
+	}
+	send_statement(apply, target_statement(writer, STATEMENT_CONFLICT, NULL),
+				   &p);
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(apply->param_context);
+	apply_expect(apply, writer, -1);
+}
+
+/*
+ * Queue a move: the new row, then the old key (by key column).
+ */
+void
+apply_queue_move(Apply *apply, TargetWriter *writer, BatchRow *row,
+				 const WireValue *old_key)
+{
+	Transform  *transform = writer->transform;
+	MemoryContext old = MemoryContextSwitchTo(apply->param_context);
+	Parameters	p = parameters_create(transform->ncolumns + transform->nkeys);
+
+	add_columns(&p, transform, &row, 1, false);
+	for (int k = 0; k < transform->nkeys; k++)
+	{
+		StringInfoData array;
+
+		begin_array(&array, &transform->columns[transform->keys[k]], 1, false);
+		append_element(&array, &old_key[k]);
+		add_array(&p, &array);
+	}
+	send_statement(apply, target_statement(writer, STATEMENT_MOVE,
+										   row->missing), &p);
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(apply->param_context);
+	apply_expect(apply, writer, 1);
+}

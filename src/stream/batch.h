@@ -1,0 +1,86 @@
+/*-------------------------------------------------------------------------
+ *
+ * batch.h
+ *		Row changes of whole transactions, folded to one net change a key.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef BG_BATCH_H
+#define BG_BATCH_H
+
+#include "stream/change.h"
+
+/* What a batch knows of one key. */
+typedef enum RowKind
+{
+	ROW_NONE,					/* came and went within the batch */
+	ROW_INSERT,
+	ROW_UPDATE,
+	ROW_UPSERT,
+	ROW_PATCH,
+	ROW_DELETE,
+	ROW_DELETE_IF_THERE,
+	ROW_REPLACE,				/* delete, then insert */
+	ROW_REPLACE_IF_THERE,		/* delete if there, then insert */
+	ROW_RECREATE,				/* delete if there, then upsert */
+	ROW_KINDS
+} RowKind;
+
+/* A column's value as it goes over the wire; data NULL = SQL NULL. */
+typedef struct WireValue
+{
+	int32		len;
+	char	   *data;
+} WireValue;
+
+typedef struct BatchRow
+{
+	RowKind		kind;
+	uint32		hash;
+	struct BatchRow *chain;		/* next with the same bucket */
+	struct BatchRow *next;		/* next in order of arrival */
+	Datum	   *key;			/* by key column */
+	WireValue  *values;			/* by column */
+	bool	   *missing;		/* by column; NULL = none */
+} BatchRow;
+
+/* The rows of one mapping. */
+typedef struct BatchTable
+{
+	Transform  *transform;
+	int			nrows;			/* with ROW_NONE */
+	BatchRow   *first;
+	BatchRow   *last;
+	BatchRow  **buckets;
+	uint32		nbuckets;		/* a power of 2 */
+} BatchTable;
+
+typedef struct Batch
+{
+	MemoryContext context;		/* reset by batch_reset() */
+	int			ntables;
+	BatchTable *tables;			/* one per transform of the stream */
+	int64		rows;			/* in the tables */
+	int64		bytes;			/* of their values */
+	uint64	   *shared_keys;	/* keys of shared targets, see batch.c */
+	uint32		nshared;
+	uint32		shared_size;
+} Batch;
+
+typedef enum BatchResult
+{
+	BATCH_ADDED,
+	BATCH_CUT					/* send what is there first, then add again */
+} BatchResult;
+
+extern Batch *batch_create(List *transforms);
+extern BatchResult batch_add(Batch *batch, const RowChange *change);
+extern void batch_reset(Batch *batch);
+extern BatchTable *batch_table(Batch *batch, const Transform *transform);
+extern BatchRow **batch_sorted_rows(BatchTable *table);
+
+/* Turn one value into bytes in CurrentMemoryContext. */
+extern void wire_encode(TransformColumn *column, Datum value, bool isnull,
+						WireValue *result);
+
+#endif							/* BG_BATCH_H */

@@ -1,0 +1,368 @@
+/*-------------------------------------------------------------------------
+ *
+ * copy.c
+ *		Copy workers.
+ *
+ * A stream's worker starts bluegreen.copy_workers of them when it has tables
+ * to copy.  Each takes one chunk after the other (copy_plan.c, copy_run.c)
+ * from whatever table has one, builds indexes and finishes tables, and ends
+ * when all of them are streaming.  Copy workers hold no slot and no decoding
+ * context, so they read tables and the catalogs like any backend.
+ *
+ * A copy worker that fails leaves nothing behind: its target transaction is
+ * rolled back, its announcement is taken back at exit, and the stream's worker
+ * starts another one.  One that does not die with its stream's worker cannot
+ * do harm either: the next worker raises the generations first.
+ *
+ * The mapping version protects a table that was just added: a chunk taken
+ * before the stream's worker knows the mapping would miss what commits in
+ * between.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "compat.h"
+#include "core/catalog.h"
+#include "core/event.h"
+#include "core/settings.h"
+#include "core/worker.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "storage/ipc.h"
+#include "storage/lmgr.h"
+#include "storage/procarray.h"
+#include "stream/copy.h"
+#include "stream/progress.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+/* bgw_main_arg: which stream, which of its copy slots. */
+#define COPY_ARG(stream, slot)	Int32GetDatum((stream) * BG_MAX_COPY_WORKERS + (slot))
+
+static CopyState *my_state = NULL;
+
+static void
+release_slot(int code, Datum arg)
+{
+	StreamShared *shared = my_state->shared;
+
+	LWLockAcquire(shared_chunk_lock(), LW_EXCLUSIVE);
+	memset(my_state->slot, 0, sizeof(CopyShared));
+	shared->chunk_version++;
+	LWLockRelease(shared_chunk_lock());
+	ConditionVariableBroadcast(&shared->changed);
+	stream_wake(shared);
+}
+
+/*
+ * Take over the copy slot that was reserved for this process; false if
+ * someone else has it.
+ */
+static bool
+take_slot(CopyState *state, int slot)
+{
+	bool		mine;
+
+	LWLockAcquire(shared_chunk_lock(), LW_EXCLUSIVE);
+	state->slot = &state->shared->copy[slot];
+	mine = state->shared->in_use && state->slot->pid == 0;
+	if (mine)
+	{
+		memset(state->slot, 0, sizeof(CopyShared));
+		state->slot->pid = MyProcPid;
+	}
+	LWLockRelease(shared_chunk_lock());
+	my_state = state;
+	if (mine)
+		before_shmem_exit(release_slot, (Datum) 0);
+	return mine;
+}
+
+/*
+ * Wait until every transaction that runs now has ended.  One of them may have
+ * written before the slot was consistent, or before the mapping was there,
+ * and commit after a chunk's snapshot: the stream would not have it and the
+ * chunk would not see it.
+ */
+static void
+wait_for_older_transactions(void)
+{
+	TransactionId xid;
+	Snapshot	snapshot;
+	TransactionId *running;
+	int			nrunning;
+
+	StartTransactionCommand();
+	xid = GetCurrentTransactionId();
+	CommitTransactionCommand();
+
+	StartTransactionCommand();
+	snapshot = RegisterSnapshot(GetTransactionSnapshot());
+	nrunning = snapshot->xcnt;
+	running = palloc_array(TransactionId, Max(nrunning, 1));
+	memcpy(running, snapshot->xip, nrunning * sizeof(TransactionId));
+	UnregisterSnapshot(snapshot);
+	for (int i = 0; i < nrunning; i++)
+		if (TransactionIdPrecedes(running[i], xid))
+			XactLockTableWait(running[i], NULL, NULL, XLTW_None);
+	CommitTransactionCommand();
+}
+
+/*
+ * The chunk's row for the operator on this side.
+ */
+void
+copy_log_chunk(CopyState *state, const CopyJob *job, int64 rows, int64 bytes,
+			   const char *snapshot, XLogRecPtr p)
+{
+	Oid			types[12];
+	Datum		values[12];
+	char		nulls[13] = "            ";
+	const KeySpace *space = job->table->directory->space;
+	const char *texts[] = {
+		psprintf("%d", state->deployment->id),
+		psprintf("%d", job->table->transform->row->id),
+		psprintf("%d", job->number),
+		psprintf(INT64_FORMAT, job->generation),
+		job->lower ? keyspace_key_to_literal(space, job->lower) : NULL,
+		job->upper ? keyspace_key_to_literal(space, job->upper) : NULL,
+		snapshot,
+		psprintf("%X/%X", LSN_FORMAT_ARGS(p)),
+		psprintf(INT64_FORMAT, rows),
+		psprintf(INT64_FORMAT, bytes),
+		pstrdup(timestamptz_to_str(state->slot->started_at)),
+		pstrdup(timestamptz_to_str(GetCurrentTimestamp()))
+	};
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	SPI_connect();
+	for (int i = 0; i < lengthof(texts); i++)
+	{
+		types[i] = TEXTOID;
+		nulls[i] = texts[i] ? ' ' : 'n';
+		values[i] = texts[i] ? CStringGetTextDatum(texts[i]) : (Datum) 0;
+	}
+	if (SPI_execute_with_args("INSERT INTO bluegreen.chunk_log (deployment, "
+							  "mapping, number, generation, lower, upper, "
+							  "snapshot, lsn, row_count, byte_count, "
+							  "started_at, finished_at) "
+							  "SELECT $1::integer, $2::integer, $3::integer, "
+							  "$4::bigint, $5::text[], $6::text[], "
+							  "$7::pg_snapshot, $8::pg_lsn, $9::bigint, "
+							  "$10::bigint, $11::timestamptz, "
+							  "$12::timestamptz "
+							  "WHERE EXISTS (SELECT FROM bluegreen.table_mapping "
+							  "WHERE id = $2::integer) "
+							  "ON CONFLICT (mapping, number) DO NOTHING",
+							  lengthof(texts), types, values, nulls, false,
+							  0) != SPI_OK_INSERT)
+		elog(ERROR, "could not record a chunk");
+	SPI_finish();
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(state->context);
+}
+
+static CopyTable *
+make_table(CopyState *state, MappingRow *row)
+{
+	CopyTable  *table = palloc0_object(CopyTable);
+
+	table->transform = transform_compile(row);
+	table->stats = table_shared_get(row->id, row->deployment);
+	table->directory = chunk_directory_create(table->transform);
+	table->writer = target_writer_create(state->peer, table->transform);
+	table->partitioned =
+		get_rel_relkind(row->source) == RELKIND_PARTITIONED_TABLE;
+	table->staged = row->on_write != ON_WRITE_MIRROR ||
+		row->on_delete != ON_DELETE_DELETE;
+	table->binary = true;
+	for (int i = 0; i < row->ncolumns; i++)
+		table->binary &= row->columns[i].wire != WIRE_TEXT;
+	return table;
+}
+
+/*
+ * Load the deployment and compile its mappings.  False if the stream's worker
+ * knows other mappings than there are now: it is about to start again.
+ */
+static bool
+load_tables(CopyState *state)
+{
+	char	   *name;
+	List	   *rows;
+	ListCell   *lc;
+	int64		known;
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	MemoryContextSwitchTo(state->context);
+	state->deployment = deployment_load(state->shared->deployment);
+	SpinLockAcquire(&state->shared->mutex);
+	known = state->shared->mapping_version;
+	SpinLockRelease(&state->shared->mutex);
+	if (state->deployment == NULL || state->deployment->mapping_version != known)
+		return false;
+	rows = mappings_load(state->deployment->id, state->shared->direction);
+	name = psprintf("bluegreen %s copy %d", state->deployment->name,
+					(int) (state->slot - state->shared->copy) + 1);
+	state->origin =
+		stream_origin_name(state->deployment->system_identifier, MyDatabaseId,
+						   state->deployment->id, state->shared->direction);
+	state->peer = peer_connect(state->deployment->server,
+							   state->deployment->owner, name);
+	peer_keep(state->peer);
+	peer_on_connect_apply(state->peer);
+	progress_session_setup(state->peer,
+						   psprintf("%s_c%d", state->origin,
+									(int) (state->slot - state->shared->copy) + 1),
+						   name);
+	foreach(lc, rows)
+		state->tables = lappend(state->tables, make_table(state, lfirst(lc)));
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(state->context);
+	return true;
+}
+
+static void
+wait_for_change(CopyState *state)
+{
+	ConditionVariablePrepareToSleep(&state->shared->changed);
+	(void) ConditionVariableTimedSleep(&state->shared->changed, 1000,
+									   PG_WAIT_EXTENSION);
+	ConditionVariableCancelSleep();
+}
+
+static void
+copy_loop(CopyState *state)
+{
+	for (;;)
+	{
+		CopyJob		job;
+		CopyStep	step;
+
+		worker_check();
+		step = copy_plan(state, &job);
+		switch (step)
+		{
+			case COPY_CHUNK:
+				(void) copy_chunk(state, &job);
+				break;
+			case COPY_FINISH:
+				StartTransactionCommand();
+				(void) copy_finish_table(state, &job);
+				CommitTransactionCommand();
+				break;
+			case COPY_WAIT:
+				wait_for_change(state);
+				break;
+			case COPY_DONE:
+				return;
+		}
+		MemoryContextSwitchTo(state->context);
+		MemoryContextReset(state->chunk_context);
+		pgstat_report_stat(false);
+	}
+}
+
+/*
+ * Entry point of a copy worker.
+ */
+void
+bluegreen_copy_main(Datum arg)
+{
+	int			stream = DatumGetInt32(arg) / BG_MAX_COPY_WORKERS;
+	int			slot = DatumGetInt32(arg) % BG_MAX_COPY_WORKERS;
+	CopyState  *state = MemoryContextAllocZero(TopMemoryContext,
+											   sizeof(CopyState));
+
+	state->shared = stream_shared_at(stream);
+	state->context = TopMemoryContext;
+	state->chunk_context = AllocSetContextCreate(TopMemoryContext,
+												 "pg_bluegreen chunk",
+												 ALLOCSET_DEFAULT_SIZES);
+	if (!take_slot(state, slot))
+		proc_exit(0);
+	worker_start(state->shared->dboid, "pg_bluegreen copy");
+	wait_for_older_transactions();
+	if (load_tables(state))
+		copy_loop(state);
+	if (state->peer)
+		peer_close(state->peer);
+	proc_exit(0);
+}
+
+/*
+ * Start copy workers for the stream in the free slots, up to
+ * bluegreen.copy_workers.  Called by the stream's worker.
+ */
+void
+copy_launch_workers(StreamShared *shared)
+{
+	int			wanted = Min(Max(bg_copy_workers, 1), BG_MAX_COPY_WORKERS);
+
+	for (int i = 0; i < wanted; i++)
+	{
+		BackgroundWorker worker = {
+			.bgw_flags = BGWORKER_SHMEM_ACCESS |
+			BGWORKER_BACKEND_DATABASE_CONNECTION,
+			.bgw_start_time = BgWorkerStart_RecoveryFinished,
+			.bgw_restart_time = BGW_NEVER_RESTART,
+			.bgw_main_arg = COPY_ARG(stream_shared_index(shared), i)
+		};
+		bool		taken;
+
+		LWLockAcquire(shared_chunk_lock(), LW_SHARED);
+		taken = shared->copy[i].pid != 0;
+		LWLockRelease(shared_chunk_lock());
+		if (taken)
+			continue;
+		strlcpy(worker.bgw_library_name, "pg_bluegreen", BGW_MAXLEN);
+		strlcpy(worker.bgw_function_name, "bluegreen_copy_main", BGW_MAXLEN);
+		snprintf(worker.bgw_name, BGW_MAXLEN, "pg_bluegreen copy %d of %s",
+				 i + 1, shared->slot_name);
+		strlcpy(worker.bgw_type, "pg_bluegreen copy", BGW_MAXLEN);
+		if (!RegisterDynamicBackgroundWorker(&worker, NULL))
+			ereport(WARNING,
+					(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+					 errmsg("no background worker is free to copy tables"),
+					 errhint("Raise max_worker_processes.")));
+	}
+}
+
+/*
+ * End the stream's copy workers and wait until they are gone.
+ */
+void
+copy_stop_workers(StreamShared *shared)
+{
+	ConditionVariablePrepareToSleep(&shared->changed);
+	for (;;)
+	{
+		int			alive = 0;
+
+		CHECK_FOR_INTERRUPTS();
+		LWLockAcquire(shared_chunk_lock(), LW_SHARED);
+		for (int i = 0; i < BG_MAX_COPY_WORKERS; i++)
+			if (shared->copy[i].pid != 0)
+			{
+				kill(shared->copy[i].pid, SIGTERM);
+				alive++;
+			}
+		LWLockRelease(shared_chunk_lock());
+		if (alive == 0)
+			break;
+		(void) ConditionVariableTimedSleep(&shared->changed, 1000,
+										   PG_WAIT_EXTENSION);
+	}
+	ConditionVariableCancelSleep();
+}

@@ -1,0 +1,78 @@
+/*-------------------------------------------------------------------------
+ *
+ * copy.h
+ *		Copying tables in chunks.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef BG_COPY_H
+#define BG_COPY_H
+
+#include "stream/chunk.h"
+#include "stream/statement.h"
+
+/* A table as a copy worker sees it. */
+typedef struct CopyTable
+{
+	Transform  *transform;
+	TableShared *stats;
+	ChunkDirectory *directory;
+	TargetWriter *writer;
+	bool		partitioned;	/* source is */
+	bool		staged;			/* rows go through a temporary table */
+	bool		binary;			/* COPY format */
+} CopyTable;
+
+typedef struct CopyState
+{
+	StreamShared *shared;
+	CopyShared *slot;			/* this worker's */
+	Deployment *deployment;
+	Peer	   *peer;
+	char	   *origin;			/* of the stream, names its rows */
+	MemoryContext context;		/* lives with the worker */
+	MemoryContext chunk_context;	/* reset after each chunk */
+	List	   *tables;			/* of CopyTable */
+} CopyState;
+
+/* What to do next.  */
+typedef enum CopyStep
+{
+	COPY_CHUNK,					/* a chunk is announced: copy it */
+	COPY_FINISH,				/* a table is copied and the stream is past it */
+	COPY_WAIT,					/* for the stream or for other copy workers */
+	COPY_DONE					/* every table is streaming */
+} CopyStep;
+
+typedef struct CopyJob
+{
+	CopyTable  *table;
+	int64		generation;
+	int			number;
+	Datum	   *lower;
+	Datum	   *upper;
+	bool		key_only;
+} CopyJob;
+
+/* copy_plan.c */
+extern CopyStep copy_plan(CopyState *state, CopyJob *job);
+extern void copy_withdraw(CopyState *state);
+
+/* copy_run.c */
+extern bool copy_chunk(CopyState *state, const CopyJob *job);
+
+/* copy_query.c */
+extern Query *copy_build_query(const CopyJob *job, TimestampTz moment);
+
+/* copy_index.c */
+extern bool copy_save_indexes(CopyState *state, CopyTable *table);
+extern void copy_restore_indexes(Peer *peer, const char *origin, int32 mapping);
+extern bool copy_finish_table(CopyState *state, const CopyJob *job);
+
+/* copy.c */
+extern void copy_log_chunk(CopyState *state, const CopyJob *job, int64 rows,
+						   int64 bytes, const char *snapshot, XLogRecPtr p);
+extern void copy_launch_workers(StreamShared *shared);
+extern void copy_stop_workers(StreamShared *shared);
+
+#endif							/* BG_COPY_H */

@@ -1,0 +1,390 @@
+/*-------------------------------------------------------------------------
+ *
+ * copy_plan.c
+ *		What a copy worker does next.
+ *
+ * Copy workers plan one at a time, under a heavyweight lock that an error or
+ * the end of the process gives back.  The plan of a table is derived each
+ * time from its directory (chunks that are finished on the target, chunks that
+ * are announced): the first gap is the next chunk, so a table can be taken up
+ * again wherever it was left.
+ *
+ * The first chunk decides how a table is copied.  A small one, or one that
+ * cannot be cut, is one chunk.  One that is cut has the unique indexes beside
+ * its key saved and dropped first: rows that were read under different
+ * snapshots may clash in them until the stream has passed the last P.
+ *
+ * A patch finds its target rows only after they are there, so its table waits
+ * until every other mapping of the same target is streaming.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_inherits.h"
+#include "compat.h"
+#include "core/event.h"
+#include "core/settings.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "optimizer/plancat.h"
+#include "storage/lmgr.h"
+#include "stream/copy.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+/*
+ * One planner at a time for a deployment; until the end of the transaction.
+ */
+static void
+lock_planning(const CopyState *state)
+{
+	Oid			schema = get_namespace_oid("bluegreen", false);
+
+	LockDatabaseObject(get_relname_relid("deployment", schema),
+					   (Oid) state->deployment->id, 0, ExclusiveLock);
+}
+
+static double
+estimate_one(Oid relid)
+{
+	Relation	relation = table_open(relid, AccessShareLock);
+	BlockNumber pages;
+	double		tuples = 0;
+	double		allvisfrac;
+
+	if (relation->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
+		estimate_rel_size(relation, NULL, &pages, &tuples, &allvisfrac);
+	table_close(relation, AccessShareLock);
+	return tuples;
+}
+
+/*
+ * About how many rows the source has now.
+ */
+static int64
+estimate_rows(const CopyTable *table)
+{
+	Oid			source = table->transform->row->source;
+	double		total = 0;
+	ListCell   *lc;
+
+	if (!table->partitioned)
+		return (int64) estimate_one(source);
+	foreach(lc, find_all_inheritors(source, AccessShareLock, NULL))
+		total += estimate_one(lfirst_oid(lc));
+	return (int64) total;
+}
+
+static char *
+literal_row(const KeySpace *space, const Datum *key)
+{
+	StringInfoData row;
+
+	initStringInfo(&row);
+	appendStringInfoString(&row, "ROW(");
+	for (int i = 0; i < space->nkeys; i++)
+	{
+		char	   *text = OutputFunctionCall(&space->output[i], key[i]);
+
+		appendStringInfo(&row, "%s%s::%s", i > 0 ? ", " : "",
+						 quote_literal_cstr(text), space->types[i]);
+	}
+	appendStringInfoChar(&row, ')');
+	return row.data;
+}
+
+static char *
+key_list(const KeySpace *space)
+{
+	StringInfoData list;
+
+	initStringInfo(&list);
+	for (int i = 0; i < space->nkeys; i++)
+		appendStringInfo(&list, "%s%s", i > 0 ? ", " : "", space->names[i]);
+	return list.data;
+}
+
+/*
+ * The key at which a chunk of so many rows from lower ends, if that is inside
+ * of the gap; otherwise the gap's own upper bound.
+ */
+static Datum *
+find_upper(CopyTable *table, Datum *lower, Datum *gap_upper, int64 rows)
+{
+	KeySpace   *space = table->directory->space;
+	Oid			source = table->transform->row->source;
+	char	   *keys = key_list(space);
+	Datum	   *upper = gap_upper;
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "SELECT %s FROM %s%s WHERE true", keys,
+					 table->partitioned ? "" : "ONLY ",
+					 quote_qualified_identifier(get_namespace_name(get_rel_namespace(source)),
+												get_rel_name(source)));
+	if (lower)
+		appendStringInfo(&sql, " AND ROW(%s) > %s", keys,
+						 literal_row(space, lower));
+	if (gap_upper)
+		appendStringInfo(&sql, " AND ROW(%s) <= %s", keys,
+						 literal_row(space, gap_upper));
+	appendStringInfo(&sql, " ORDER BY %s OFFSET " INT64_FORMAT " LIMIT 1",
+					 keys, rows - 1);
+
+	SPI_connect();
+	if (SPI_execute(sql.data, true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not find the end of a chunk");
+	if (SPI_processed == 1)
+	{
+		upper = SPI_palloc(space->nkeys * sizeof(Datum));
+		for (int i = 0; i < space->nkeys; i++)
+		{
+			Form_pg_attribute att = TupleDescAttr(SPI_tuptable->tupdesc, i);
+			bool		isnull;
+			Datum		value = SPI_getbinval(SPI_tuptable->vals[0],
+											  SPI_tuptable->tupdesc, i + 1,
+											  &isnull);
+
+			upper[i] = SPI_datumTransfer(value, att->attbyval, att->attlen);
+		}
+	}
+	SPI_finish();
+	return upper;
+}
+
+/*
+ * Fill in the first gap's beginning as the job.
+ */
+static void
+cut_chunk(CopyState *state, CopyTable *table, CopyJob *job)
+{
+	ChunkDirectory *directory = table->directory;
+	bool		first = directory->nchunks == 0;
+	int64		rows = Max((int64) bg_copy_chunk_rows,
+						   table->stats->estimated_rows / 1000);
+
+	if (directory->space->nkeys == 0)
+		return;
+	if (first && (table->stats->estimated_rows <= bg_copy_chunk_rows ||
+				  !copy_save_indexes(state, table)))
+		return;
+	job->upper = find_upper(table, job->lower, job->upper, rows);
+}
+
+static void
+set_bound(char *target, bool *has, const KeySpace *space, const Datum *key)
+{
+	char	   *literal;
+
+	*has = key != NULL;
+	if (key == NULL)
+		return;
+	literal = keyspace_key_to_literal(space, key);
+	if (strlen(literal) >= BG_BOUND_SIZE)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("key of a chunk is longer than %d bytes",
+						BG_BOUND_SIZE),
+				 errhint("Set bluegreen.copy_chunk_rows so high that the table is copied in one chunk.")));
+	strlcpy(target, literal, BG_BOUND_SIZE);
+}
+
+/*
+ * Announce the job's chunk: before its snapshot is taken.
+ */
+static void
+announce(CopyState *state, const CopyJob *job)
+{
+	CopyShared	mine = *state->slot;
+	const KeySpace *space = job->table->directory->space;
+
+	mine.mapping = job->table->transform->row->id;
+	mine.generation = job->generation;
+	mine.number = job->number;
+	mine.key_only = job->key_only;
+	mine.lsn = InvalidXLogRecPtr;
+	mine.started_at = GetCurrentTimestamp();
+	mine.rows = 0;
+	set_bound(mine.lower, &mine.has_lower, space, job->lower);
+	set_bound(mine.upper, &mine.has_upper, space, job->upper);
+
+	LWLockAcquire(shared_chunk_lock(), LW_EXCLUSIVE);
+	*state->slot = mine;
+	state->shared->chunk_version++;
+	if (job->key_only)
+		state->shared->recopy.mapping = 0;
+	LWLockRelease(shared_chunk_lock());
+}
+
+/*
+ * Take the announcement back: the chunk is finished or given up.
+ */
+void
+copy_withdraw(CopyState *state)
+{
+	LWLockAcquire(shared_chunk_lock(), LW_EXCLUSIVE);
+	state->slot->mapping = 0;
+	state->shared->chunk_version++;
+	LWLockRelease(shared_chunk_lock());
+	ConditionVariableBroadcast(&state->shared->changed);
+	stream_wake(state->shared);
+}
+
+/*
+ * Is the table to wait for other mappings of its target?
+ */
+static bool
+must_wait(const CopyState *state, const CopyTable *table)
+{
+	MappingRow *row = table->transform->row;
+	ListCell   *lc;
+
+	if (row->on_write != ON_WRITE_PATCH)
+		return false;
+	foreach(lc, state->tables)
+	{
+		CopyTable  *other = lfirst(lc);
+		MappingRow *other_row = other->transform->row;
+
+		if (other_row->on_write != ON_WRITE_PATCH &&
+			strcmp(other_row->target_table, row->target_table) == 0 &&
+			strcmp(other_row->target_schema, row->target_schema) == 0 &&
+			other->stats->state != TABLE_STREAMING)
+			return true;
+	}
+	return false;
+}
+
+static void
+begin_table(CopyState *state, CopyTable *table)
+{
+	TableShared *stats = table->stats;
+
+	if (stats->state == TABLE_COPYING)
+		return;
+	stats->estimated_rows = estimate_rows(table);
+	if (stats->copy_started_at == 0)
+		stats->copy_started_at = GetCurrentTimestamp();
+	stats->state = TABLE_COPYING;
+	event_record(MyDatabaseId, state->deployment->id, EVENT_COPY_STARTED,
+				 InvalidXLogRecPtr,
+				 psprintf("copying \"%s\" to \"%s\"",
+						  get_rel_name(table->transform->row->source),
+						  mapping_target_name(table->transform->row)),
+				 NULL);
+}
+
+/*
+ * Look at one table.  COPY_DONE here means: nothing to do for this one.
+ */
+static CopyStep
+plan_table(CopyState *state, CopyTable *table, CopyJob *job)
+{
+	ChunkDirectory *directory = table->directory;
+	XLogRecPtr	applied;
+
+	if (table->stats->state == TABLE_STREAMING)
+		return COPY_DONE;
+	if (must_wait(state, table))
+		return COPY_WAIT;
+	chunk_directory_load(directory, state->peer, state->origin, state->shared);
+	memset(job, 0, sizeof(*job));
+	job->table = table;
+	job->generation = directory->generation;
+	job->number = directory->next_number;
+	if (directory->complete)
+	{
+		table->stats->state = TABLE_CATCHING_UP;
+		table->stats->copied_until = directory->copied_until;
+		SpinLockAcquire(&state->shared->mutex);
+		applied = state->shared->applied_lsn;
+		SpinLockRelease(&state->shared->mutex);
+		return applied >= directory->copied_until ? COPY_FINISH : COPY_WAIT;
+	}
+	if (!chunk_first_gap(directory, &job->lower, &job->upper))
+		return COPY_WAIT;		/* others are at the rest of it */
+	begin_table(state, table);
+	cut_chunk(state, table, job);
+	announce(state, job);
+	return COPY_CHUNK;
+}
+
+/*
+ * A key that the stream wants to have copied again comes before everything.
+ */
+static bool
+plan_recopy(CopyState *state, CopyJob *job)
+{
+	RecopyRequest request;
+	ListCell   *lc;
+
+	LWLockAcquire(shared_chunk_lock(), LW_SHARED);
+	request.mapping = state->shared->recopy.mapping;
+	if (request.mapping != 0)
+		strlcpy(request.key, state->shared->recopy.key, sizeof(request.key));
+	LWLockRelease(shared_chunk_lock());
+	if (request.mapping == 0)
+		return false;
+	foreach(lc, state->tables)
+	{
+		CopyTable  *table = lfirst(lc);
+
+		if (table->transform->row->id != request.mapping)
+			continue;
+		chunk_directory_load(table->directory, state->peer, state->origin,
+							 state->shared);
+		memset(job, 0, sizeof(*job));
+		job->table = table;
+		job->generation = table->directory->generation;
+		job->number = table->directory->next_number;
+		job->key_only = true;
+		job->upper = keyspace_key_from_literal(table->directory->space,
+											   request.key);
+		announce(state, job);
+		return true;
+	}
+	return false;
+}
+
+/*
+ * Decide what to do next, in a transaction of its own.  For COPY_CHUNK the
+ * chunk has been announced; the job's bounds live in state->chunk_context.
+ */
+CopyStep
+copy_plan(CopyState *state, CopyJob *job)
+{
+	CopyStep	result = COPY_DONE;
+	MemoryContext old;
+	ListCell   *lc;
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	old = MemoryContextSwitchTo(state->chunk_context);
+	lock_planning(state);
+	if (plan_recopy(state, job))
+		result = COPY_CHUNK;
+	else
+		foreach(lc, state->tables)
+		{
+			CopyStep	step = plan_table(state, lfirst(lc), job);
+
+			if (step == COPY_CHUNK || step == COPY_FINISH)
+			{
+				result = step;
+				break;
+			}
+			if (step == COPY_WAIT)
+				result = COPY_WAIT;
+		}
+	MemoryContextSwitchTo(old);
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(state->context);
+	return result;
+}

@@ -1,0 +1,596 @@
+/*-------------------------------------------------------------------------
+ *
+ * copy_run.c
+ *		Copy one chunk: from the source's executor to the peer's COPY.
+ *
+ * Order matters:
+ *	1. the range is announced already (copy_plan.c);
+ *	2. lock the source ACCESS SHARE, so that no rewrite can come between;
+ *	3. take S, in a read-only REPEATABLE READ transaction;
+ *	4. note P, a position after S, and make it durable: a commit that S sees
+ *	   may be asynchronous, and the source must not lose what the target has;
+ *	5. on the target, hold the table's row FOR SHARE and check its generation,
+ *	   copy, insert the chunk's row with S and P, commit;
+ *	6. take the announcement back.
+ *
+ * Rows that may meet others of the same key on the target (merge, patch, an
+ * upserting mirror, a key that is copied again) go through a temporary table,
+ * numbered in commit order, of which the last row of each key counts.
+ *
+ * A patch updates rows that other mappings put there, so everything that S
+ * sees must be on the target first.  For it, writers of the source are locked
+ * out for the moment in which S and P are taken: then every change that S does
+ * not see lies behind P, the stream can pass P without touching the chunk,
+ * and the copy waits until it has.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "access/xlog.h"
+#include "catalog/pg_inherits.h"
+#include "compat.h"
+#include "executor/executor.h"
+#include "lib/stringinfo.h"
+#include "libpq/pqformat.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "stream/copy.h"
+#include "stream/relation.h"
+#include "tcop/pquery.h"
+#include "tcop/tcopprot.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#define FLUSH_BYTES		65536
+#define WRITER_LOCK_TIMEOUT	"300ms"
+
+/* Receives rows from the executor and sends them as COPY data. */
+typedef struct CopyReceiver
+{
+	DestReceiver pub;
+	CopyState  *state;
+	const CopyTable *table;
+	StringInfoData buffer;
+	MemoryContext row_context;
+	int64		rows;
+	int64		bytes;
+} CopyReceiver;
+
+static void
+receiver_flush(CopyReceiver *receiver)
+{
+	peer_copy_data(receiver->state->peer, receiver->buffer.data,
+				   receiver->buffer.len);
+	receiver->bytes += receiver->buffer.len;
+	receiver->state->slot->rows = receiver->rows;
+	resetStringInfo(&receiver->buffer);
+}
+
+static void
+append_binary(StringInfo out, TransformColumn *column, Datum value,
+			  bool isnull)
+{
+	bytea	   *bytes;
+
+	if (isnull)
+	{
+		pq_sendint32(out, -1);
+		return;
+	}
+	bytes = SendFunctionCall(&column->send, value);
+	pq_sendint32(out, VARSIZE(bytes) - VARHDRSZ);
+	appendBinaryStringInfoNT(out, VARDATA(bytes), VARSIZE(bytes) - VARHDRSZ);
+}
+
+/*
+ * One value in COPY's text format.
+ */
+static void
+append_text(StringInfo out, TransformColumn *column, Datum value, bool isnull)
+{
+	static const char special[] = "\b\f\n\r\t\v\\";
+	static const char escape[] = "bfnrtv\\";
+	char	   *text;
+
+	if (isnull)
+	{
+		appendStringInfoString(out, "\\N");
+		return;
+	}
+	text = OutputFunctionCall(&column->output, value);
+	for (const char *p = text; *p; p++)
+	{
+		const char *found = strchr(special, *p);
+
+		if (found)
+		{
+			appendStringInfoChar(out, '\\');
+			appendStringInfoChar(out, escape[found - special]);
+		}
+		else
+			appendStringInfoChar(out, *p);
+	}
+}
+
+static bool
+receive_row(TupleTableSlot *slot, DestReceiver *self)
+{
+	CopyReceiver *receiver = (CopyReceiver *) self;
+	const CopyTable *table = receiver->table;
+	Transform  *transform = table->transform;
+	MemoryContext old;
+
+	slot_getallattrs(slot);
+	old = MemoryContextSwitchTo(receiver->row_context);
+	if (table->binary)
+		pq_sendint16(&receiver->buffer, transform->ncolumns);
+	for (int i = 0; i < transform->ncolumns; i++)
+	{
+		TransformColumn *column = &transform->columns[i];
+
+		if (table->binary)
+			append_binary(&receiver->buffer, column, slot->tts_values[i],
+						  slot->tts_isnull[i]);
+		else
+		{
+			if (i > 0)
+				appendStringInfoChar(&receiver->buffer, '\t');
+			append_text(&receiver->buffer, column, slot->tts_values[i],
+						slot->tts_isnull[i]);
+		}
+	}
+	if (!table->binary)
+		appendStringInfoChar(&receiver->buffer, '\n');
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(receiver->row_context);
+	receiver->rows++;
+	if (receiver->buffer.len >= FLUSH_BYTES)
+		receiver_flush(receiver);
+	return true;
+}
+
+static void
+receiver_startup(DestReceiver *self, int operation, TupleDesc desc)
+{
+	CopyReceiver *receiver = (CopyReceiver *) self;
+	static const char signature[] = "PGCOPY\n\377\r\n";
+
+	if (!receiver->table->binary)
+		return;
+	/* the signature ends with a zero byte */
+	appendBinaryStringInfo(&receiver->buffer, signature, sizeof(signature));
+	pq_sendint32(&receiver->buffer, 0); /* flags */
+	pq_sendint32(&receiver->buffer, 0); /* header extension */
+}
+
+static void
+receiver_shutdown(DestReceiver *self)
+{
+	CopyReceiver *receiver = (CopyReceiver *) self;
+
+	if (receiver->table->binary)
+		pq_sendint16(&receiver->buffer, -1);
+	receiver_flush(receiver);
+}
+
+static void
+receiver_destroy(DestReceiver *self)
+{
+}
+
+static CopyReceiver *
+receiver_create(CopyState *state, const CopyTable *table)
+{
+	CopyReceiver *receiver = palloc0_object(CopyReceiver);
+
+	receiver->pub.receiveSlot = receive_row;
+	receiver->pub.rStartup = receiver_startup;
+	receiver->pub.rShutdown = receiver_shutdown;
+	receiver->pub.rDestroy = receiver_destroy;
+	receiver->pub.mydest = DestNone;
+	receiver->state = state;
+	receiver->table = table;
+	receiver->row_context = AllocSetContextCreate(CurrentMemoryContext,
+												  "pg_bluegreen copy row",
+												  ALLOCSET_DEFAULT_SIZES);
+	initStringInfo(&receiver->buffer);
+	return receiver;
+}
+
+/*
+ * Run the chunk's query under S, as the mapping's owner.
+ */
+static void
+run_query(CopyReceiver *receiver, const CopyJob *job, TimestampTz moment)
+{
+	Query	   *query = copy_build_query(job, moment);
+	QueryDesc  *desc;
+	PlannedStmt *plan;
+	Oid			userid;
+	int			sec_context;
+
+	GetUserIdAndSecContext(&userid, &sec_context);
+	SetUserIdAndSecContext(job->table->transform->row->owner,
+						   sec_context | SECURITY_RESTRICTED_OPERATION);
+	plan = pg_plan_query(query, "pg_bluegreen copy", 0, NULL);
+	desc = CreateQueryDesc(plan, "pg_bluegreen copy", GetActiveSnapshot(),
+						   InvalidSnapshot, &receiver->pub, NULL, NULL, 0);
+	ExecutorStart(desc, 0);
+	executor_run(desc, ForwardScanDirection, 0);
+	ExecutorFinish(desc);
+	ExecutorEnd(desc);
+	FreeQueryDesc(desc);
+	SetUserIdAndSecContext(userid, sec_context);
+}
+
+static char *
+column_list(const CopyTable *table, const char *prefix)
+{
+	StringInfoData list;
+
+	initStringInfo(&list);
+	for (int i = 0; i < table->transform->ncolumns; i++)
+		appendStringInfo(&list, "%s%s%s", i > 0 ? ", " : "", prefix,
+						 quote_identifier(table->transform->columns[i].def->name));
+	return list.data;
+}
+
+static char *
+key_columns(const CopyTable *table, const char *prefix)
+{
+	StringInfoData list;
+
+	initStringInfo(&list);
+	for (int k = 0; k < table->transform->nkeys; k++)
+		appendStringInfo(&list, "%s%s%s", k > 0 ? ", " : "", prefix,
+						 quote_identifier(table->transform->columns[table->transform->keys[k]].def->name));
+	return list.data;
+}
+
+static void
+create_stage(CopyState *state, const CopyTable *table)
+{
+	peer_command(state->peer,
+				 psprintf("CREATE TEMPORARY TABLE bluegreen_stage ON COMMIT DROP "
+						  "AS SELECT %s FROM %s WITH NO DATA",
+						  column_list(table, ""), table->writer->name));
+	peer_command(state->peer,
+				 "ALTER TABLE pg_temp.bluegreen_stage "
+				 "ADD COLUMN bluegreen_ordinal bigint GENERATED ALWAYS AS IDENTITY");
+}
+
+/*
+ * The SET list of an upsert or patch from a source of the same column names.
+ */
+static char *
+set_list(const CopyTable *table, const char *from)
+{
+	StringInfoData list;
+
+	initStringInfo(&list);
+	for (int i = 0; i < table->transform->ncolumns; i++)
+	{
+		const MappingColumn *def = table->transform->columns[i].def;
+
+		if (def->is_key)
+			continue;
+		appendStringInfo(&list, "%s%s = %s.%s", list.len > 0 ? ", " : "",
+						 quote_identifier(def->name), from,
+						 quote_identifier(def->name));
+	}
+	return list.data;
+}
+
+/*
+ * Write the staged rows to the target, the last row of each key.
+ */
+static void
+merge_stage(CopyState *state, const CopyTable *table)
+{
+	Transform  *transform = table->transform;
+	char	   *keys = key_columns(table, "");
+	char	   *latest;
+	StringInfoData sql;
+
+	latest = psprintf("SELECT DISTINCT ON (%s) %s FROM pg_temp.bluegreen_stage "
+					  "ORDER BY %s, bluegreen_ordinal DESC",
+					  keys, column_list(table, ""), keys);
+	initStringInfo(&sql);
+	if (transform->row->on_write == ON_WRITE_PATCH)
+	{
+		if (transform->ncolumns == transform->nkeys)
+			return;				/* nothing to set */
+		appendStringInfo(&sql, "UPDATE %s AS t SET %s FROM (%s) AS s WHERE ",
+						 table->writer->name, set_list(table, "s"), latest);
+		for (int k = 0; k < transform->nkeys; k++)
+		{
+			const char *name = quote_identifier(transform->columns[transform->keys[k]].def->name);
+
+			appendStringInfo(&sql, "%st.%s %s s.%s", k > 0 ? " AND " : "",
+							 name, table->writer->key_operator[k], name);
+		}
+	}
+	else
+	{
+		appendStringInfo(&sql, "INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE %s "
+						 "ON CONFLICT (%s) DO ", table->writer->name,
+						 column_list(table, ""), latest, keys);
+		if (transform->ncolumns == transform->nkeys)
+			appendStringInfoString(&sql, "NOTHING");
+		else
+			appendStringInfo(&sql, "UPDATE SET %s", set_list(table, "EXCLUDED"));
+	}
+	peer_command(state->peer, sql.data);
+}
+
+/*
+ * Is the generation still the one that the chunk was planned under?  Holds it
+ * until the target commits.
+ */
+static bool
+hold_generation(CopyState *state, const CopyJob *job)
+{
+	const char *args[] = {state->origin,
+	psprintf("%d", job->table->transform->row->id)};
+	PeerResult *result;
+
+	result = peer_query(state->peer,
+						"SELECT generation FROM bluegreen.applied_table "
+						"WHERE stream = $1 AND mapping = $2::integer FOR SHARE",
+						2, args);
+	return result->ntuples == 1 &&
+		strtoll(result->values[0][0], NULL, 10) == job->generation;
+}
+
+static char *
+bound_literal(const CopyJob *job, const Datum *key)
+{
+	return key == NULL ? NULL :
+		keyspace_key_to_literal(job->table->directory->space, key);
+}
+
+static char *
+snapshot_text(void)
+{
+	return OidOutputFunctionCall(F_PG_SNAPSHOT_OUT,
+								 DirectFunctionCall1(pg_current_snapshot,
+													 (Datum) 0));
+}
+
+/*
+ * The chunk's row, on the target in the transaction of its data.
+ */
+static void
+record_chunk(CopyState *state, const CopyJob *job,
+			 const CopyReceiver *receiver, const char *snapshot, XLogRecPtr p)
+{
+	const char *args[] = {
+		state->origin,
+		psprintf("%d", job->table->transform->row->id),
+		psprintf("%d", job->number),
+		psprintf(INT64_FORMAT, job->generation),
+		bound_literal(job, job->lower),
+		bound_literal(job, job->upper),
+		job->key_only ? "true" : "false",
+		snapshot,
+		psprintf("%X/%X", LSN_FORMAT_ARGS(p)),
+		psprintf(INT64_FORMAT, receiver->rows),
+		psprintf(INT64_FORMAT, receiver->bytes),
+		timestamptz_to_str(state->slot->started_at)
+	};
+
+	peer_query(state->peer,
+			   "INSERT INTO bluegreen.applied_chunk (stream, mapping, number, "
+			   "generation, lower, upper, key_only, snapshot, lsn, row_count, "
+			   "byte_count, started_at) VALUES ($1, $2::integer, $3::integer, "
+			   "$4::bigint, $5::text[], $6::text[], $7::boolean, "
+			   "$8::pg_snapshot, $9::pg_lsn, $10::bigint, $11::bigint, "
+			   "$12::timestamptz)", lengthof(args), args);
+}
+
+/*
+ * Wait until everything that S sees is on the target.
+ */
+static void
+wait_for_stream(CopyState *state, XLogRecPtr p)
+{
+	StreamShared *shared = state->shared;
+	XLogRecPtr	applied;
+
+	ConditionVariablePrepareToSleep(&shared->changed);
+	for (;;)
+	{
+		SpinLockAcquire(&shared->mutex);
+		applied = shared->applied_lsn;
+		SpinLockRelease(&shared->mutex);
+		if (applied >= p)
+			break;
+		stream_wake(shared);
+		ConditionVariableTimedSleep(&shared->changed, 1000,
+									PG_WAIT_EXTENSION);
+	}
+	ConditionVariableCancelSleep();
+}
+
+/*
+ * Copy the rows into the target's open transaction.
+ */
+static void
+copy_rows(CopyState *state, const CopyJob *job, CopyReceiver *receiver,
+		  XLogRecPtr p)
+{
+	CopyTable  *table = job->table;
+	bool		staged = table->staged || job->key_only;
+	TimestampTz moment = GetCurrentTimestamp();
+
+	if (staged)
+		create_stage(state, table);
+	peer_copy_begin(state->peer,
+					psprintf("COPY %s (%s) FROM STDIN (FORMAT %s)",
+							 staged ? "pg_temp.bluegreen_stage" :
+							 table->writer->name, column_list(table, ""),
+							 table->binary ? "binary" : "text"));
+	transform_moment.commit_time = moment;
+	transform_moment.commit_lsn = p;
+	run_query(receiver, job, moment);
+	peer_copy_end(state->peer);
+	if (table->transform->row->on_write == ON_WRITE_PATCH)
+		wait_for_stream(state, p);
+	if (staged)
+		merge_stage(state, table);
+}
+
+/*
+ * Lock the source and its partitions against rewrites.
+ */
+static void
+lock_source(const CopyTable *table)
+{
+	Relation	source;
+
+	source = table_open(table->transform->row->source, AccessShareLock);
+	(void) find_all_inheritors(table->transform->row->source,
+							   AccessShareLock, NULL);
+	relation_check_columns(table->transform, source);
+	table_close(source, NoLock);
+}
+
+/*
+ * Keep writers of the source out.  Waits only shortly in the lock queue, since
+ * the application queues behind us; false if that was not enough.
+ */
+static bool
+lock_out_writers(const CopyTable *table)
+{
+	MemoryContext old = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool locked = false;
+
+	BeginInternalSubTransaction(NULL);
+	PG_TRY();
+	{
+		(void) set_config_option("lock_timeout", WRITER_LOCK_TIMEOUT,
+								 PGC_SUSET, PGC_S_OVERRIDE, GUC_ACTION_LOCAL,
+								 true, 0, false);
+		LockRelationOid(table->transform->row->source, ShareLock);
+		(void) find_all_inheritors(table->transform->row->source, ShareLock,
+								   NULL);
+		ReleaseCurrentSubTransaction();
+		locked = true;
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(old);
+		error = CopyErrorData();
+		if (error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
+			PG_RE_THROW();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(old);
+	CurrentResourceOwner = owner;
+	return locked;
+}
+
+static void
+let_writers_in(const CopyTable *table)
+{
+	ListCell   *lc;
+
+	foreach(lc, find_all_inheritors(table->transform->row->source, NoLock,
+									NULL))
+		UnlockRelationOid(lfirst_oid(lc), ShareLock);
+}
+
+/*
+ * Take S and P.  False if writers could not be kept out, where that matters.
+ */
+static bool
+take_snapshot(CopyState *state, const CopyJob *job, XLogRecPtr *p)
+{
+	bool		patch = job->table->transform->row->on_write == ON_WRITE_PATCH;
+
+	lock_source(job->table);
+	if (patch && !lock_out_writers(job->table))
+		return false;
+	PushActiveSnapshot(GetTransactionSnapshot());
+	*p = LogLogicalMessage("bluegreen", "", 0, false, false);
+	if (patch)
+	{
+		LWLockAcquire(shared_chunk_lock(), LW_EXCLUSIVE);
+		state->slot->lsn = *p;
+		state->shared->chunk_version++;
+		LWLockRelease(shared_chunk_lock());
+		let_writers_in(job->table);
+		stream_wake(state->shared);
+	}
+	XLogFlush(*p);
+	return true;
+}
+
+static void
+count_chunk(const CopyJob *job, const CopyReceiver *receiver)
+{
+	TableShared *stats = job->table->stats;
+
+	pg_atomic_fetch_add_u64(&stats->copied_rows, receiver->rows);
+	pg_atomic_fetch_add_u64(&stats->copied_bytes, receiver->bytes);
+	pg_atomic_fetch_add_u64(&stats->copied_chunks, 1);
+}
+
+/*
+ * Copy the announced chunk and take the announcement back.  False if it was
+ * given up and should be planned again: the table's generation was raised, or
+ * writers could not be kept out for a moment.  Errors end the worker, and
+ * leave nothing on the target.
+ */
+bool
+copy_chunk(CopyState *state, const CopyJob *job)
+{
+	MemoryContext old;
+	CopyReceiver *receiver;
+	XLogRecPtr	p = InvalidXLogRecPtr;
+	char	   *snapshot;
+	bool		done = false;
+
+	StartTransactionCommand();
+	XactIsoLevel = XACT_REPEATABLE_READ;
+	XactReadOnly = true;
+	old = MemoryContextSwitchTo(state->chunk_context);
+	receiver = receiver_create(state, job->table);
+	if (take_snapshot(state, job, &p))
+	{
+		snapshot = snapshot_text();
+		peer_command(state->peer, "BEGIN");
+		if (hold_generation(state, job))
+		{
+			copy_rows(state, job, receiver, p);
+			record_chunk(state, job, receiver, snapshot, p);
+			peer_command(state->peer, "COMMIT");
+			done = true;
+		}
+		else
+			peer_command(state->peer, "ROLLBACK");
+		PopActiveSnapshot();
+	}
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(old);
+	if (done)
+	{
+		count_chunk(job, receiver);
+		copy_log_chunk(state, job, receiver->rows, receiver->bytes, snapshot,
+					   p);
+	}
+	copy_withdraw(state);
+	return done;
+}

@@ -1,0 +1,347 @@
+/*-------------------------------------------------------------------------
+ *
+ * decode.c
+ *		The output plugin's callbacks: from decoded changes to RowChanges.
+ *
+ * The same callbacks serve two hosts.  In a stream's worker they are handed a
+ * DecodeState by decode_attach(), with a sink that fills batches.  Behind
+ * pg_logical_slot_get_changes() they build one from the slot's options, with a
+ * sink that writes text.
+ *
+ * One change goes through every transform of its table.  For each of them the
+ * old row (as far as the change carries it) and the new row are put into the
+ * transform's slot and evaluated, and the pair is turned into what must happen
+ * on the target (see rowchange.c).  startup runs outside of any transaction in
+ * a worker or walsender; nothing here may assign a transaction id.
+ *
+ * No stream_* and no prepare callbacks are registered: a transaction arrives
+ * as a whole when its commit is decoded, a prepared one with COMMIT PREPARED.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "compat.h"
+#include "core/shared.h"
+#include "nodes/makefuncs.h"
+#include "replication/output_plugin.h"
+#include "stream/relation.h"
+#include "stream/rowchange.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+extern PGDLLEXPORT void _PG_output_plugin_init(OutputPluginCallbacks *cb);
+
+/* Handed over by decode_attach() to the next startup callback. */
+static DecodeState *attached = NULL;
+
+static void
+scratch_init(RowChange *change, int ncolumns)
+{
+	change->values = palloc0_array(Datum, ncolumns);
+	change->isnull = palloc0_array(bool, ncolumns);
+	change->missing = palloc0_array(bool, ncolumns);
+}
+
+/*
+ * Make the state of a decoding session over compiled transforms, in
+ * CurrentMemoryContext, which must live as long as the session.
+ */
+DecodeState *
+decode_create(List *transforms, const ChangeSink *sink)
+{
+	DecodeState *state = palloc0_object(DecodeState);
+	ListCell   *lc;
+
+	state->transforms = transforms;
+	state->sink = *sink;
+	state->context = CurrentMemoryContext;
+	state->change_context = AllocSetContextCreate(CurrentMemoryContext,
+												  "pg_bluegreen change",
+												  ALLOCSET_DEFAULT_SIZES);
+	foreach(lc, transforms)
+		state->max_columns = Max(state->max_columns,
+								 ((Transform *) lfirst(lc))->ncolumns);
+	scratch_init(&state->scratch, Max(state->max_columns, 1));
+	scratch_init(&state->old_scratch, Max(state->max_columns, 1));
+	relation_entries_create(state);
+	return state;
+}
+
+/*
+ * The next startup callback of this process uses this state.
+ */
+void
+decode_attach(DecodeState *state)
+{
+	attached = state;
+}
+
+/*
+ * Options of a slot that is read through SQL or a walsender.  Anyone with
+ * REPLICATION may pass them.
+ */
+typedef struct PluginOptions
+{
+	char	   *deployment;
+	char	   *direction;
+	char	   *format;
+} PluginOptions;
+
+static void
+parse_options(List *options, PluginOptions *result)
+{
+	const struct
+	{
+		const char *name;
+		char	  **value;
+	}			known[] = {
+		{"deployment", &result->deployment},
+		{"direction", &result->direction},
+		{"format", &result->format},
+	};
+	ListCell   *lc;
+
+	foreach(lc, options)
+	{
+		DefElem    *elem = lfirst_node(DefElem, lc);
+		int			i;
+
+		for (i = 0; i < lengthof(known); i++)
+			if (strcmp(elem->defname, known[i].name) == 0)
+				break;
+		if (i == lengthof(known))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("unrecognized pg_bluegreen option \"%s\"",
+							elem->defname),
+					 errhint("Valid options are \"deployment\", \"direction\" and \"format\".")));
+		if (*known[i].value != NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_SYNTAX_ERROR),
+					 errmsg("conflicting or redundant option \"%s\"",
+							elem->defname)));
+		if (elem->arg == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("option \"%s\" requires a value", elem->defname)));
+		*known[i].value = strVal(elem->arg);
+	}
+}
+
+static void
+check_options(const PluginOptions *options)
+{
+	if (options->deployment == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("option \"deployment\" is required"),
+				 errhint("Name the deployment whose mappings should be shown.")));
+	if (options->format != NULL && strcmp(options->format, "text") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for option \"format\": \"%s\"",
+						options->format),
+				 errhint("The only format is \"text\".")));
+	if (options->direction != NULL &&
+		strcmp(options->direction, "forward") != 0 &&
+		strcmp(options->direction, "backward") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for option \"direction\": \"%s\"",
+						options->direction),
+				 errhint("Use \"forward\" or \"backward\".")));
+}
+
+/*
+ * Compile the deployment's mappings under the current catalogs.  A walsender
+ * calls startup outside of a transaction, the SQL functions inside one.
+ */
+static List *
+load_transforms(const PluginOptions *options)
+{
+	bool		own_transaction = !IsTransactionState();
+	MemoryContext context = CurrentMemoryContext;
+	Deployment *deployment;
+	List	   *transforms = NIL;
+	List	   *rows;
+	ListCell   *lc;
+
+	if (own_transaction)
+		StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	MemoryContextSwitchTo(context);
+	deployment = deployment_load_by_name(options->deployment, false);
+	deployment_check_owner(deployment);
+	rows = mappings_load(deployment->id,
+						 options->direction ? options->direction[0] : 'f');
+	foreach(lc, rows)
+		transforms = lappend(transforms, transform_compile(lfirst(lc)));
+	PopActiveSnapshot();
+	if (own_transaction)
+		CommitTransactionCommand();
+	MemoryContextSwitchTo(context);
+	return transforms;
+}
+
+/* startup callback */
+static void
+plugin_startup(LogicalDecodingContext *ctx, OutputPluginOptions *options,
+			   bool is_init)
+{
+	MemoryContext old = MemoryContextSwitchTo(ctx->context);
+	PluginOptions parsed = {0};
+	ChangeSink	sink = {0};
+	DecodeState *state;
+
+	options->output_type = OUTPUT_PLUGIN_TEXTUAL_OUTPUT;
+	options->receive_rewrites = false;
+	if (attached != NULL)
+	{
+		ctx->output_plugin_private = attached;
+		attached = NULL;
+	}
+	else if (!is_init)
+	{
+		parse_options(ctx->output_plugin_options, &parsed);
+		check_options(&parsed);
+		text_sink_init(&sink, ctx);
+		state = decode_create(load_transforms(&parsed), &sink);
+		text_gate_init(&state->gate, ctx);
+		ctx->output_plugin_private = state;
+	}
+	MemoryContextSwitchTo(old);
+}
+
+/* begin callback */
+static void
+plugin_begin(LogicalDecodingContext *ctx, ReorderBufferTXN *txn)
+{
+	DecodeState *state = ctx->output_plugin_private;
+
+	state->txn = txn;
+	state->skipping = !XLogRecPtrIsInvalid(state->skip_lsn) &&
+		txn->final_lsn == state->skip_lsn;
+	transform_moment.commit_time = txn->xact_time.commit_time;
+	transform_moment.commit_lsn = txn->final_lsn;
+	state->sink.begin(state->sink.arg, txn);
+}
+
+/* commit callback */
+static void
+plugin_commit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
+			  XLogRecPtr commit_lsn)
+{
+	DecodeState *state = ctx->output_plugin_private;
+
+	state->sink.commit(state->sink.arg, txn, txn->end_lsn);
+	state->txn = NULL;
+	state->skipping = false;
+}
+
+/* change callback: one INSERT, UPDATE or DELETE */
+static void
+plugin_change(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
+			  Relation relation, ReorderBufferChange *change)
+{
+	DecodeState *state = ctx->output_plugin_private;
+	RelationEntry *entry;
+	MemoryContext old;
+
+	if (state->skipping || state->transforms == NIL)
+		return;
+	entry = relation_entry(state, relation);
+	if (entry->ntransforms == 0)
+		return;
+
+	old = MemoryContextSwitchTo(state->change_context);
+	row_change(state, entry, relation, change);
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(state->change_context);
+}
+
+/*
+ * Transforms whose whole source is truncated.  A partition that is truncated
+ * alone cannot be carried over: the target does not know which rows were in
+ * it.
+ */
+static List *
+truncated_transforms(DecodeState *state, int nrelations, Relation relations[])
+{
+	List	   *result = NIL;
+	List	   *relids = NIL;
+
+	for (int i = 0; i < nrelations; i++)
+		relids = lappend_oid(relids, RelationGetRelid(relations[i]));
+	for (int i = 0; i < nrelations; i++)
+	{
+		RelationEntry *entry = relation_entry(state, relations[i]);
+
+		for (int j = 0; j < entry->ntransforms; j++)
+		{
+			Transform  *transform = entry->transforms[j].transform;
+
+			if (!list_member_oid(relids, transform->row->source))
+				ereport(ERROR,
+						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						 errmsg("TRUNCATE of partition \"%s\" cannot be applied to \"%s\"",
+								RelationGetRelationName(relations[i]),
+								mapping_target_name(transform->row)),
+						 errhint("Delete the rows on the target yourself, then leave this transaction out with bluegreen.skip().")));
+			result = list_append_unique_ptr(result, transform);
+		}
+	}
+	return result;
+}
+
+/* truncate callback */
+static void
+plugin_truncate(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
+				int nrelations, Relation relations[],
+				ReorderBufferChange *change)
+{
+	DecodeState *state = ctx->output_plugin_private;
+	MemoryContext old;
+	List	   *transforms;
+
+	if (state->skipping || state->transforms == NIL)
+		return;
+	old = MemoryContextSwitchTo(state->change_context);
+	transforms = truncated_transforms(state, nrelations, relations);
+	if (transforms != NIL)
+		state->sink.truncate(state->sink.arg, transforms,
+							 change->data.truncate.cascade,
+							 change->data.truncate.restart_seqs);
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(state->change_context);
+}
+
+/* message callback */
+static void
+plugin_message(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
+			   XLogRecPtr lsn, bool transactional, const char *prefix,
+			   Size size, const char *content)
+{
+	DecodeState *state = ctx->output_plugin_private;
+
+	if (state->sink.message)
+		state->sink.message(state->sink.arg, transactional ? txn : NULL, lsn,
+							transactional, prefix, size, content);
+}
+
+/*
+ * Entry point of the output plugin.
+ */
+void
+_PG_output_plugin_init(OutputPluginCallbacks *cb)
+{
+	cb->startup_cb = plugin_startup;
+	cb->begin_cb = plugin_begin;
+	cb->change_cb = plugin_change;
+	cb->truncate_cb = plugin_truncate;
+	cb->message_cb = plugin_message;
+	cb->commit_cb = plugin_commit;
+}

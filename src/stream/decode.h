@@ -1,0 +1,55 @@
+/*-------------------------------------------------------------------------
+ *
+ * decode.h
+ *		The output plugin: from decoded changes to transformed row changes.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef BG_DECODE_H
+#define BG_DECODE_H
+
+#include "replication/logical.h"
+#include "stream/change.h"
+
+/*
+ * While a table is copied, the gate says for each row whether the stream
+ * applies it.  check() looks at transform->slot, which holds the row (of an
+ * old row at least the replica identity); recopy() asks for the row's key to
+ * be copied again, because the change lacks a value that is nowhere else.
+ */
+typedef struct DecodeGate
+{
+	bool		(*check) (void *arg, Transform *transform,
+						  ReorderBufferTXN *txn);
+	void		(*recopy) (void *arg, Transform *transform,
+						   ReorderBufferTXN *txn);
+	void	   *arg;
+} DecodeGate;
+
+typedef struct DecodeState
+{
+	List	   *transforms;
+	ChangeSink	sink;
+	DecodeGate	gate;			/* check may be NULL: apply everything */
+	XLogRecPtr	skip_lsn;		/* leave out the transaction committed here */
+	bool		skipping;
+	MemoryContext context;		/* of this struct and the relation entries */
+	MemoryContext change_context;	/* reset for each change */
+	struct HTAB *relations;
+	ReorderBufferTXN *txn;		/* current, or NULL */
+	int			max_columns;
+	RowChange	scratch;		/* arrays of max_columns */
+	RowChange	old_scratch;
+} DecodeState;
+
+extern DecodeState *decode_create(List *transforms, const ChangeSink *sink);
+
+/* The next startup callback of this process takes this state (the worker). */
+extern void decode_attach(DecodeState *state);
+
+/* The sink of the SQL interface (text.c). */
+extern void text_sink_init(ChangeSink *sink, LogicalDecodingContext *ctx);
+extern void text_gate_init(DecodeGate *gate, LogicalDecodingContext *ctx);
+extern void text_gate_init(DecodeGate *gate, LogicalDecodingContext *ctx);
+
+#endif							/* BG_DECODE_H */

@@ -1,0 +1,307 @@
+/*-------------------------------------------------------------------------
+ *
+ * gate.c
+ *		Decide row by row what the stream applies of a table that is copied.
+ *
+ * For a row with commit position L and transaction X, and the chunk that its
+ * key lies in:
+ *
+ *	no chunk			drop: the chunk to come will see X
+ *	finished (S, P)		apply if S does not see X; L >= P says so by itself
+ *	announced			wait until it is finished or given up
+ *
+ * X must have left the proc array before the directory is looked at (see
+ * chunk.c); a commit that waits for a synchronous standby is in WAL long
+ * before.  Once all chunks of a table are finished and the stream has passed
+ * the largest P, the table is passed and costs nothing any more.
+ *
+ * While it waits, the stream stands in the middle of a transaction.  Whatever
+ * came before that transaction is sent and published first (settle), since the
+ * copy of a patch waits for it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "compat.h"
+#include "core/worker.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "storage/procarray.h"
+#include "stream/gate.h"
+#include "utils/memutils.h"
+
+/*
+ * Make the gate of a stream's transforms, in CurrentMemoryContext.  control
+ * may be NULL if all tables are streaming.
+ */
+Gate *
+gate_create(StreamShared *shared, Peer *control, const char *origin,
+			List *transforms)
+{
+	Gate	   *gate = palloc0_object(Gate);
+	ListCell   *lc;
+
+	gate->shared = shared;
+	gate->control = control;
+	gate->origin = pstrdup(origin);
+	gate->tables = palloc0_array(GateTable, Max(list_length(transforms), 1));
+	gate->open = true;
+	foreach(lc, transforms)
+	{
+		GateTable  *table = &gate->tables[gate->ntables++];
+		MappingRow *row;
+
+		table->transform = lfirst(lc);
+		row = table->transform->row;
+		table->stats = table_shared_get(row->id, row->deployment);
+		table->passed = table->stats->state == TABLE_STREAMING;
+		if (table->passed)
+			continue;
+		table->directory = chunk_directory_create(table->transform);
+		table->directory->version = PG_UINT64_MAX;	/* not loaded */
+		gate->open = false;
+		gate->eager |= row->on_write == ON_WRITE_PATCH;
+	}
+	return gate;
+}
+
+static GateTable *
+gate_table(Gate *gate, const Transform *transform)
+{
+	for (int i = 0; i < gate->ntables; i++)
+		if (gate->tables[i].transform == transform)
+			return &gate->tables[i];
+	elog(ERROR, "mapping %d has no gate", transform->row->id);
+	return NULL;				/* keep compiler quiet */
+}
+
+/*
+ * Wait until the transaction, whose commit is decoded, has ended for everybody.
+ */
+static void
+wait_for_xid(Gate *gate, TransactionId xid)
+{
+	if (gate->xid_waited)
+		return;
+	if (TransactionIdIsInProgress(xid))
+		XactLockTableWait(xid, NULL, NULL, XLTW_None);
+	gate->xid_waited = true;
+}
+
+static void
+refresh(Gate *gate, GateTable *table)
+{
+	uint64		version;
+
+	LWLockAcquire(shared_chunk_lock(), LW_SHARED);
+	version = gate->shared->chunk_version;
+	LWLockRelease(shared_chunk_lock());
+	if (table->directory->version != version)
+		chunk_directory_load(table->directory, gate->control, gate->origin,
+							 gate->shared);
+}
+
+/*
+ * Wait until an announcement or its end changes the directory.
+ */
+static void
+wait_for_chunk(Gate *gate, GateTable *table, ReorderBufferTXN *txn)
+{
+	StreamShared *shared = gate->shared;
+	uint64		version;
+
+	gate->settle(gate->settle_arg, txn);
+	for (;;)
+	{
+		LWLockAcquire(shared_chunk_lock(), LW_EXCLUSIVE);
+		version = shared->chunk_version;
+		shared->waiting_for_chunk = version == table->directory->version;
+		LWLockRelease(shared_chunk_lock());
+		if (version != table->directory->version)
+			break;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT |
+						 WL_EXIT_ON_PM_DEATH, 1000, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		worker_check();
+		if (shared->stop_requested || shared->reload)
+			ereport(ERROR,
+					(errcode(ERRCODE_QUERY_CANCELED),
+					 errmsg("stream is asked to stop while it waits for a chunk")));
+		gate->settle(gate->settle_arg, txn);
+	}
+}
+
+static bool
+decide(Gate *gate, GateTable *table, ReorderBufferTXN *txn)
+{
+	Datum	   *key = keyspace_key_from_slot(table->directory->space,
+											 table->transform->slot);
+
+	for (;;)
+	{
+		Chunk	   *chunk;
+
+		refresh(gate, table);
+		chunk = chunk_find(table->directory, key);
+		if (chunk == NULL)
+			return false;
+		if (!chunk->announced)
+			return txn->final_lsn >= chunk->lsn || !chunk_sees(chunk, txn->xid);
+		if (!XLogRecPtrIsInvalid(chunk->lsn) && txn->final_lsn < chunk->lsn)
+			return false;		/* nobody wrote when S was taken: S sees it */
+		wait_for_chunk(gate, table, txn);
+	}
+}
+
+/*
+ * DecodeGate.check: does the stream apply the row in transform->slot?
+ */
+static bool
+gate_check(void *arg, Transform *transform, ReorderBufferTXN *txn)
+{
+	Gate	   *gate = arg;
+	GateTable  *table;
+
+	if (gate->open)
+		return true;
+	table = gate_table(gate, transform);
+	if (table->passed)
+		return true;
+	if (table->truncated)
+		return false;
+	wait_for_xid(gate, txn->xid);
+	return decide(gate, table, txn);
+}
+
+/*
+ * DecodeGate.recopy: the row in transform->slot lacks a value that is nowhere
+ * else; have its key copied again, and wait for that.  The transaction has
+ * left the proc array, so the copy sees it.
+ */
+static void
+gate_recopy(void *arg, Transform *transform, ReorderBufferTXN *txn)
+{
+	Gate	   *gate = arg;
+	GateTable  *table = gate_table(gate, transform);
+	char	   *key;
+
+	if (table->passed)
+		elog(ERROR, "a change of table \"%s\" lacks a value after its copy",
+			 mapping_target_name(transform->row));
+	key = keyspace_key_to_literal(table->directory->space,
+								  keyspace_key_from_slot(table->directory->space,
+														 transform->slot));
+	if (strlen(key) >= BG_BOUND_SIZE)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("key of table \"%s\" is too long to be copied again",
+						mapping_target_name(transform->row))));
+	wait_for_xid(gate, txn->xid);
+	refresh(gate, table);
+	LWLockAcquire(shared_chunk_lock(), LW_EXCLUSIVE);
+	strlcpy(gate->shared->recopy.key, key, BG_BOUND_SIZE);
+	gate->shared->recopy.mapping = transform->row->id;
+	LWLockRelease(shared_chunk_lock());
+	ConditionVariableBroadcast(&gate->shared->changed);
+
+	/* until a copy worker has taken it up ... */
+	while (gate->shared->recopy.mapping == transform->row->id)
+	{
+		wait_for_chunk(gate, table, txn);
+		refresh(gate, table);
+	}
+	/* ... and finished it: what it saw includes this row */
+	(void) decide(gate, table, txn);
+}
+
+/*
+ * Plug the gate into decoding.
+ */
+void
+gate_init_decode(Gate *gate, DecodeGate *decode)
+{
+	decode->check = gate_check;
+	decode->recopy = gate_recopy;
+	decode->arg = gate;
+}
+
+/*
+ * A transaction begins.
+ */
+void
+gate_begin(Gate *gate)
+{
+	gate->xid_waited = false;
+}
+
+/*
+ * The stream has applied, or seen that there is nothing to apply, up to lsn:
+ * tables may be passed now.
+ */
+void
+gate_reached(Gate *gate, XLogRecPtr lsn)
+{
+	bool		open = true;
+	bool		eager = false;
+
+	if (gate->open)
+		return;
+	for (int i = 0; i < gate->ntables; i++)
+	{
+		GateTable  *table = &gate->tables[i];
+		TableState	state = table->stats->state;
+
+		if (!table->passed &&
+			(state == TABLE_CATCHING_UP || state == TABLE_STREAMING))
+		{
+			refresh(gate, table);
+			table->passed = table->directory->complete &&
+				lsn >= table->directory->copied_until;
+		}
+		open &= table->passed;
+		eager |= !table->passed &&
+			table->transform->row->on_write == ON_WRITE_PATCH;
+	}
+	gate->open = open;
+	gate->eager = eager;
+}
+
+/*
+ * A table is truncated.  True if it is being copied: then the caller raises
+ * its generation and forgets its chunks with the truncation, and the rest of
+ * the transaction is left to the chunks to come.
+ */
+bool
+gate_truncate(Gate *gate, Transform *transform, ReorderBufferTXN *txn)
+{
+	GateTable  *table = gate_table(gate, transform);
+
+	if (gate->open || table->passed)
+		return false;
+	wait_for_xid(gate, txn->xid);
+	table->truncated = true;
+	gate->truncated = true;
+	return true;
+}
+
+/*
+ * A transaction has been committed on the target: truncated tables begin anew.
+ */
+void
+gate_commit(Gate *gate)
+{
+	if (!gate->truncated)
+		return;
+	gate->truncated = false;
+	for (int i = 0; i < gate->ntables; i++)
+		if (gate->tables[i].truncated)
+		{
+			gate->tables[i].truncated = false;
+			gate->tables[i].stats->state = TABLE_WAITING;
+			LWLockAcquire(shared_chunk_lock(), LW_EXCLUSIVE);
+			gate->shared->chunk_version++;
+			LWLockRelease(shared_chunk_lock());
+			ConditionVariableBroadcast(&gate->shared->changed);
+		}
+}

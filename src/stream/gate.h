@@ -1,0 +1,50 @@
+/*-------------------------------------------------------------------------
+ *
+ * gate.h
+ *		Which decoded rows the stream applies while tables are copied.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef BG_GATE_H
+#define BG_GATE_H
+
+#include "stream/chunk.h"
+#include "stream/decode.h"
+
+typedef struct GateTable
+{
+	Transform  *transform;
+	TableShared *stats;
+	ChunkDirectory *directory;
+	bool		passed;			/* the stream is past the table's last P */
+	bool		truncated;		/* by the current transaction: its further rows
+								 * belong to chunks to come */
+} GateTable;
+
+typedef struct Gate
+{
+	StreamShared *shared;
+	Peer	   *control;		/* second connection; not in pipeline mode */
+	char	   *origin;
+	int			ntables;
+	GateTable  *tables;
+	bool		open;			/* every table is passed */
+	bool		eager;			/* commit after each transaction: a copy waits
+								 * for the stream */
+	bool		truncated;		/* a table is, by the current transaction */
+	bool		xid_waited;		/* for the current transaction */
+	/* before waiting for a chunk: everything earlier goes to the target */
+	void		(*settle) (void *arg, ReorderBufferTXN *txn);
+	void	   *settle_arg;
+} Gate;
+
+extern Gate *gate_create(StreamShared *shared, Peer *control,
+						 const char *origin, List *transforms);
+extern void gate_init_decode(Gate *gate, DecodeGate *decode);
+extern void gate_begin(Gate *gate);
+extern void gate_reached(Gate *gate, XLogRecPtr lsn);
+extern bool gate_truncate(Gate *gate, Transform *transform,
+						  ReorderBufferTXN *txn);
+extern void gate_commit(Gate *gate);
+
+#endif							/* BG_GATE_H */

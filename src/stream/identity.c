@@ -1,0 +1,290 @@
+/*-------------------------------------------------------------------------
+ *
+ * identity.c
+ *		What a change carries of its row, and whether a mapping can live with
+ *		that.
+ *
+ * An INSERT carries every column.  An UPDATE carries the new row without the
+ * TOASTed values that it left alone, and of the old row the replica identity's
+ * columns (all of them under FULL) if one of those changed.  A DELETE carries
+ * the replica identity's columns.  So whatever a mapping wants to know is
+ * either there every time or may be missing one day, and that can be told
+ * when the mapping is defined.  It is refused then, with the ALTER TABLE that
+ * mends it, rather than at run time.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/table.h"
+#include "catalog/index.h"
+#include "catalog/partition.h"
+#include "catalog/pg_inherits.h"
+#include "catalog/pg_am.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_index.h"
+#include "catalog/pg_namespace.h"
+#include "catalog/pg_opclass.h"
+#include "catalog/pg_type.h"
+#include "compat.h"
+#include "commands/defrem.h"
+#include "stream/transform.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/relcache.h"
+#include "utils/syscache.h"
+
+/*
+ * Columns that the old tuple of a relation's UPDATEs and DELETEs carries;
+ * *full if all of them.  NULL if there is no replica identity.
+ */
+Bitmapset *
+relation_identity(Relation relation, bool *full)
+{
+	*full = relation->rd_rel->relreplident == REPLICA_IDENTITY_FULL;
+	if (*full)
+		return bms_add_range(NULL, 1, RelationGetDescr(relation)->natts);
+	return index_columns(RelationGetReplicaIndex(relation));
+}
+
+/*
+ * Attribute numbers of an index's key columns; NULL for InvalidOid.
+ */
+Bitmapset *
+index_columns(Oid indexid)
+{
+	Bitmapset  *result = NULL;
+	Relation	index;
+
+	if (!OidIsValid(indexid))
+		return NULL;
+	index = index_open(indexid, AccessShareLock);
+	for (int i = 0; i < IndexRelationGetNumberOfKeyAttributes(index); i++)
+		result = bms_add_member(result, index->rd_index->indkey.values[i]);
+	index_close(index, AccessShareLock);
+	return result;
+}
+
+/*
+ * A leaf's attribute numbers as those of its root, by column name.
+ */
+static Bitmapset *
+to_root(Bitmapset *attnos, Relation leaf, Relation root)
+{
+	Bitmapset  *result = NULL;
+	int			attno = -1;
+
+	while ((attno = bms_next_member(attnos, attno)) >= 0)
+	{
+		Form_pg_attribute att = TupleDescAttr(RelationGetDescr(leaf),
+											  attno - 1);
+		AttrNumber	mine = get_attnum(RelationGetRelid(root),
+									  NameStr(att->attname));
+
+		if (mine > 0)
+			result = bms_add_member(result, mine);
+	}
+	return result;
+}
+
+/*
+ * What all leaves of a partitioned table have in common; each leaf has a
+ * replica identity of its own, whatever the root's says.
+ */
+static void
+partitioned_identity(Transform *transform, Relation root)
+{
+	List	   *oids = find_all_inheritors(RelationGetRelid(root),
+										   AccessShareLock, NULL);
+	Bitmapset  *common = bms_add_range(NULL, 1,
+									   RelationGetDescr(root)->natts);
+	bool		all_full = true;
+	bool		any = false;
+	ListCell   *lc;
+
+	foreach(lc, oids)
+	{
+		Relation	leaf = table_open(lfirst_oid(lc), NoLock);
+		bool		full;
+
+		if (leaf->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
+		{
+			Bitmapset  *mine = relation_identity(leaf, &full);
+
+			common = bms_int_members(common, to_root(mine, leaf, root));
+			all_full &= full;
+			any = true;
+		}
+		table_close(leaf, NoLock);
+	}
+	transform->identity_full = any && all_full;
+	transform->identity = any ? common : relation_identity(root, &all_full);
+}
+
+/*
+ * Can rows be put in order by an index, on this side, with plain comparison
+ * operators?  True for indexes on columns of built-in types with their default
+ * operator classes and the columns' own collations.
+ */
+static bool
+index_orders_plainly(Relation index)
+{
+	Relation	table = table_open(index->rd_index->indrelid, NoLock);
+	bool		result = index->rd_rel->relam == BTREE_AM_OID;
+
+	for (int i = 0; result && i < IndexRelationGetNumberOfKeyAttributes(index); i++)
+	{
+		AttrNumber	attno = index->rd_index->indkey.values[i];
+		Form_pg_attribute att;
+		Oid			opclass;
+
+		if (attno <= 0)
+		{
+			result = false;
+			break;
+		}
+		att = TupleDescAttr(RelationGetDescr(table), attno - 1);
+		opclass = GetDefaultOpClass(att->atttypid, BTREE_AM_OID);
+		result = att->atttypid < FirstNormalObjectId && att->attnotnull &&
+			OidIsValid(opclass) &&
+			get_opclass_family(opclass) == index->rd_opfamily[i] &&
+			att->attcollation == index->rd_indcollation[i];
+	}
+	table_close(table, NoLock);
+	return result;
+}
+
+/*
+ * Can the table be cut into key ranges?  Its chunk key must be one to one with
+ * the target's key: each of its columns is a key column of the target as it
+ * is, and no key column of the target reads anything else.
+ */
+static bool
+is_chunkable(const Transform *transform)
+{
+	Bitmapset  *plain = NULL;
+	Relation	index;
+	bool		ordered;
+
+	if (!OidIsValid(transform->chunk_index) ||
+		transform->row->on_write != ON_WRITE_MIRROR ||
+		transform->row->on_delete != ON_DELETE_DELETE ||
+		!bms_is_subset(transform->key_reads, transform->chunk_key))
+		return false;
+	for (int k = 0; k < transform->nkeys; k++)
+	{
+		AttrNumber	attno = transform->columns[transform->keys[k]].source_attno;
+
+		if (attno > 0)
+			plain = bms_add_member(plain, attno);
+	}
+	if (!bms_is_subset(transform->chunk_key, plain))
+		return false;
+	index = index_open(transform->chunk_index, AccessShareLock);
+	ordered = index_orders_plainly(index);
+	index_close(index, AccessShareLock);
+	return ordered;
+}
+
+/*
+ * Fill in what the replica identity gives: its columns, whether the filter
+ * follows from it, and by which index the table can be copied in chunks.
+ */
+void
+transform_find_identity(Transform *transform, Relation source)
+{
+	bool		full;
+
+	if (source->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
+		partitioned_identity(transform, source);
+	else
+	{
+		transform->identity = relation_identity(source, &full);
+		transform->identity_full = full;
+	}
+	transform->filter_by_identity =
+		bms_is_subset(transform->filter_reads, transform->identity);
+
+	if (transform->identity_full)
+		transform->chunk_index = relation_primary_key(source);
+	else
+		transform->chunk_index = RelationGetReplicaIndex(source);
+	transform->chunk_key = index_columns(transform->chunk_index);
+	if (!bms_is_subset(transform->chunk_key, transform->identity))
+	{
+		transform->chunk_index = InvalidOid;
+		transform->chunk_key = NULL;
+	}
+	transform->chunkable = is_chunkable(transform);
+}
+
+static void
+refuse(const Transform *transform, const char *reason)
+{
+	Oid			source = transform->row->source;
+	char	   *schema = get_namespace_name(get_rel_namespace(source));
+	char	   *table = quote_qualified_identifier(schema,
+												   get_rel_name(source));
+
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("replica identity of table \"%s\" does not suffice for its mapping to \"%s\"",
+					get_rel_name(source), mapping_target_name(transform->row)),
+			 errdetail("%s", reason),
+			 errhint("ALTER TABLE %s REPLICA IDENTITY FULL;", table)));
+}
+
+/*
+ * One column that may be absent: that is fine where leaving it out of an
+ * UPDATE's SET says all there is to say.
+ */
+static void
+check_absent_column(const Transform *transform, const TransformColumn *column)
+{
+	const MappingRow *row = transform->row;
+
+	if (bms_membership(column->reads) == BMS_MULTIPLE ||
+		column->depends_on_commit)
+		refuse(transform,
+			   psprintf("Target column \"%s\" combines a column that an UPDATE may leave out with others.",
+						column->def->name));
+	if (row->on_write == ON_WRITE_MERGE)
+		refuse(transform,
+			   psprintf("An UPDATE may leave out what target column \"%s\" reads, and a merge may have to insert it.",
+						column->def->name));
+	if (transform->filter != NULL && !transform->filter_by_identity)
+		refuse(transform,
+			   psprintf("An UPDATE that makes a row pass the filter may leave out what target column \"%s\" reads.",
+						column->def->name));
+}
+
+/*
+ * Refuse a mapping that a change may not carry enough for.  Errors have the
+ * ALTER TABLE that mends it as their hint.
+ */
+void
+transform_check_identity(Transform *transform)
+{
+	int			attno = -1;
+
+	if (transform->identity_full)
+		return;
+	if (transform->identity == NULL)
+		refuse(transform, "The table has no replica identity, so an UPDATE or DELETE does not say which row it changed.");
+	if (!bms_is_subset(transform->key_reads, transform->identity))
+		refuse(transform, "The target's key reads columns outside the replica identity, so a DELETE does not say which target row goes.");
+	while ((attno = bms_next_member(transform->filter_reads, attno)) >= 0)
+		if (transform->source[attno - 1].toastable &&
+			!bms_is_member(attno, transform->identity))
+			refuse(transform,
+				   psprintf("An UPDATE may leave out column \"%s\", which the filter reads.",
+							NameStr(transform->source[attno - 1].name)));
+	if (transform->row->on_delete == ON_DELETE_WRITE &&
+		!bms_is_subset(transform->reads, transform->identity))
+		refuse(transform, "The old row is written on a DELETE, but the DELETE carries only the replica identity's columns.");
+	for (int i = 0; i < transform->ncolumns; i++)
+		if (transform->columns[i].may_be_absent)
+			check_absent_column(transform, &transform->columns[i]);
+}

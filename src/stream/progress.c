@@ -1,0 +1,143 @@
+/*-------------------------------------------------------------------------
+ *
+ * progress.c
+ *		What the target knows of a stream: its position and its tables.
+ *
+ * The position is the progress of the stream's replication origin, advanced
+ * by the commits that carry the data.  Beside it bluegreen.applied_stream says
+ * that this target belongs to this stream at all, and bluegreen.applied_table
+ * has a row per mapping with the generation of its copy.
+ *
+ * Raising a generation waits for the chunk transactions that hold the row FOR
+ * SHARE, and makes those fail that come later: so nothing that a dead copy
+ * worker left behind on the target can commit after the next worker has looked
+ * at what is there.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "compat.h"
+#include "miscadmin.h"
+#include "stream/progress.h"
+#include "utils/builtins.h"
+#include "utils/pg_lsn.h"
+
+static bool
+setup_session(Peer *peer, const char *origin, PeerError *error)
+{
+	char	   *sql;
+
+	sql = psprintf("SELECT pg_catalog.pg_replication_origin_session_setup(%s)",
+				   quote_literal_cstr(origin));
+	return peer_try_command(peer, sql, error);
+}
+
+/*
+ * Make the peer session the one that advances an origin, which is created if
+ * it does not exist.  A session that a worker of ours left behind is ended;
+ * whoever asks then gets the transient error 55006 and tries again.
+ */
+void
+progress_session_setup(Peer *peer, const char *origin,
+					   const char *application_name)
+{
+	const char *origin_args[] = {origin};
+	const char *args[] = {application_name};
+	PeerError	error;
+
+	peer_query(peer,
+			   "SELECT pg_catalog.pg_replication_origin_create($1) "
+			   "WHERE pg_catalog.pg_replication_origin_oid($1) IS NULL",
+			   1, origin_args);
+	if (setup_session(peer, origin, &error))
+		return;
+	if (strcmp(error.sqlstate, "55006") == 0)
+		peer_query(peer,
+				   "SELECT pg_catalog.pg_terminate_backend(pid, 5000) "
+				   "FROM pg_catalog.pg_stat_activity "
+				   "WHERE application_name = $1 "
+				   "AND pid <> pg_catalog.pg_backend_pid() "
+				   "AND usename = CURRENT_USER", 1, args);
+	if (!setup_session(peer, origin, &error))
+		peer_rethrow(&error, "setting up the replication origin");
+}
+
+/*
+ * How far the target has durably applied the session's origin; invalid if
+ * nothing yet.
+ */
+XLogRecPtr
+progress_read(Peer *peer)
+{
+	PeerResult *result;
+
+	result = peer_query(peer,
+						"SELECT pg_catalog.pg_replication_origin_session_progress(true)",
+						0, NULL);
+	if (result->values[0][0] == NULL)
+		return InvalidXLogRecPtr;
+	return DatumGetLSN(DirectFunctionCall1(pg_lsn_in,
+										   CStringGetDatum(result->values[0][0])));
+}
+
+/*
+ * Error if the target does not belong to this stream: another database than
+ * the one that start() registered with, or one that was restored since.
+ */
+void
+progress_check_stream(Peer *peer, const char *origin,
+					  const Deployment *deployment)
+{
+	const char *args[] = {origin};
+	PeerResult *result;
+
+	result = peer_query(peer,
+						"SELECT 1 FROM bluegreen.applied_stream WHERE name = $1",
+						1, args);
+	if (result->ntuples == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("peer %s does not know the stream of deployment \"%s\"",
+						peer_description(peer), deployment->name),
+				 errdetail("Its database is not the one that the deployment was started with, or it was put back to an earlier state."),
+				 errhint("Point the server at the right database, or drop the deployment and start anew.")));
+}
+
+/*
+ * Tell the target which tables the stream has, forget those that it has no
+ * longer, and raise the generation of those that are not copied yet.
+ */
+void
+progress_register_tables(Peer *peer, const char *origin, List *rows)
+{
+	const char *origin_args[] = {origin};
+	StringInfoData ids;
+	ListCell   *lc;
+	const char *stale_args[2];
+
+	initStringInfo(&ids);
+	appendStringInfoChar(&ids, '{');
+	foreach(lc, rows)
+	{
+		MappingRow *row = lfirst(lc);
+		const char *args[] = {origin, psprintf("%d", row->id),
+		row->target_schema, row->target_table};
+
+		appendStringInfo(&ids, "%s%d", ids.len > 1 ? "," : "", row->id);
+		peer_query(peer,
+				   "INSERT INTO bluegreen.applied_table "
+				   "(stream, mapping, target_schema, target_table) "
+				   "VALUES ($1, $2::integer, $3, $4) "
+				   "ON CONFLICT (stream, mapping) DO NOTHING", 4, args);
+	}
+	appendStringInfoChar(&ids, '}');
+	stale_args[0] = origin;
+	stale_args[1] = ids.data;
+	peer_query(peer,
+			   "DELETE FROM bluegreen.applied_table WHERE stream = $1 "
+			   "AND mapping <> ALL ($2::integer[])", 2, stale_args);
+	peer_query(peer,
+			   "UPDATE bluegreen.applied_table SET generation = generation + 1 "
+			   "WHERE stream = $1 AND state = 'copying'", 1, origin_args);
+}

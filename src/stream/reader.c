@@ -1,0 +1,299 @@
+/*-------------------------------------------------------------------------
+ *
+ * reader.c
+ *		Where the decoder gets its WAL from, and what happens while there is
+ *		none.
+ *
+ * The decoder asks for a page and is kept waiting here until it is flushed.
+ * That makes this the place where the worker does everything else: send the
+ * batch as soon as nothing more is to come, take the peer's answers, tell the
+ * slot what is durable on the target, keep copy workers running, and wait on
+ * the latch (set by committing backends) and the peer's socket.  Core's own
+ * reader would poll every millisecond.
+ *
+ * Nothing is confirmed to the slot that the target does not hold durably.  An
+ * idle stream, or one that sees only tables that are not mapped, marks its
+ * progress on the target now and then with an empty transaction, so that the
+ * slot can let go of WAL.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xlog.h"
+#include "access/xlogreader.h"
+#include "access/xlogutils.h"
+#include "compat.h"
+#include "core/event.h"
+#include "core/settings.h"
+#include "core/worker.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/walwriter.h"
+#include "replication/logical.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "stream/copy.h"
+#include "stream/sync.h"
+#include "utils/timestamp.h"
+
+#define TICK_MS		1000		/* how often to look after things */
+
+/* XLogReaderState has no room for our own pointer: it holds the decoder's. */
+static StreamWorker *the_worker = NULL;
+
+/*
+ * Later calls of reader_page() work for this worker.
+ */
+void
+reader_attach(StreamWorker *worker)
+{
+	the_worker = worker;
+}
+
+/*
+ * Tell the slot what the target holds.
+ */
+void
+reader_confirm(StreamWorker *worker)
+{
+	XLogRecPtr	durable = Max(worker->apply->applied.end_lsn,
+							  worker->progress);
+
+	if (durable <= worker->confirmed)
+		return;
+	LogicalConfirmReceivedLocation(durable);
+	worker->confirmed = durable;
+	SpinLockAcquire(&worker->shared->mutex);
+	worker->shared->confirmed_lsn = durable;
+	SpinLockRelease(&worker->shared->mutex);
+}
+
+static bool
+is_idle(const StreamWorker *worker)
+{
+	return !sink_has_pending(worker) && worker->apply->state == APPLY_IDLE;
+}
+
+/*
+ * Publish how far we are.  With nothing on the way, everything that is decoded
+ * has been applied as far as there was anything to apply.
+ */
+static void
+publish(StreamWorker *worker)
+{
+	StreamShared *shared = worker->shared;
+	bool		idle = is_idle(worker);
+	bool		moved;
+
+	worker->decoded = Max(worker->decoded,
+						  worker->decoding->reader->EndRecPtr);
+	SpinLockAcquire(&shared->mutex);
+	moved = idle && worker->decoded > shared->applied_lsn;
+	shared->decoded_lsn = worker->decoded;
+	if (idle)
+	{
+		shared->applied_lsn = Max(shared->applied_lsn, worker->decoded);
+		shared->oldest_pending = 0;
+	}
+	SpinLockRelease(&shared->mutex);
+	if (moved)
+		ConditionVariableBroadcast(&shared->changed);
+}
+
+/*
+ * With nothing to send for a while, record on the target how far we are.
+ */
+static void
+mark_progress(StreamWorker *worker, TimestampTz now)
+{
+	ApplyPosition position = {.end_lsn = worker->decoded};
+
+	if (!is_idle(worker) || now < worker->next_mark ||
+		worker->decoded <= Max(worker->apply->applied.end_lsn, worker->progress))
+		return;
+	worker->next_mark = TimestampTzPlusMilliseconds(now,
+													bg_idle_progress_interval);
+	apply_send(worker->apply, worker->batch, &position, true);
+}
+
+/*
+ * Copying or streaming?
+ */
+static void
+update_state(StreamWorker *worker)
+{
+	StreamShared *shared = worker->shared;
+	StreamState state = STREAM_STREAMING;
+
+	for (int i = 0; i < worker->gate->ntables; i++)
+		if (!worker->gate->tables[i].passed ||
+			worker->gate->tables[i].stats->state != TABLE_STREAMING)
+			state = STREAM_COPYING;
+	if (state == shared->state)
+		return;
+	if (state == STREAM_STREAMING)
+		event_record(MyDatabaseId, worker->deployment->id, EVENT_STREAMING,
+					 worker->decoded, "all tables follow", NULL);
+	stream_set_state(shared, state);
+}
+
+/*
+ * Look after things: the gate, copy workers, statistics.  Cheap enough to be
+ * called for every batch; most of it is done once a second.
+ */
+void
+reader_tick(StreamWorker *worker)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (is_idle(worker))
+		gate_reached(worker->gate, worker->decoded);
+	else
+		gate_reached(worker->gate, worker->apply->applied.end_lsn);
+	update_state(worker);
+	mark_progress(worker, now);
+	if (now < worker->next_tick)
+		return;
+	worker->next_tick = TimestampTzPlusMilliseconds(now, TICK_MS);
+	if (worker->shared->state == STREAM_COPYING)
+		copy_launch_workers(worker->shared);
+	else if (worker->control)
+	{
+		peer_close(worker->control);
+		worker->control = NULL;
+	}
+	reader_confirm(worker);
+}
+
+/*
+ * The worker was asked to stop, or to read its mappings again: finish what is
+ * decoded and end.
+ */
+void
+reader_stop(StreamWorker *worker)
+{
+	sink_flush(worker);
+	apply_wait(worker->apply);
+	reader_confirm(worker);
+	copy_stop_workers(worker->shared);
+	if (worker->shared->stop_requested)
+	{
+		event_record(MyDatabaseId, worker->deployment->id, EVENT_STOPPED,
+					 worker->confirmed, "stopped", NULL);
+		stream_set_state(worker->shared, STREAM_STOPPED);
+	}
+	proc_exit(0);
+}
+
+/*
+ * How long to wait at most.  A commit that is not flushed yet (asynchronous)
+ * will be by the WAL writer, which does not wake us.
+ */
+static long
+wait_time(XLogRecPtr flushed)
+{
+	if (wake_last_commit() > flushed)
+		return Max(WalWriterDelay, 1);
+	return TICK_MS;
+}
+
+static void
+check_peer(StreamWorker *worker)
+{
+	if (peer_is_alive(worker->peer))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_CONNECTION_FAILURE),
+			 errmsg("connection to peer %s was lost",
+					peer_description(worker->peer))));
+}
+
+static void
+wait_for_event(StreamWorker *worker, XLogRecPtr wanted)
+{
+	int			events = WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH |
+		peer_wait_events(worker->peer);
+	XLogRecPtr	flushed = GetFlushRecPtr(NULL);
+	int			happened;
+
+	wake_before_wait(worker->shared);
+	if (wanted <= GetFlushRecPtr(NULL))
+	{
+		wake_after_wait(worker->shared);
+		return;
+	}
+	happened = WaitLatchOrSocket(MyLatch, events, peer_socket(worker->peer),
+								 wait_time(flushed), PG_WAIT_EXTENSION);
+	wake_after_wait(worker->shared);
+	if (happened & WL_LATCH_SET)
+		ResetLatch(MyLatch);
+	if (happened & WL_SOCKET_MASK)
+		(void) peer_pump(worker->peer);
+	if ((happened & WL_TIMEOUT) && wake_last_commit() > GetFlushRecPtr(NULL))
+		XLogFlush(wake_last_commit());
+}
+
+/*
+ * All flushed WAL is decoded.  Do what there is to do, until there is more.
+ */
+static void
+wait_for_wal(StreamWorker *worker, XLogRecPtr wanted)
+{
+	while (wanted > GetFlushRecPtr(NULL))
+	{
+		worker_check();
+		if (worker->shared->stop_requested || worker->shared->reload)
+			reader_stop(worker);
+		if (apply_poll(worker->apply))
+			sink_flush(worker);
+		check_peer(worker);
+		publish(worker);
+		reader_tick(worker);
+		if (apply_poll(worker->apply))
+			reader_confirm(worker);
+		publish(worker);
+		wait_for_event(worker, wanted);
+	}
+}
+
+/*
+ * Timeline to read a page from.  We run on primaries only; pages from before
+ * a promotion lie on the timelines before it.
+ */
+static TimeLineID
+timeline_of(XLogReaderState *reader, XLogRecPtr page, int wanted)
+{
+	TimeLineID	current = GetWALInsertionTimeLine();
+
+	XLogReadDetermineTimeline(reader, page, wanted, current);
+	return reader->currTLI;
+}
+
+/*
+ * XLogReaderRoutine.page_read: up to a page of flushed WAL.
+ */
+int
+reader_page(XLogReaderState *reader, XLogRecPtr page, int wanted,
+			XLogRecPtr target, char *buffer)
+{
+	WALReadError error;
+	XLogRecPtr	available;
+	TimeLineID	tli = timeline_of(reader, page, wanted);
+	int			count = XLOG_BLCKSZ;
+
+	if (tli == GetWALInsertionTimeLine())
+	{
+		wait_for_wal(the_worker, page + wanted);
+		available = GetFlushRecPtr(NULL);
+	}
+	else
+		available = reader->currTLIValidUntil;
+	if (page + wanted > available)
+		return -1;
+	if (page + XLOG_BLCKSZ > available)
+		count = available - page;
+	if (!WALRead(reader, buffer, page, XLOG_BLCKSZ, tli, &error))
+		WALReadRaiseError(&error);
+	return count;
+}

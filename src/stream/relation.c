@@ -1,0 +1,246 @@
+/*-------------------------------------------------------------------------
+ *
+ * relation.c
+ *		Cache of decoded relations: which transforms a change goes through.
+ *
+ * Decoding shows leaf partitions; a mapping names the root.  An entry binds a
+ * leaf to the transforms of its ancestors, with a map from the root's columns
+ * to the leaf's (they may stand in another order).  Everything here is read
+ * from the catalogs as they were when the change was made; before an entry is
+ * used it is compared with what was compiled under the current catalogs, and a
+ * difference is an error: an expression compiled for text would read an int as
+ * a pointer.  Relcache invalidation makes an entry stale, not gone.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/partition.h"
+#include "compat.h"
+#include "stream/relation.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/relcache.h"
+
+/* The table that the invalidation callback marks; one state per process. */
+static HTAB *invalidated = NULL;
+
+static void
+invalidate_relation(Datum arg, Oid relid)
+{
+	HASH_SEQ_STATUS status;
+	RelationEntry *entry;
+
+	if (invalidated == NULL)
+		return;
+	hash_seq_init(&status, invalidated);
+	while ((entry = hash_seq_search(&status)) != NULL)
+	{
+		if (!OidIsValid(relid) || entry->relid == relid)
+			entry->valid = false;
+		/* a leaf's entry depends on its root's columns as well */
+		for (int i = 0; i < entry->ntransforms; i++)
+			if (entry->transforms[i].transform->row->source == relid)
+				entry->valid = false;
+	}
+}
+
+static void
+forget_entries(void *arg)
+{
+	invalidated = NULL;
+}
+
+/*
+ * Make the state's empty cache.  The callback is registered once per process,
+ * since there is no way to take it back.
+ */
+void
+relation_entries_create(DecodeState *state)
+{
+	static bool registered = false;
+	HASHCTL		ctl = {
+		.keysize = sizeof(Oid),
+		.entrysize = sizeof(RelationEntry),
+		.hcxt = state->context
+	};
+	MemoryContextCallback *callback =
+		MemoryContextAllocZero(state->context, sizeof(*callback));
+
+	state->relations = hash_create("pg_bluegreen relations", 64, &ctl,
+								   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	invalidated = state->relations;
+	callback->func = forget_entries;
+	MemoryContextRegisterResetCallback(state->context, callback);
+	if (!registered)
+		CacheRegisterRelcacheCallback(invalidate_relation, (Datum) 0);
+	registered = true;
+}
+
+/*
+ * Error if a column that the transform reads is not what was compiled.
+ */
+void
+relation_check_columns(const Transform *transform, Relation root)
+{
+	TupleDesc	desc = RelationGetDescr(root);
+	int			attno = -1;
+
+	while ((attno = bms_next_member(transform->reads, attno)) >= 0)
+	{
+		const SourceAttribute *mine = &transform->source[attno - 1];
+		Form_pg_attribute att;
+
+		if (attno <= desc->natts)
+		{
+			att = TupleDescAttr(desc, attno - 1);
+			if (att->atttypid == mine->type && att->atttypmod == mine->typmod &&
+				att->attisdropped == mine->dropped)
+				continue;
+		}
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("column \"%s\" of table \"%s\" is not what the mapping to \"%s\" was compiled for",
+						NameStr(mine->name), RelationGetRelationName(root),
+						mapping_target_name(transform->row)),
+				 errhint("Unmap the table and map it again.")));
+	}
+}
+
+/*
+ * Map the root's columns to a leaf's, by name; both as of the change.
+ */
+static AttrNumber *
+build_attrmap(Relation root, Relation leaf)
+{
+	TupleDesc	desc = RelationGetDescr(root);
+	AttrNumber *map = palloc0_array(AttrNumber, desc->natts);
+
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+
+		for (int j = 0; j < RelationGetDescr(leaf)->natts; j++)
+		{
+			Form_pg_attribute other = TupleDescAttr(RelationGetDescr(leaf), j);
+
+			if (!att->attisdropped && !other->attisdropped &&
+				strcmp(NameStr(att->attname), NameStr(other->attname)) == 0)
+				map[i] = j + 1;
+		}
+	}
+	return map;
+}
+
+/*
+ * Do old tuples of this relation carry the columns that were compiled as the
+ * replica identity?  Someone may have altered it since.
+ */
+static bool
+identity_still_ok(const Transform *transform, Relation leaf,
+				  const AttrNumber *attrmap)
+{
+	bool		full;
+	Bitmapset  *now = relation_identity(leaf, &full);
+	int			attno = -1;
+
+	if (full)
+		return true;
+	if (transform->identity_full)
+		return false;
+	while ((attno = bms_next_member(transform->identity, attno)) >= 0)
+		if (!bms_is_member(attrmap ? attrmap[attno - 1] : attno, now))
+			return false;
+	return true;
+}
+
+static void
+bind_transform(RelationEntry *entry, Transform *transform, Relation relation)
+{
+	RelationTransform *bound = &entry->transforms[entry->ntransforms++];
+	Oid			source = transform->row->source;
+
+	bound->transform = transform;
+	bound->attrmap = NULL;
+	if (source == RelationGetRelid(relation))
+		relation_check_columns(transform, relation);
+	else
+	{
+		Relation	root = RelationIdGetRelation(source);
+
+		if (!RelationIsValid(root))
+			elog(ERROR, "could not open relation with OID %u", source);
+		relation_check_columns(transform, root);
+		bound->attrmap = build_attrmap(root, relation);
+		RelationClose(root);
+	}
+	bound->identity_ok = identity_still_ok(transform, relation,
+										   bound->attrmap);
+}
+
+static void
+fill_entry(DecodeState *state, RelationEntry *entry, Relation relation)
+{
+	List	   *sources = NIL;
+	ListCell   *lc;
+
+	if (relation->rd_rel->relispartition)
+		sources = get_partition_ancestors(entry->relid);
+	sources = lcons_oid(entry->relid, sources);
+
+	entry->ntransforms = 0;
+	entry->transforms = palloc0_array(RelationTransform,
+									  Max(list_length(state->transforms), 1));
+	foreach(lc, state->transforms)
+	{
+		Transform  *transform = lfirst(lc);
+
+		if (list_member_oid(sources, transform->row->source))
+			bind_transform(entry, transform, relation);
+	}
+	entry->natts = RelationGetDescr(relation)->natts;
+	entry->new_values = palloc0_array(Datum, entry->natts);
+	entry->new_isnull = palloc0_array(bool, entry->natts);
+	entry->old_values = palloc0_array(Datum, entry->natts);
+	entry->old_isnull = palloc0_array(bool, entry->natts);
+}
+
+/*
+ * The entry of a relation that a change refers to, brought up to date.  Errors
+ * if the relation is no longer what a mapping was compiled for.
+ */
+RelationEntry *
+relation_entry(DecodeState *state, Relation relation)
+{
+	Oid			relid = RelationGetRelid(relation);
+	bool		found;
+	RelationEntry *entry = hash_search(state->relations, &relid, HASH_ENTER,
+									   &found);
+	MemoryContext old;
+
+	if (!found)
+	{
+		entry->valid = false;
+		entry->ntransforms = 0;
+		entry->context = NULL;
+	}
+	if (entry->valid)
+		return entry;
+
+	entry->ntransforms = 0;
+	if (entry->context)
+		MemoryContextReset(entry->context);
+	else
+		entry->context = AllocSetContextCreate(state->context,
+											   "pg_bluegreen relation",
+											   ALLOCSET_SMALL_SIZES);
+	old = MemoryContextSwitchTo(entry->context);
+	/* set first: an invalidation that arrives meanwhile must win */
+	entry->valid = true;
+	fill_entry(state, entry, relation);
+	MemoryContextSwitchTo(old);
+	return entry;
+}

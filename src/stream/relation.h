@@ -1,0 +1,40 @@
+/*-------------------------------------------------------------------------
+ *
+ * relation.h
+ *		What decoding knows about a relation that changes refer to.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef BG_RELATION_H
+#define BG_RELATION_H
+
+#include "stream/decode.h"
+
+/* One transform over a relation that is its source or a leaf of it. */
+typedef struct RelationTransform
+{
+	Transform  *transform;
+	AttrNumber *attrmap;		/* source attribute -> leaf attribute, 0 if
+								 * none; NULL if they are the same */
+	bool		identity_ok;	/* old tuples carry what was compiled */
+} RelationTransform;
+
+typedef struct RelationEntry
+{
+	Oid			relid;			/* hash key */
+	bool		valid;
+	int			ntransforms;
+	RelationTransform *transforms;
+	MemoryContext context;
+	int			natts;
+	Datum	   *new_values;		/* the deformed tuples of one change */
+	bool	   *new_isnull;
+	Datum	   *old_values;
+	bool	   *old_isnull;
+} RelationEntry;
+
+extern void relation_entries_create(DecodeState *state);
+extern void relation_check_columns(const Transform *transform, Relation root);
+extern RelationEntry *relation_entry(DecodeState *state, Relation relation);
+
+#endif							/* BG_RELATION_H */

@@ -1,0 +1,435 @@
+/*-------------------------------------------------------------------------
+ *
+ * rowchange.c
+ *		From the old and new row of a change to what happens on the target.
+ *
+ * A change has up to two sides: the row that was there before (an UPDATE that
+ * leaves the replica identity alone has the same key on both) and the row that
+ * is there after it.  Each side is evaluated to a Side: did it pass the filter
+ * (yes, no, or unknown, when the filter reads columns that the change does not
+ * carry), what is its key on the target, and does the stream apply it at all
+ * (while the table is copied, that is decided for each side by its own chunk).
+ *
+ *	filter before / after	same key						other key
+ *	yes      yes			update							move, or delete + insert
+ *	yes      no				delete							delete
+ *	no       yes			insert							insert
+ *	unknown  yes			upsert							delete if there + upsert
+ *	unknown  no				delete if there					delete if there
+ *
+ * The mapping's on_write and on_delete then choose the words: merge upserts,
+ * patch only updates, a delete may be ignored or be a write of the old row.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "compat.h"
+#include "stream/rowchange.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+
+typedef enum Passed
+{
+	PASSED_NO,
+	PASSED_YES,
+	PASSED_UNKNOWN
+} Passed;
+
+/* One side of a change, evaluated by one transform. */
+typedef struct Side
+{
+	Passed		passed;
+	bool		admitted;		/* by the gate */
+	RowChange  *row;			/* key set if passed != NO; all columns if the
+								 * side can be written */
+	bool		incomplete;		/* a column is missing */
+} Side;
+
+/* What row_change() works on. */
+typedef struct ChangeContext
+{
+	DecodeState *state;
+	RelationEntry *entry;
+	Relation	relation;
+	RelationTransform *bound;
+	Transform  *transform;
+	bool		has_old;
+	bool		has_new;
+	Bitmapset  *absent;			/* source attributes that the new row lacks */
+} ChangeContext;
+
+static void
+emit(ChangeContext *context, ChangeKind kind, RowChange *row)
+{
+	ChangeSink *sink = &context->state->sink;
+
+	row->transform = context->transform;
+	row->kind = kind;
+	sink->row(sink->arg, row);
+}
+
+/*
+ * Put a deformed tuple into the transform's slot, in the source's column
+ * order.
+ */
+static void
+fill_slot(const RelationTransform *bound, const Datum *values,
+		  const bool *isnull, int natts)
+{
+	TupleTableSlot *slot = bound->transform->slot;
+	int			n = slot->tts_tupleDescriptor->natts;
+
+	ExecClearTuple(slot);
+	for (int i = 0; i < n; i++)
+	{
+		int			attno = bound->attrmap ? bound->attrmap[i] : i + 1;
+		bool		there = attno > 0 && attno <= natts;
+
+		slot->tts_values[i] = there ? values[attno - 1] : (Datum) 0;
+		slot->tts_isnull[i] = there ? isnull[attno - 1] : true;
+	}
+	ExecStoreVirtualTuple(slot);
+}
+
+/*
+ * Values of the new row that an UPDATE left out because it did not touch them:
+ * pointers to TOAST tables.  Under REPLICA IDENTITY FULL the old row has them;
+ * otherwise they are absent.
+ */
+static void
+complete_new_row(ChangeContext *context)
+{
+	RelationEntry *entry = context->entry;
+	TupleDesc	desc = RelationGetDescr(context->relation);
+
+	for (int i = 0; i < entry->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+
+		if (att->attlen != -1 || att->attisdropped || entry->new_isnull[i] ||
+			!VARATT_IS_EXTERNAL_ONDISK(DatumGetPointer(entry->new_values[i])))
+			continue;
+		if (context->has_old && !entry->old_isnull[i])
+			entry->new_values[i] = entry->old_values[i];
+		else
+		{
+			entry->new_isnull[i] = true;
+			context->absent = bms_add_member(context->absent, i + 1);
+		}
+	}
+}
+
+/*
+ * Absent attributes of the leaf as attributes of the transform's source.
+ */
+static Bitmapset *
+absent_in_source(const ChangeContext *context)
+{
+	const AttrNumber *map = context->bound->attrmap;
+	Bitmapset  *result = NULL;
+
+	if (map == NULL || context->absent == NULL)
+		return context->absent;
+	for (int i = 0; i < context->transform->source_desc->natts; i++)
+		if (map[i] > 0 && bms_is_member(map[i], context->absent))
+			result = bms_add_member(result, i + 1);
+	return result;
+}
+
+static bool
+admitted(ChangeContext *context)
+{
+	DecodeGate *gate = &context->state->gate;
+
+	return gate->check == NULL ||
+		gate->check(gate->arg, context->transform, context->state->txn);
+}
+
+/*
+ * Can this side of a change be evaluated in full?  The old row only if the
+ * change carries it all, or if nothing else is read.
+ */
+static bool
+old_row_is_known(const Transform *transform)
+{
+	return transform->identity_full ||
+		bms_is_subset(transform->reads, transform->identity);
+}
+
+static void
+evaluate_old(ChangeContext *context, Side *side)
+{
+	Transform  *transform = context->transform;
+	RelationEntry *entry = context->entry;
+
+	fill_slot(context->bound, entry->old_values, entry->old_isnull,
+			  entry->natts);
+	side->admitted = admitted(context);
+	if (transform->filter == NULL)
+		side->passed = PASSED_YES;
+	else if (transform->identity_full || transform->filter_by_identity)
+		side->passed = transform_filter(transform) ? PASSED_YES : PASSED_NO;
+	else
+		side->passed = PASSED_UNKNOWN;
+	if (side->passed == PASSED_NO)
+		return;
+	if (transform->row->on_delete == ON_DELETE_WRITE &&
+		old_row_is_known(transform))
+		transform_row(transform, NULL, side->row->values, side->row->isnull,
+					  side->row->missing);
+	transform_key(transform, side->row->values, side->row->isnull);
+}
+
+static void
+evaluate_new(ChangeContext *context, Side *side)
+{
+	Transform  *transform = context->transform;
+	RelationEntry *entry = context->entry;
+
+	fill_slot(context->bound, entry->new_values, entry->new_isnull,
+			  entry->natts);
+	side->admitted = admitted(context);
+	side->passed = transform_filter(transform) ? PASSED_YES : PASSED_NO;
+	side->incomplete = false;
+	if (side->passed == PASSED_NO)
+		return;
+	transform_row(transform, absent_in_source(context), side->row->values,
+				  side->row->isnull, side->row->missing);
+	transform_key(transform, side->row->values, side->row->isnull);
+	for (int i = 0; i < transform->ncolumns; i++)
+		side->incomplete |= side->row->missing[i];
+}
+
+/*
+ * An UPDATE that leaves the identity alone: the old side has the new side's
+ * key.  Needs the slot to hold the new row.
+ */
+static void
+old_from_new(ChangeContext *context, const Side *new, Side *old)
+{
+	Transform  *transform = context->transform;
+
+	old->admitted = new->admitted;
+	if (transform->filter == NULL)
+		old->passed = PASSED_YES;
+	else
+		old->passed = transform->filter_by_identity ? new->passed :
+			PASSED_UNKNOWN;
+	if (new->passed == PASSED_NO && old->passed != PASSED_NO)
+		transform_key(transform, old->row->values, old->row->isnull);
+}
+
+/*
+ * The row goes from the target, in the mapping's words.
+ */
+static void
+emit_delete(ChangeContext *context, Side *old)
+{
+	MappingRow *row = context->transform->row;
+
+	switch (row->on_delete)
+	{
+		case ON_DELETE_IGNORE:
+			break;
+		case ON_DELETE_DELETE:
+			emit(context, old->passed == PASSED_YES &&
+				 row->on_write == ON_WRITE_MIRROR ?
+				 CHANGE_DELETE : CHANGE_DELETE_IF_THERE, old->row);
+			break;
+		case ON_DELETE_WRITE:
+			memset(old->row->missing, 0, context->transform->ncolumns);
+			emit(context, row->on_write == ON_WRITE_PATCH ?
+				 CHANGE_PATCH : CHANGE_UPSERT, old->row);
+			break;
+	}
+}
+
+/*
+ * The row is new to the target, in the mapping's words.
+ */
+static void
+emit_insert(ChangeContext *context, Side *old, Side *new)
+{
+	MappingRow *row = context->transform->row;
+
+	if (row->on_write == ON_WRITE_PATCH)
+		emit(context, CHANGE_PATCH, new->row);
+	else if (new->incomplete)
+		context->state->gate.recopy(context->state->gate.arg,
+									context->transform, context->state->txn);
+	else if (row->on_write == ON_WRITE_MERGE ||
+			 row->on_delete != ON_DELETE_DELETE ||
+			 (old != NULL && old->passed == PASSED_UNKNOWN))
+		emit(context, CHANGE_UPSERT, new->row);
+	else
+		emit(context, CHANGE_INSERT, new->row);
+}
+
+/*
+ * Old and new row have the same key on the target.
+ */
+static void
+emit_same_key(ChangeContext *context, Side *old, Side *new)
+{
+	MappingRow *row = context->transform->row;
+
+	if (!new->admitted)
+		return;
+	if (new->passed == PASSED_NO)
+	{
+		if (old->passed != PASSED_NO)
+			emit_delete(context, old);
+	}
+	else if (row->on_write == ON_WRITE_MIRROR && old->passed == PASSED_YES)
+		emit(context, CHANGE_UPDATE, new->row);
+	else
+		emit_insert(context, old, new);
+}
+
+/*
+ * The key changed on the target.  The row is moved where something must be
+ * carried along from the target's row; else it is a delete and an insert,
+ * which fold into a batch.
+ */
+static void
+emit_other_key(ChangeContext *context, Side *old, Side *new)
+{
+	MappingRow *row = context->transform->row;
+	bool		gone = old->passed != PASSED_NO && old->admitted;
+	bool		came = new->passed == PASSED_YES && new->admitted;
+
+	if (gone && came && old->passed == PASSED_YES &&
+		row->on_write == ON_WRITE_MIRROR &&
+		row->on_delete == ON_DELETE_DELETE &&
+		(new->incomplete || row->has_other_columns || row->target_shared))
+	{
+		new->row->old_values = old->row->values;
+		new->row->old_isnull = old->row->isnull;
+		emit(context, CHANGE_MOVE, new->row);
+		return;
+	}
+	if (gone)
+		emit_delete(context, old);
+	if (came)
+		emit_insert(context, old, new);
+}
+
+static void
+emit_update(ChangeContext *context)
+{
+	Side		old = {.row = &context->state->old_scratch};
+	Side		new = {.row = &context->state->scratch};
+
+	if (context->has_old)
+		evaluate_old(context, &old);
+	evaluate_new(context, &new);
+	if (!context->has_old)
+		old_from_new(context, &new, &old);
+
+	if (context->has_old && old.passed != PASSED_NO &&
+		new.passed == PASSED_YES &&
+		!transform_key_equal(context->transform, old.row->values,
+							 new.row->values))
+		emit_other_key(context, &old, &new);
+	else if (context->has_old &&
+			 (old.passed == PASSED_NO || new.passed == PASSED_NO))
+	{
+		/* at most one side is on the target; each has its own chunk */
+		if (old.passed != PASSED_NO && old.admitted)
+			emit_delete(context, &old);
+		if (new.passed == PASSED_YES && new.admitted)
+			emit_insert(context, &old, &new);
+	}
+	else
+		emit_same_key(context, &old, &new);
+}
+
+static void
+emit_one_side(ChangeContext *context)
+{
+	Side		side = {0};
+
+	if (context->has_new)
+	{
+		side.row = &context->state->scratch;
+		evaluate_new(context, &side);
+		if (side.admitted && side.passed == PASSED_YES)
+			emit_insert(context, NULL, &side);
+	}
+	else
+	{
+		side.row = &context->state->old_scratch;
+		evaluate_old(context, &side);
+		if (side.admitted && side.passed != PASSED_NO)
+			emit_delete(context, &side);
+	}
+}
+
+/*
+ * There is no publication that would have refused the UPDATE or DELETE on the
+ * source; one that does not say which row it changed stops the stream here.
+ */
+static void
+check_identity(ChangeContext *context, bool is_delete)
+{
+	if (context->bound->identity_ok && (context->has_old || !is_delete))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("%s of table \"%s\" does not carry the replica identity that its mapping to \"%s\" was compiled for",
+					is_delete ? "DELETE" : "UPDATE",
+					RelationGetRelationName(context->relation),
+					mapping_target_name(context->transform->row)),
+			 errhint("Restore the table's REPLICA IDENTITY, repair the row on the target, then leave this transaction out with bluegreen.skip().")));
+}
+
+static void
+transform_change(ChangeContext *context, ReorderBufferChange *change)
+{
+	bool		is_delete = change->action == REORDER_BUFFER_CHANGE_DELETE;
+	TransformUser saved;
+
+	if (change->action != REORDER_BUFFER_CHANGE_INSERT)
+		check_identity(context, is_delete);
+	transform_enter(context->transform, &saved);
+	if (change->action == REORDER_BUFFER_CHANGE_UPDATE)
+		emit_update(context);
+	else
+		emit_one_side(context);
+	transform_leave(&saved);
+}
+
+/*
+ * Deform the tuples of a change into the entry, and run each transform over
+ * them.  Called in the change's own memory context.
+ */
+void
+row_change(DecodeState *state, RelationEntry *entry, Relation relation,
+		   ReorderBufferChange *change)
+{
+	TupleDesc	desc = RelationGetDescr(relation);
+	HeapTuple	new = change_new_tuple(change);
+	HeapTuple	old = change_old_tuple(change);
+	ChangeContext context = {
+		.state = state,
+		.entry = entry,
+		.relation = relation,
+		.has_old = old != NULL,
+		.has_new = new != NULL
+	};
+
+	if (old)
+		heap_deform_tuple(old, desc, entry->old_values, entry->old_isnull);
+	if (new)
+	{
+		heap_deform_tuple(new, desc, entry->new_values, entry->new_isnull);
+		complete_new_row(&context);
+	}
+	for (int i = 0; i < entry->ntransforms; i++)
+	{
+		context.bound = &entry->transforms[i];
+		context.transform = context.bound->transform;
+		transform_change(&context, change);
+	}
+}

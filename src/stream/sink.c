@@ -1,0 +1,269 @@
+/*-------------------------------------------------------------------------
+ *
+ * sink.c
+ *		The stream's sink: row changes into batches, batches to the target.
+ *
+ * Whole source transactions are put together into one target transaction until
+ * the batch is full or old enough; reader.c sends it at once when there is no
+ * more WAL to decode, so an idle system adds no latency.  A transaction that
+ * is larger than a batch goes in parts, inside one target transaction.
+ *
+ * Below StreamShared.careful_until each transaction goes by itself and row by
+ * row (see apply.c).
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "compat.h"
+#include "core/event.h"
+#include "core/settings.h"
+#include "miscadmin.h"
+#include "stream/sync.h"
+#include "utils/lsyscache.h"
+#include "utils/timestamp.h"
+
+/* Which counter a change goes to. */
+static pg_atomic_uint64 *
+counter_of(TableShared *stats, ChangeKind kind)
+{
+	switch (kind)
+	{
+		case CHANGE_INSERT:
+			return &stats->inserts;
+		case CHANGE_DELETE:
+		case CHANGE_DELETE_IF_THERE:
+			return &stats->deletes;
+		default:
+			return &stats->updates;
+	}
+}
+
+static bool
+batch_is_full(const StreamWorker *worker)
+{
+	return worker->batch->rows >= bg_batch_rows ||
+		worker->batch->bytes >= (int64) bg_batch_size * 1024;
+}
+
+/*
+ * Is there a complete transaction that has rows on the way to the target?
+ */
+bool
+sink_has_pending(const StreamWorker *worker)
+{
+	return worker->pending.transactions > 0;
+}
+
+/*
+ * Send what is in the batch in the open transaction, without an end.
+ */
+static void
+send_part(StreamWorker *worker)
+{
+	apply_send(worker->apply, worker->batch, &worker->current, false);
+	batch_reset(worker->batch);
+}
+
+/*
+ * Send and commit the complete transactions.  Waits for what is in flight.
+ */
+void
+sink_flush(StreamWorker *worker)
+{
+	StreamShared *shared = worker->shared;
+
+	if (!sink_has_pending(worker))
+		return;
+	apply_send(worker->apply, worker->batch, &worker->pending, true);
+	batch_reset(worker->batch);
+	memset(&worker->pending, 0, sizeof(worker->pending));
+	worker->flight_oldest = worker->batch_oldest;
+	worker->batch_oldest = 0;
+	worker->batch_started = 0;
+	SpinLockAcquire(&shared->mutex);
+	shared->oldest_pending = worker->flight_oldest;
+	SpinLockRelease(&shared->mutex);
+}
+
+/*
+ * Gate's settle: the stream is about to wait for a chunk inside a transaction;
+ * let everything before it arrive and say so.
+ */
+void
+sink_settle(void *arg, ReorderBufferTXN *txn)
+{
+	StreamWorker *worker = arg;
+	StreamShared *shared = worker->shared;
+
+	apply_wait(worker->apply);
+	if (sink_has_pending(worker))
+		return;
+	SpinLockAcquire(&shared->mutex);
+	shared->applied_lsn = Max(shared->applied_lsn, txn->final_lsn);
+	SpinLockRelease(&shared->mutex);
+	ConditionVariableBroadcast(&shared->changed);
+}
+
+static void
+sink_begin(void *arg, ReorderBufferTXN *txn)
+{
+	StreamWorker *worker = arg;
+
+	gate_begin(worker->gate);
+	worker->current.end_lsn = txn->end_lsn;
+	worker->current.commit_lsn = txn->final_lsn;
+	worker->current.commit_time = txn->xact_time.commit_time;
+	worker->has_rows = false;
+	worker->careful = txn->final_lsn < worker->shared->careful_until;
+	if (worker->careful)
+	{
+		sink_flush(worker);
+		apply_wait(worker->apply);
+		worker->shared->careful_batches++;
+	}
+	if (worker->decode->skipping)
+		event_record(MyDatabaseId, worker->deployment->id, EVENT_SKIPPED,
+					 txn->final_lsn, "left a transaction out, as told", NULL);
+}
+
+static void
+apply_carefully(StreamWorker *worker, const RowChange *change)
+{
+	CarefulContext context = {
+		.deployment = worker->deployment->name,
+		.position = worker->current
+	};
+
+	apply_row_carefully(worker->apply, change, &context);
+}
+
+/*
+ * Add to the batch; where that cannot be, send the batch first.
+ */
+static void
+add_to_batch(StreamWorker *worker, const RowChange *change)
+{
+	if (batch_add(worker->batch, change) == BATCH_ADDED)
+		return;
+	send_part(worker);
+	if (change->kind == CHANGE_MOVE)
+		apply_move(worker->apply, change, &worker->current);
+	else if (batch_add(worker->batch, change) != BATCH_ADDED)
+		elog(ERROR, "change does not fit into an empty batch");
+}
+
+static void
+sink_row(void *arg, const RowChange *change)
+{
+	StreamWorker *worker = arg;
+	MappingRow *row = change->transform->row;
+	TableShared *stats = table_shared_get(row->id, row->deployment);
+
+	CHECK_FOR_INTERRUPTS();
+	worker->has_rows = true;
+	worker->shared->rows++;
+	pg_atomic_fetch_add_u64(counter_of(stats, change->kind), 1);
+	if (worker->careful)
+		apply_carefully(worker, change);
+	else
+	{
+		add_to_batch(worker, change);
+		if (batch_is_full(worker))
+			send_part(worker);
+	}
+}
+
+/*
+ * Truncate targets.  A table that is being copied begins its copy anew.
+ */
+static void
+sink_truncate(void *arg, List *transforms, bool cascade,
+			  bool restart_identity)
+{
+	StreamWorker *worker = arg;
+	ListCell   *lc;
+
+	worker->has_rows = true;
+	send_part(worker);
+	foreach(lc, transforms)
+	{
+		Transform  *transform = lfirst(lc);
+
+		if (!gate_truncate(worker->gate, transform, worker->decode->txn))
+			continue;
+		apply_restart_copy(worker->apply, transform, &worker->current);
+		event_record(MyDatabaseId, worker->deployment->id,
+					 EVENT_COPY_RESTARTED, worker->current.commit_lsn,
+					 psprintf("\"%s\" was truncated; its copy begins again",
+							  get_rel_name(transform->row->source)), NULL);
+	}
+	apply_truncate(worker->apply, transforms, restart_identity,
+				   &worker->current);
+}
+
+/*
+ * Must the batch go out now that a transaction is complete?
+ */
+static bool
+flush_is_due(const StreamWorker *worker)
+{
+	if (worker->careful || worker->gate->eager || worker->gate->truncated ||
+		batch_is_full(worker))
+		return true;
+	return GetCurrentTimestamp() - worker->batch_started >=
+		(int64) bg_batch_delay * 1000;
+}
+
+static void
+note_pending(StreamWorker *worker)
+{
+	int			transactions = worker->pending.transactions;
+
+	worker->pending = worker->current;
+	worker->pending.transactions = transactions + 1;
+	if (transactions > 0)
+		return;
+	worker->batch_started = GetCurrentTimestamp();
+	worker->batch_oldest = worker->current.commit_time;
+	if (worker->apply->state == APPLY_IDLE)
+	{
+		SpinLockAcquire(&worker->shared->mutex);
+		worker->shared->oldest_pending = worker->batch_oldest;
+		SpinLockRelease(&worker->shared->mutex);
+	}
+}
+
+static void
+sink_commit(void *arg, ReorderBufferTXN *txn, XLogRecPtr end_lsn)
+{
+	StreamWorker *worker = arg;
+
+	worker->decoded = end_lsn;
+	if (!worker->has_rows && !sink_has_pending(worker) &&
+		!worker->decode->skipping)
+		return;
+	note_pending(worker);
+	if (!flush_is_due(worker))
+		return;
+	sink_flush(worker);
+	if (worker->careful || worker->gate->truncated)
+	{
+		apply_wait(worker->apply);
+		gate_commit(worker->gate);
+	}
+}
+
+/*
+ * Set up the sink that fills the worker's batches.
+ */
+void
+sink_init(StreamWorker *worker, ChangeSink *sink)
+{
+	sink->begin = sink_begin;
+	sink->row = sink_row;
+	sink->truncate = sink_truncate;
+	sink->commit = sink_commit;
+	sink->message = NULL;
+	sink->arg = worker;
+}

@@ -1,0 +1,53 @@
+/*-------------------------------------------------------------------------
+ *
+ * statement.h
+ *		The set-based statements that write to one target table.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef BG_STATEMENT_H
+#define BG_STATEMENT_H
+
+#include "core/peer.h"
+#include "stream/batch.h"
+
+typedef enum StatementKind
+{
+	STATEMENT_INSERT,
+	STATEMENT_INSERT_ABSENT,	/* ON CONFLICT (key) DO NOTHING */
+	STATEMENT_UPSERT,
+	STATEMENT_UPDATE,
+	STATEMENT_DELETE,
+	STATEMENT_MOVE,
+	STATEMENT_CONFLICT			/* record a conflict with the target's row */
+} StatementKind;
+
+/* A prepared statement for one kind and one set of missing columns. */
+typedef struct TargetStatement
+{
+	StatementKind kind;
+	bool	   *missing;		/* by column; NULL = none */
+	PeerStatement *statement;	/* NULL: there is nothing to say */
+	struct TargetStatement *next;
+} TargetStatement;
+
+/* A target table as one mapping writes it. */
+typedef struct TargetWriter
+{
+	Transform  *transform;
+	MemoryContext context;		/* of the statements, lives with the stream */
+	char	   *name;			/* quoted, with schema */
+	char	  **key_operator;	/* by key, e.g. OPERATOR(pg_catalog.=) */
+	bool	   *always_identity;	/* by column: GENERATED ALWAYS AS IDENTITY */
+	int			ntarget;		/* writable columns of the target table */
+	char	  **target_columns;
+	bool		has_incoming_fk;
+	TargetStatement *statements;
+} TargetWriter;
+
+extern TargetWriter *target_writer_create(Peer *peer, Transform *transform);
+extern PeerStatement *target_statement(TargetWriter *writer,
+									   StatementKind kind,
+									   const bool *missing);
+
+#endif							/* BG_STATEMENT_H */

@@ -1,0 +1,375 @@
+/*-------------------------------------------------------------------------
+ *
+ * sync.c
+ *		A stream's worker: from start to the decoding loop.
+ *
+ * The launcher starts one worker per slot of ours.  The worker
+ *
+ *	1. reads the deployment and its mappings and compiles the transforms, in
+ *	   an ordinary transaction under the current catalogs;
+ *	2. connects to the peer, becomes the owner of the stream's replication
+ *	   origin, reads how far the target is, and raises the generation of
+ *	   tables that are not copied yet;
+ *	3. acquires its slot, makes a decoding context that starts at the target's
+ *	   progress, and decodes until it is told to stop.
+ *
+ * From 3 on it lives in decoding: no catalog of today, no table, no
+ * transaction id.  Status goes to shared memory, events to the ring.  When
+ * mappings change it ends and is started again, which takes some ten
+ * milliseconds.  Any error ends the process: the launcher starts another one,
+ * at once or with back-off, and it goes on from the target's progress.
+ *
+ * confirmed_flush ahead of the target's progress means that WAL which the
+ * target needs may be gone: the slot was made anew, or the target was put
+ * back.  The stream is lost then, and says so.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "access/xlogutils.h"
+#include "compat.h"
+#include "core/event.h"
+#include "core/worker.h"
+#include "miscadmin.h"
+#include "replication/decode.h"
+#include "replication/logical.h"
+#include "replication/slot.h"
+#include "storage/ipc.h"
+#include "stream/copy.h"
+#include "stream/progress.h"
+#include "stream/sync.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+/*
+ * The stream is not to run: do not start it again until start() asks.
+ */
+static void
+leave_alone(StreamWorker *worker)
+{
+	SpinLockAcquire(&worker->shared->mutex);
+	worker->shared->stop_requested = true;
+	SpinLockRelease(&worker->shared->mutex);
+	stream_set_state(worker->shared, STREAM_STOPPED);
+	proc_exit(0);
+}
+
+/*
+ * Read the deployment and its mappings, and compile them.
+ */
+static void
+load_mappings(StreamWorker *worker)
+{
+	StreamShared *shared = worker->shared;
+	Deployment *deployment;
+	ListCell   *lc;
+
+	deployment = deployment_load(shared->deployment);
+	if (deployment == NULL || deployment->desired != DESIRED_STARTED ||
+		XLogRecPtrIsInvalid(deployment->slot_lsn))
+		leave_alone(worker);
+	worker->deployment = deployment;
+	worker->rows = mappings_load(deployment->id, shared->direction);
+	foreach(lc, worker->rows)
+		worker->transforms = lappend(worker->transforms,
+									 transform_compile(lfirst(lc)));
+	worker->origin = stream_origin_name(deployment->system_identifier,
+										MyDatabaseId, deployment->id,
+										shared->direction);
+	worker->application_name =
+		psprintf("bluegreen %s %s", deployment->name,
+				 shared->direction == 'f' ? "forward" : "backward");
+}
+
+/*
+ * State of each table as the target has it; and what it has copied of those
+ * that it does not have yet.
+ */
+static void
+load_table_states(StreamWorker *worker)
+{
+	const char *args[] = {worker->origin};
+	PeerResult *result;
+
+	result = peer_query(worker->peer,
+						"SELECT t.mapping, t.state, "
+						"pg_catalog.coalesce(c.row_count, 0), "
+						"pg_catalog.coalesce(c.byte_count, 0), c.chunks "
+						"FROM bluegreen.applied_table t CROSS JOIN LATERAL "
+						"(SELECT pg_catalog.sum(row_count) AS row_count, "
+						" pg_catalog.sum(byte_count) AS byte_count, "
+						" pg_catalog.count(*) AS chunks "
+						" FROM bluegreen.applied_chunk c "
+						" WHERE c.stream = t.stream AND c.mapping = t.mapping) c "
+						"WHERE t.stream = $1", 1, args);
+	for (int i = 0; i < result->ntuples; i++)
+	{
+		char	  **values = result->values[i];
+		TableShared *stats = table_shared_get(atoi(values[0]),
+											  worker->deployment->id);
+
+		stats->state = strcmp(values[1], "streaming") == 0 ?
+			TABLE_STREAMING : TABLE_WAITING;
+		pg_atomic_write_u64(&stats->copied_rows, strtoull(values[2], NULL, 10));
+		pg_atomic_write_u64(&stats->copied_bytes, strtoull(values[3], NULL, 10));
+		pg_atomic_write_u64(&stats->copied_chunks, strtoull(values[4], NULL, 10));
+	}
+}
+
+static bool
+any_table_to_copy(const StreamWorker *worker)
+{
+	ListCell   *lc;
+
+	foreach(lc, worker->rows)
+	{
+		MappingRow *row = lfirst(lc);
+
+		if (table_shared_get(row->id, row->deployment)->state !=
+			TABLE_STREAMING)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Connect to the peer, find out where it stands, and prepare to write to it.
+ */
+static void
+connect_peer(StreamWorker *worker)
+{
+	Deployment *deployment = worker->deployment;
+
+	worker->peer = peer_connect(deployment->server, deployment->owner,
+								worker->application_name);
+	peer_keep(worker->peer);
+	peer_on_connect_apply(worker->peer);
+	progress_check_stream(worker->peer, worker->origin, deployment);
+	progress_session_setup(worker->peer, worker->origin,
+						   worker->application_name);
+	worker->progress = progress_read(worker->peer);
+	copy_stop_workers(worker->shared);
+	progress_register_tables(worker->peer, worker->origin, worker->rows);
+	load_table_states(worker);
+	if (any_table_to_copy(worker))
+	{
+		worker->control = peer_connect(deployment->server, deployment->owner,
+									   psprintf("%s control",
+												worker->application_name));
+		peer_keep(worker->control);
+		peer_on_connect_apply(worker->control);
+	}
+	worker->gate = gate_create(worker->shared, worker->control,
+							   worker->origin, worker->transforms);
+	worker->gate->settle = sink_settle;
+	worker->gate->settle_arg = worker;
+	worker->batch = batch_create(worker->transforms);
+	worker->apply = apply_create(worker->peer, worker->shared, worker->origin,
+								 worker->transforms);
+}
+
+/*
+ * Everything that needs a transaction.  What it makes lives in
+ * worker->context.
+ */
+static void
+prepare(StreamWorker *worker)
+{
+	StreamShared *shared = worker->shared;
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	MemoryContextSwitchTo(worker->context);
+	load_mappings(worker);
+	SpinLockAcquire(&shared->mutex);
+	shared->mapping_version = worker->deployment->mapping_version;
+	SpinLockRelease(&shared->mutex);
+	connect_peer(worker);
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(worker->context);
+}
+
+static void
+check_not_lost(const StreamWorker *worker)
+{
+	XLogRecPtr	confirmed = MyReplicationSlot->data.confirmed_flush;
+	XLogRecPtr	target = Max(worker->progress, worker->deployment->slot_lsn);
+
+	if (confirmed <= target && !slot_is_invalidated(MyReplicationSlot))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("stream of deployment \"%s\" is lost",
+					worker->deployment->name),
+			 slot_is_invalidated(MyReplicationSlot) ?
+			 errdetail("Its slot was invalidated, and WAL that the target needs may be gone.") :
+			 errdetail("Slot \"%s\" is at %X/%X but the target has only what came before %X/%X: the slot was made anew, or the target was put back.",
+					   worker->shared->slot_name,
+					   LSN_FORMAT_ARGS(confirmed), LSN_FORMAT_ARGS(target)),
+			 errhint("Drop the deployment, empty the target tables and start anew.")));
+}
+
+/* The decoder's output functions: our sink writes, not they. */
+static void
+no_output(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid,
+		  bool last_write)
+{
+	elog(ERROR, "a stream's worker has no output to write to");
+}
+
+/*
+ * Acquire the slot and make the decoding context.
+ */
+static void
+begin_decoding(StreamWorker *worker)
+{
+	ChangeSink	sink = {0};
+
+	sink_init(worker, &sink);
+	worker->decode = decode_create(worker->transforms, &sink);
+	worker->decode->skip_lsn = worker->deployment->skip_lsn;
+	gate_init_decode(worker->gate, &worker->decode->gate);
+
+	ReplicationSlotAcquire(worker->shared->slot_name, true, true);
+	check_not_lost(worker);
+	decode_attach(worker->decode);
+	worker->decoding =
+		CreateDecodingContext(worker->progress, NIL, false,
+							  XL_ROUTINE(.page_read = reader_page,
+										 .segment_open = wal_segment_open,
+										 .segment_close = wal_segment_close),
+							  no_output, no_output, NULL);
+	reader_attach(worker);
+	XLogBeginRead(worker->decoding->reader,
+				  MyReplicationSlot->data.restart_lsn);
+	worker->confirmed = MyReplicationSlot->data.confirmed_flush;
+	worker->decoded = Max(worker->progress, worker->confirmed);
+}
+
+/*
+ * Decode for ever.
+ */
+static void
+decode_loop(StreamWorker *worker)
+{
+	XLogReaderState *reader = worker->decoding->reader;
+	uint32		records = 0;
+
+	for (;;)
+	{
+		char	   *message = NULL;
+		XLogRecord *record = XLogReadRecord(reader, &message);
+
+		if (message)
+			ereport(ERROR,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("could not decode WAL at %X/%X: %s",
+							LSN_FORMAT_ARGS(reader->EndRecPtr), message)));
+		if (record)
+			LogicalDecodingProcessRecord(worker->decoding, reader);
+		worker_check();
+		if (++records % 1024 != 0)
+			continue;
+		/* behind: look after things without waiting for the end of WAL */
+		if (worker->shared->stop_requested || worker->shared->reload)
+			reader_stop(worker);
+		(void) apply_poll(worker->apply);
+		reader_tick(worker);
+	}
+}
+
+/*
+ * Say what went wrong and end.  A batch that failed and goes the careful path
+ * next is no error yet.
+ */
+static void
+fail(StreamWorker *worker, XLogRecPtr careful_before)
+{
+	StreamShared *shared = worker->shared;
+	ErrorData  *error = CopyErrorData();
+	bool		lost = MyReplicationSlot != NULL && worker->decoding == NULL &&
+		error->sqlerrcode == ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
+	bool		retry_carefully = !worker->careful &&
+		shared->careful_until != careful_before;
+	StreamError *mine = &shared->error;
+
+	HOLD_INTERRUPTS();
+	LWLockReleaseAll();
+	EmitErrorReport();
+	FlushErrorState();
+	if (!retry_carefully && !shared->stop_requested && !shared->reload)
+	{
+		SpinLockAcquire(&shared->mutex);
+		shared->failures++;
+		shared->errors++;
+		mine->at = GetCurrentTimestamp();
+		mine->lsn = worker->decode && worker->decode->txn ?
+			worker->current.commit_lsn : InvalidXLogRecPtr;
+		strlcpy(mine->sqlstate, unpack_sql_state(error->sqlerrcode),
+				sizeof(mine->sqlstate));
+		strlcpy(mine->message, error->message, sizeof(mine->message));
+		strlcpy(mine->detail, error->detail ? error->detail : "",
+				sizeof(mine->detail));
+		strlcpy(mine->hint, error->hint ? error->hint : "",
+				sizeof(mine->hint));
+		SpinLockRelease(&shared->mutex);
+		event_record(MyDatabaseId, shared->deployment,
+					 lost ? EVENT_LOST : EVENT_ERROR, mine->lsn,
+					 error->message, error->detail);
+		stream_set_state(shared, lost ? STREAM_LOST : STREAM_ERROR);
+	}
+	if (shared->stop_requested)
+		stream_set_state(shared, STREAM_STOPPED);
+	proc_exit(1);
+}
+
+/*
+ * Copy workers do not outlive the stream's worker: the next one would have to
+ * wait for them anyway.
+ */
+static void
+end_copy_workers(int code, Datum arg)
+{
+	StreamWorker *worker = (StreamWorker *) DatumGetPointer(arg);
+
+	for (int i = 0; i < BG_MAX_COPY_WORKERS; i++)
+		if (worker->shared->copy[i].pid != 0)
+			kill(worker->shared->copy[i].pid, SIGTERM);
+}
+
+/*
+ * Entry point of a stream's worker.
+ */
+void
+bluegreen_stream_main(Datum arg)
+{
+	StreamShared *shared = worker_attach_stream(DatumGetInt32(arg));
+	StreamWorker *worker;
+	XLogRecPtr	careful_before = shared->careful_until;
+
+	worker = MemoryContextAllocZero(TopMemoryContext, sizeof(StreamWorker));
+	worker->shared = shared;
+	worker->context = AllocSetContextCreate(TopMemoryContext,
+											"pg_bluegreen stream",
+											ALLOCSET_DEFAULT_SIZES);
+	worker_start(shared->dboid, "pg_bluegreen stream");
+	before_shmem_exit(end_copy_workers, PointerGetDatum(worker));
+	MemoryContextSwitchTo(worker->context);
+	PG_TRY();
+	{
+		prepare(worker);
+		begin_decoding(worker);
+		decode_loop(worker);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(worker->context);
+		fail(worker, careful_before);
+	}
+	PG_END_TRY();
+}

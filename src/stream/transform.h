@@ -1,0 +1,141 @@
+/*-------------------------------------------------------------------------
+ *
+ * transform.h
+ *		A transform: its allowed class, its compiled form, its evaluation.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef BG_TRANSFORM_H
+#define BG_TRANSFORM_H
+
+#include "access/tupdesc.h"
+#include "core/catalog.h"
+#include "executor/tuptable.h"
+#include "nodes/bitmapset.h"
+#include "nodes/execnodes.h"
+#include "nodes/parsenodes.h"
+#include "utils/relcache.h"
+
+/* One target column, compiled. */
+typedef struct TransformColumn
+{
+	MappingColumn *def;
+	Oid			type;			/* of the value, coerced to the target's type */
+	int32		typmod;
+	Oid			collation;
+	int16		typlen;
+	bool		typbyval;
+	AttrNumber	source_attno;	/* plain column of the source, or 0 */
+	ExprState  *state;			/* NULL for a plain column */
+	Bitmapset  *reads;			/* source attribute numbers */
+	bool		depends_on_commit;	/* reads commit_time() or commit_lsn() */
+	bool		may_be_absent;	/* reads a TOASTable column outside the
+								 * identity: left out of an UPDATE's SET when
+								 * that value is unchanged */
+	char	   *carrier;		/* type of the parameter that carries it */
+	FmgrInfo	send;			/* type's send function (binary, array) */
+	FmgrInfo	output;			/* type's output function */
+	/* key columns only; compare.fn_oid may be invalid */
+	FmgrInfo	hash;
+	FmgrInfo	equal;
+	FmgrInfo	compare;
+} TransformColumn;
+
+/* What was true of a source column when the mapping was compiled. */
+typedef struct SourceAttribute
+{
+	NameData	name;
+	Oid			type;
+	int32		typmod;
+	bool		dropped;
+	bool		toastable;
+} SourceAttribute;
+
+typedef struct Transform
+{
+	MappingRow *row;
+	int			ncolumns;
+	TransformColumn *columns;
+	int			nkeys;
+	int		   *keys;			/* indexes into columns */
+	ExprState  *filter;			/* NULL = every row */
+	Bitmapset  *filter_reads;
+	Bitmapset  *key_reads;
+	Bitmapset  *reads;			/* all of the above and the columns' */
+	bool		runs_user_code; /* user-defined functions: needs a snapshot and
+								 * the owner's identity */
+	TupleDesc	source_desc;	/* copy of the source's descriptor */
+	SourceAttribute *source;	/* per attribute, natts of source_desc */
+	Bitmapset  *identity;		/* replica identity columns; all if FULL */
+	bool		identity_full;
+	bool		filter_by_identity; /* the filter reads nothing else */
+	Oid			chunk_index;	/* replica identity index, or the primary key
+								 * under FULL; invalid if there is none */
+	Bitmapset  *chunk_key;		/* its columns */
+	bool		chunkable;		/* target key <-> chunk key, one to one */
+	Query	   *query;			/* the transform, its table is varno 1, its
+								 * columns coerced to the target's types */
+	ExprContext *econtext;
+	TupleTableSlot *slot;		/* virtual, of source_desc */
+} Transform;
+
+/* The transaction that commit_time() and commit_lsn() speak of. */
+typedef struct TransformMoment
+{
+	TimestampTz commit_time;
+	XLogRecPtr	commit_lsn;
+} TransformMoment;
+
+extern TransformMoment transform_moment;
+
+/*
+ * Parse and analyze the text of a transform over one source table and refuse
+ * what lies outside the allowed class, naming the construct.  Runs under the
+ * caller's search_path and privileges.
+ */
+extern Query *transform_parse(const char *text, Oid source);
+
+/*
+ * Compile a stored mapping into long-lived structs in CurrentMemoryContext.
+ * Needs a transaction and no decoding context.
+ */
+extern Transform *transform_compile(MappingRow *row);
+
+/*
+ * Refuse a mapping that a change may not carry enough for (decision 2); the
+ * hint is the ALTER TABLE that mends it.
+ */
+extern void transform_check_identity(Transform *transform);
+
+/* identity.c */
+extern Bitmapset *relation_identity(Relation relation, bool *full);
+extern Bitmapset *index_columns(Oid indexid);
+extern void transform_find_identity(Transform *transform, Relation source);
+
+/*
+ * Evaluate over transform->slot, which the caller has filled.  absent: source
+ * attributes without a value (unchanged TOAST), or NULL.  Returns false if
+ * the filter leaves the row out.  Values live in CurrentMemoryContext.
+ */
+extern bool transform_filter(Transform *transform);
+extern void transform_row(Transform *transform, const Bitmapset *absent,
+						  Datum *values, bool *isnull, bool *missing);
+extern void transform_key(Transform *transform, Datum *values, bool *isnull);
+extern bool transform_key_equal(Transform *transform, const Datum *a,
+								const Datum *b);
+
+/*
+ * Run user-defined code as the mapping's owner under the current (historic)
+ * snapshot; both do nothing for transforms without such code.
+ */
+typedef struct TransformUser
+{
+	Oid			userid;
+	int			sec_context;
+	bool		switched;
+} TransformUser;
+
+extern void transform_enter(Transform *transform, TransformUser *saved);
+extern void transform_leave(const TransformUser *saved);
+
+#endif							/* BG_TRANSFORM_H */

@@ -1,0 +1,412 @@
+package BlueGreen::Node;
+
+# One temporary cluster of a test: made with initdb on a free port of
+# 127.0.0.1, run by an unprivileged user, on this system or in a chroot.
+#
+# SQL goes through psql.  Where a method takes SQL, the database may be named
+# before it: $node->safe_psql('SELECT 1'), $node->safe_psql('app', 'SELECT 1').
+# Without a name it is 'postgres'.
+
+use strict;
+use warnings;
+
+use Carp;
+use File::Path qw(remove_tree);
+use File::Temp;
+use IO::Socket::INET;
+use IPC::Run;
+use Test::More ();
+use Time::HiRes qw(usleep);
+
+use constant TIMEOUT => $ENV{PG_TEST_TIMEOUT_DEFAULT} || 180;
+
+my $conf_file = __FILE__ =~ s{perl/BlueGreen/Node\.pm$}{cluster.conf}r;
+
+# Make and start a cluster.  $place: { root, bindir, client, work }; $conf:
+# lines for postgresql.conf; %options: initdb => [arguments].
+sub new
+{
+	my ($class, $name, $place, $conf, %options) = @_;
+	my $self = bless {
+		%$place,
+		name => $name,
+		dir => "$place->{work}/clusters/$name-" . free_port(),
+		port => free_port(),
+	}, $class;
+
+	$self->_server('mkdir', '-p', $self->{dir});
+	$self->_server("$self->{bindir}/initdb",
+		'-D', "$self->{dir}/data", qw(-U postgres -A trust --no-sync),
+		qw(--locale=C -E UTF8), @{ $options{initdb} || [] });
+	$self->append_conf(slurp($conf_file));
+	my $known =
+	  $self->_server("$self->{bindir}/postgres", '--describe-config');
+	$self->append_conf(
+		"output_plugin_libraries = 'pgoutput, test_decoding, pg_bluegreen'")
+	  if $known =~ /^output_plugin_libraries\t/m;
+	$self->append_conf("port = $self->{port}");
+	$self->append_conf($conf) if defined $conf;
+	$self->start;
+	return $self;
+}
+
+sub name { return $_[0]{name} }
+sub port { return $_[0]{port} }
+sub host { return '127.0.0.1' }
+
+# Path of the data directory, as seen from outside of its chroot.
+sub data_dir { return "$_[0]{root}$_[0]{dir}/data" }
+
+sub connstr
+{
+	my ($self, $dbname) = @_;
+	$dbname //= 'postgres';
+	return "host=127.0.0.1 port=$self->{port} user=postgres dbname=$dbname";
+}
+
+# The server's log; from a position of earlier, if given (length of log then).
+sub log
+{
+	my ($self, $from) = @_;
+	my $log = slurp("$self->{root}$self->{dir}/log");
+	return defined $from ? substr($log, $from) : $log;
+}
+
+# Add lines to postgresql.conf; takes effect at reload or restart.
+sub append_conf
+{
+	my ($self, $lines) = @_;
+	open my $out, '>>', $self->data_dir . '/postgresql.conf' or croak $!;
+	print $out "$lines\n";
+	close $out;
+	return;
+}
+
+#
+# Life and death
+#
+
+# The postmaster's pid, or undef if it does not run.
+sub pid
+{
+	my ($self) = @_;
+	open my $in, '<', $self->data_dir . '/postmaster.pid' or return undef;
+	my $pid = <$in>;
+	return undef unless defined $pid && $pid =~ /^(\d+)/;
+	return alive($1) ? $1 : undef;
+}
+
+# Start, unless it runs.
+sub start
+{
+	my ($self) = @_;
+	$self->_pg_ctl('start') unless $self->pid;
+	return;
+}
+
+# Stop, if it runs; mode is fast, immediate or smart.
+sub stop
+{
+	my ($self, $mode) = @_;
+	$self->_pg_ctl('stop', '-m', $mode || 'fast') if $self->pid;
+	return;
+}
+
+sub restart
+{
+	my ($self, $mode) = @_;
+	$self->stop($mode);
+	$self->start;
+	return;
+}
+
+sub reload { my ($self) = @_; $self->_pg_ctl('reload'); return }
+sub promote { my ($self) = @_; $self->_pg_ctl('promote'); return }
+
+# kill -9 the postmaster, and return when its children have gone as well.
+sub kill9
+{
+	my ($self) = @_;
+	my $pid = $self->pid or croak "$self->{name} does not run";
+	my @children = children($pid);
+	kill 'KILL', $pid;
+	wait_until(sub { !grep { alive($_) } $pid, @children })
+	  or croak "children of $self->{name} live on";
+
+	# A server takes a zombie for a running one, and not every init reaps.
+	wait_until(sub { !kill 0, $pid }, 10)
+	  or unlink $self->data_dir . '/postmaster.pid';
+	return;
+}
+
+# Wait until connections are accepted (again).
+sub wait_until_up
+{
+	my ($self) = @_;
+	return wait_until(sub { $self->psql('SELECT 1') == 0 });
+}
+
+# Stop and remove without a trace; never dies.
+sub destroy
+{
+	my ($self) = @_;
+	my $pid = $self->pid;
+	if ($pid)
+	{
+		kill 'QUIT', $pid;
+		wait_until(sub { !alive($pid) });
+	}
+	remove_tree("$self->{root}$self->{dir}", { safe => 0 })
+	  unless $ENV{KEEP};
+	return;
+}
+
+#
+# SQL
+#
+
+# Run SQL.  Options: timeout => seconds, stdout/stderr => \$scalar,
+# extra_params => [psql arguments], on_error_stop => 0, on_error_die => 1.
+# In list context (status, stdout, stderr), else the status of psql.
+sub psql
+{
+	my ($self, @arguments) = @_;
+	my ($dbname, $sql, %options) = _sql_arguments(@arguments);
+	my ($out, $err) = ('', '');
+	my $stop = $options{on_error_stop} // 1;
+	my @command = (
+		"$self->{client}/psql", '-XAtq', '-d', $self->connstr($dbname),
+		'-v', "ON_ERROR_STOP=$stop", '-f', '-',
+		@{ $options{extra_params} || [] });
+	my $seconds = $options{timeout} || TIMEOUT;
+
+	my $harness = IPC::Run::start(\@command, '<', \$sql, '>', \$out, '2>',
+		\$err, my $timer = IPC::Run::timeout($seconds));
+	eval { $harness->finish; 1 } or do
+	{
+		my $error = $@;
+		$harness->kill_kill(grace => 1);
+		$error = "no answer in $seconds s" if $timer->is_expired;
+		croak "psql on $self->{name}: $error: $sql";
+	};
+	my $status = $harness->full_result;
+	$status = $status & 127 ? -1 : $status >> 8;
+	chomp($out, $err);
+	${ $options{stdout} } = $out if $options{stdout};
+	${ $options{stderr} } = $err if $options{stderr};
+	croak "psql on $self->{name}: $err: $sql"
+	  if $status && $options{on_error_die};
+	return wantarray ? ($status, $out, $err) : $status;
+}
+
+# Run SQL that must not fail; returns what it prints.
+sub safe_psql
+{
+	my ($self, @arguments) = @_;
+	my (undef, $out) = $self->psql(@arguments, on_error_die => 1);
+	return $out;
+}
+
+# Repeat a query until it prints $expected ('t' if not given); false after the
+# timeout.  poll_query_until([dbname,] query [, expected])
+sub poll_query_until
+{
+	my ($self, @arguments) = @_;
+	unshift @arguments, 'postgres'
+	  if @arguments == 1 || (@arguments == 2 && $arguments[0] =~ /\s/);
+	my ($dbname, $query, $expected) = @arguments;
+	$expected //= 't';
+	my ($status, $out, $err);
+	my $reached = wait_until(
+		sub {
+			($status, $out, $err) = $self->psql($dbname, $query);
+			return $status == 0 && $out eq $expected;
+		});
+	Test::More::diag("$self->{name} never answered '$expected' but '$out' $err"
+		  . " to: $query")
+	  unless $reached;
+	return $reached;
+}
+
+# Wait until the log (from a position) matches; true if it does in time.
+sub wait_for_log
+{
+	my ($self, $pattern, $from) = @_;
+	return wait_until(sub { $self->log($from) =~ $pattern });
+}
+
+# A session that stays open; see BlueGreen::Session.
+sub session
+{
+	my ($self, $dbname) = @_;
+	return BlueGreen::Session->new($self, $dbname);
+}
+
+#
+# Helpers
+#
+
+sub slurp
+{
+	my ($file) = @_;
+	open my $in, '<', $file or croak "$file: $!";
+	local $/;
+	return scalar(<$in>) // '';
+}
+
+sub free_port
+{
+	while (1)
+	{
+		my $port = 10000 + int(rand(20000));
+		return $port
+		  if IO::Socket::INET->new(
+			LocalAddr => '127.0.0.1',
+			LocalPort => $port,
+			Proto => 'tcp',
+			Listen => 1);
+	}
+}
+
+# Ask until it is true; false after the timeout.
+sub wait_until
+{
+	my ($condition, $seconds) = @_;
+	my $end = time + ($seconds || TIMEOUT);
+	while (time < $end)
+	{
+		return 1 if $condition->();
+		usleep(50_000);
+	}
+	return 0;
+}
+
+# A process that exists and is no zombie.
+sub alive
+{
+	my ($pid) = @_;
+	open my $in, '<', "/proc/$pid/stat" or return 0;
+	my $stat = <$in> // '';
+	return $stat =~ /^\d+ \(.*\) [^Z]/;
+}
+
+sub children
+{
+	my ($parent) = @_;
+	my @found;
+	foreach my $file (glob '/proc/[0-9]*/stat')
+	{
+		open my $in, '<', $file or next;
+		my $stat = <$in> // '';
+		push @found, $1 if $stat =~ /^(\d+) \(.*\) \S $parent /;
+	}
+	return @found;
+}
+
+# (dbname, sql, options) from ([dbname,] sql, options)
+sub _sql_arguments
+{
+	my (@arguments) = @_;
+	unshift @arguments, 'postgres' if @arguments % 2;
+	$arguments[0] //= 'postgres';
+	return @arguments;
+}
+
+# Run a program beside the server: in its root, as the user who runs it.
+sub _server
+{
+	my ($self, @command) = @_;
+	unshift @command, 'runuser', '-u', 'postgres', '--' if $> == 0;
+	unshift @command, 'chroot', $self->{root} if $self->{root} ne '';
+
+	# into a file: a server would keep a pipe open
+	my $out = File::Temp->new;
+	IPC::Run::run(
+		\@command, '<', '/dev/null', '>', $out->filename, '2>&1',
+		init => sub { chdir '/' })
+	  or croak "@command: " . slurp($out->filename);
+	return slurp($out->filename);
+}
+
+sub _pg_ctl
+{
+	my ($self, @arguments) = @_;
+	eval {
+		$self->_server("$self->{bindir}/pg_ctl", '-D', "$self->{dir}/data",
+			'-l', "$self->{dir}/log", '-w', '-t', TIMEOUT, @arguments);
+		1;
+	} or croak "$self->{name}: $@" . substr($self->log, -3000);
+	return;
+}
+
+package BlueGreen::Session;
+
+# A psql that stays open, for transactions that last over several steps.
+#
+#	my $session = $node->session;
+#	$session->query('BEGIN');			# waits, returns what is printed
+#	$session->send('LOCK TABLE t');		# does not wait
+#	$session->wait;						# ... until now
+#	$session->errors					# stderr of the last statement
+#	$session->quit;
+
+use strict;
+use warnings;
+
+use Carp;
+use IPC::Run;
+
+my $marker = 'BlueGreen::Session is ready';
+
+sub new
+{
+	my ($class, $node, $dbname) = @_;
+	my $self = bless { in => '', out => '', err => '', node => $node }, $class;
+	$self->{timer} = IPC::Run::timeout(BlueGreen::Node::TIMEOUT);
+	$self->{harness} = IPC::Run::start(
+		[ "$node->{client}/psql", '-XAtq', '-d', $node->connstr($dbname) ],
+		'<', \$self->{in}, '>', \$self->{out}, '2>', \$self->{err},
+		$self->{timer});
+	$self->{pid} = $self->query('SELECT pg_backend_pid()');
+	return $self;
+}
+
+# Pid of the backend.
+sub pid { return $_[0]{pid} }
+
+sub send
+{
+	my ($self, $sql) = @_;
+	($self->{out}, $self->{err}) = ('', '');
+	$self->{in} .= "$sql\n;\n\\echo $marker\n\\warn $marker\n";
+	$self->{harness}->pump_nb;
+	return;
+}
+
+sub wait
+{
+	my ($self) = @_;
+	$self->{timer}->start;
+	$self->{harness}->pump
+	  until $self->{out} =~ /$marker/ && $self->{err} =~ /$marker/;
+	s/\n?$marker\n// for $self->{out}, $self->{err};
+	return $self->{out};
+}
+
+sub query
+{
+	my ($self, $sql) = @_;
+	$self->send($sql);
+	return $self->wait;
+}
+
+sub errors { return $_[0]{err} }
+
+sub quit
+{
+	my ($self) = @_;
+	$self->{in} .= "\\q\n";
+	return $self->{harness}->finish;
+}
+
+1;
