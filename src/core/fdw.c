@@ -19,6 +19,7 @@
 #include "core/peer.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
+#include "utils/guc.h"
 
 /* Where an option may stand: a set of these. */
 #define ON_SERVER			0x01
@@ -156,6 +157,24 @@ check_privilege(DefElem *def, int flags)
 }
 
 /*
+ * libpq checks values when it connects, except this one, which it does not
+ * read itself when it must not block.
+ */
+static void
+check_value(DefElem *def)
+{
+	int			seconds;
+
+	if (strcmp(def->defname, "connect_timeout") == 0 &&
+		!parse_int(defGetString(def), &seconds, 0, NULL))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for integer option \"%s\": %s",
+						def->defname, defGetString(def)),
+				 errhint("Give a number of seconds.")));
+}
+
+/*
  * bluegreen.fdw_validator(options text[], catalog oid) returns void
  *
  * Called by CREATE and ALTER of the wrapper, its servers and user mappings,
@@ -181,6 +200,7 @@ bluegreen_fdw_validator(PG_FUNCTION_ARGS)
 		int			flags = lookup_option(def->defname);
 
 		check_option(def, flags, place);
+		check_value(def);
 		if (place == ON_MAPPING)
 			check_privilege(def, flags);
 	}

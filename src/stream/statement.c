@@ -5,7 +5,7 @@
  *
  * Every statement takes one array per column and works on all rows at once:
  *
- *		UPDATE t SET a = u.c1 FROM unnest($1::int4[], $2::text[]) AS u(c0, c1)
+ *		UPDATE t SET a = u.c1 FROM ROWS FROM (unnest($1::int4[]), ...) AS u(c0, c1)
  *			WHERE t.id OPERATOR(pg_catalog.=) u.c0
  *
  * Array-typed columns and types without a binary form travel as text, since
@@ -190,7 +190,7 @@ append_value(StringInfo sql, const TargetWriter *writer, int i)
 }
 
 /*
- * unnest($1::t[], ...) AS u(c0, ...) over the columns that are sent: all that
+ * ROWS FROM (unnest($1::t[]), ...) AS u(c0, ...) over the columns that are sent: all that
  * are not missing, or the key only.
  */
 static int
@@ -201,7 +201,7 @@ append_unnest(StringInfo sql, const TargetWriter *writer, const bool *missing,
 	int			n = 0;
 
 	initStringInfo(&names);
-	appendStringInfoString(sql, "pg_catalog.unnest(");
+	appendStringInfoString(sql, "ROWS FROM (");
 	for (int i = 0; i < writer->transform->ncolumns; i++)
 	{
 		const TransformColumn *column = &writer->transform->columns[i];
@@ -209,8 +209,8 @@ append_unnest(StringInfo sql, const TargetWriter *writer, const bool *missing,
 		if (is_missing(missing, i) || (key_only && !column->def->is_key))
 			continue;
 		n++;
-		appendStringInfo(sql, "%s$%d::%s[]", n > 1 ? ", " : "", n,
-						 column->carrier);
+		appendStringInfo(sql, "%spg_catalog.unnest($%d::%s[])",
+						 n > 1 ? ", " : "", n, column->carrier);
 		appendStringInfo(&names, "%sc%d", n > 1 ? ", " : "", i);
 	}
 	appendStringInfo(sql, ") AS u(%s)", names.data);

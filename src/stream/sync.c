@@ -97,8 +97,8 @@ load_table_states(StreamWorker *worker)
 
 	result = peer_query(worker->peer,
 						"SELECT t.mapping, t.state, "
-						"pg_catalog.coalesce(c.row_count, 0), "
-						"pg_catalog.coalesce(c.byte_count, 0), c.chunks "
+						"COALESCE(c.row_count, 0), "
+						"COALESCE(c.byte_count, 0), c.chunks "
 						"FROM bluegreen.applied_table t CROSS JOIN LATERAL "
 						"(SELECT pg_catalog.sum(row_count) AS row_count, "
 						" pg_catalog.sum(byte_count) AS byte_count, "
