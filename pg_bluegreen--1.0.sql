@@ -17,6 +17,7 @@ CREATE TABLE bluegreen.deployment (
 	system_identifier bigint,
 	slot_lsn pg_lsn,
 	skip_lsn pg_lsn,
+	source_place text,
 	created_at timestamptz NOT NULL DEFAULT now(),
 	started_at timestamptz
 );
@@ -245,6 +246,12 @@ LANGUAGE C;
 CREATE FUNCTION bluegreen.skip(deployment name, lsn pg_lsn)
 RETURNS void
 AS 'MODULE_PATHNAME', 'bluegreen_skip'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.confirm_source(deployment name)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_confirm_source'
 LANGUAGE C STRICT
 SET search_path = pg_catalog, pg_temp;
 
@@ -511,6 +518,7 @@ REVOKE ALL ON PROCEDURE bluegreen.start(name, boolean) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.stop(name) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.wait_for_sync(name, interval) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.skip(name, pg_lsn) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.confirm_source(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.reset_stats(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.stream_state() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.table_state() FROM PUBLIC;
@@ -577,6 +585,8 @@ COMMENT ON PROCEDURE bluegreen.wait_for_sync(name, interval) IS
 	'wait until all tables follow and what was committed before the call is on the peer; query_canceled after the timeout';
 COMMENT ON FUNCTION bluegreen.skip(name, pg_lsn) IS
 	'leave out the transaction that the stream stands at in state error, given its error_lsn';
+COMMENT ON FUNCTION bluegreen.confirm_source(name) IS
+	'this server is the deployment''s source now: after a failover, a move or a clone';
 COMMENT ON FUNCTION bluegreen.reset_stats(name) IS
 	'set the counters of a deployment''s stream to zero';
 COMMENT ON FUNCTION bluegreen.stream_state() IS

@@ -15,6 +15,7 @@
 #include "compat.h"
 
 #include "core/catalog.h"
+#include "core/partition.h"
 #include "core/settings.h"
 #include "core/shared.h"
 #include "core/worker.h"
@@ -65,4 +66,5 @@ _PG_init(void)
 	if (!IsBinaryUpgrade)
 		launcher_register();
 	wake_register();
+	partition_hook_install();
 }

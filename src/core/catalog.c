@@ -33,7 +33,8 @@ static const char *const desired_names[] = {"defined", "started", "stopped"};
 
 #define DEPLOYMENT_SQL \
 	"SELECT id, name::text, owner, server::text, desired, mapping_version, " \
-	"system_identifier, slot_lsn, skip_lsn FROM bluegreen.deployment "
+	"system_identifier, slot_lsn, skip_lsn, source_place " \
+	"FROM bluegreen.deployment "
 
 #define MAPPING_SQL \
 	"SELECT m.id, m.deployment, m.direction, d.owner, m.source, m.view, " \
@@ -234,6 +235,7 @@ read_deployment(const CatalogAccess *access)
 		(uint64) DatumGetInt64(catalog_value(0, 7, NULL));
 	deployment->slot_lsn = stored_lsn(0, 8);
 	deployment->skip_lsn = stored_lsn(0, 9);
+	deployment->source_place = catalog_text(access, 0, 10);
 	return deployment;
 }
 

@@ -33,6 +33,7 @@ typedef struct Deployment
 	uint64		system_identifier;	/* of the source at start; 0 = not started */
 	XLogRecPtr	slot_lsn;		/* the slot's first position */
 	XLogRecPtr	skip_lsn;		/* transaction to leave out, or invalid */
+	char	   *source_place;	/* see place.c; NULL = not started */
 } Deployment;
 
 typedef enum OnWrite

@@ -200,7 +200,7 @@ control_reload_at_commit(int32 deployment)
  * When the current transaction commits, have the launcher start the worker
  * that waits after an error.
  */
-static void
+void
 control_retry_at_commit(int32 deployment)
 {
 	tell_later(&retry_list, deployment);
@@ -367,12 +367,15 @@ sync_position(void)
 }
 
 /*
- * Errors for a stream that will not get there by itself.
+ * Errors for a stream that will not get there by itself.  One that fails for
+ * a passing reason (the peer restarts, say) tries again, so the wait goes on.
  */
 static void
 sync_check(const char *name, const SyncView *view)
 {
-	if (view->state == STREAM_ERROR || view->state == STREAM_LOST)
+	if (view->state == STREAM_LOST ||
+		(view->state == STREAM_ERROR &&
+		 !peer_sqlstate_is_transient(view->error.sqlstate)))
 		ereport(ERROR,
 				(errcode(view->error.sqlstate[0] ?
 						 MAKE_SQLSTATE(view->error.sqlstate[0],

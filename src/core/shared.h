@@ -214,6 +214,7 @@ extern LWLock *shared_chunk_lock(void);
 
 /* Is pg_bluegreen in shared_preload_libraries?  require raises the error. */
 extern bool shared_is_loaded(void);
+extern bool shared_has_streams(void);	/* wake.c */
 extern void shared_require(void);
 
 #endif							/* BG_SHARED_H */

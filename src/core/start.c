@@ -23,6 +23,7 @@
 #include "catalog/pg_type.h"
 #include "core/definition.h"
 #include "core/event.h"
+#include "core/place.h"
 #include "core/shared.h"
 #include "executor/spi.h"
 #include "funcapi.h"
@@ -253,8 +254,9 @@ start_first(StartPlan *plan)
 	catalog_begin(&access);
 	catalog_arg_int4(&args, plan->deployment->id);
 	catalog_arg(&args, INT8OID, Int64GetDatum((int64) GetSystemIdentifier()));
+	catalog_arg_text(&args, source_place());
 	catalog_run("UPDATE bluegreen.deployment SET desired = 'started', "
-				"slot_lsn = NULL, system_identifier = $2, "
+				"slot_lsn = NULL, system_identifier = $2, source_place = $3, "
 				"started_at = clock_timestamp() WHERE id = $1",
 				&args, SPI_OK_UPDATE);
 	catalog_end(&access);

@@ -182,6 +182,16 @@ wake_waiting(void)
 }
 
 /*
+ * Is there any stream on this server?  Cheap, no lock.
+ */
+bool
+shared_has_streams(void)
+{
+	return wake_shared != NULL &&
+		pg_atomic_read_u32(&wake_shared->nstreams) > 0;
+}
+
+/*
  * Transaction callback: publish a commit that wrote WAL.  Runs after the
  * transaction has left the proc array, with interrupts held; must not fail.
  */
@@ -191,8 +201,7 @@ wake_at_commit(XactEvent event, void *arg)
 	if (event != XACT_EVENT_COMMIT || XactLastCommitEnd == last_seen)
 		return;
 	last_seen = XactLastCommitEnd;
-	if (wake_shared == NULL ||
-		pg_atomic_read_u32(&wake_shared->nstreams) == 0)
+	if (!shared_has_streams())
 		return;
 
 	publish(last_seen);

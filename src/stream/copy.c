@@ -44,7 +44,8 @@
 #include "utils/timestamp.h"
 
 /* bgw_main_arg: which stream, which of its copy slots. */
-#define COPY_ARG(stream, slot)	Int32GetDatum((stream) * BG_MAX_COPY_WORKERS + (slot))
+#define COPY_ARG(stream, slot) \
+	Int32GetDatum((stream) * BG_MAX_COPY_WORKERS + (slot))
 
 static CopyState *my_state = NULL;
 
@@ -221,6 +222,13 @@ load_tables(CopyState *state)
 							   state->deployment->owner, name);
 	peer_keep(state->peer);
 	peer_on_connect_apply(state->peer);
+
+	/*
+	 * The stream may hold rows of a large transaction on the target while it
+	 * waits for our chunk: give the chunk up then, and let the stream decide
+	 * anew.
+	 */
+	peer_command(state->peer, "SET lock_timeout = '10s'");
 	progress_session_setup(state->peer,
 						   psprintf("%s_c%d", state->origin,
 									(int) (state->slot - state->shared->copy) + 1),

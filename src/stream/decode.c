@@ -23,6 +23,7 @@
 
 #include "access/xact.h"
 #include "compat.h"
+#include "core/partition.h"
 #include "core/shared.h"
 #include "nodes/makefuncs.h"
 #include "replication/output_plugin.h"
@@ -319,6 +320,30 @@ plugin_truncate(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
 	MemoryContextReset(state->change_context);
 }
 
+/*
+ * A message of ours about partitions (core/partition.c): rows came or went
+ * that no row change tells of.
+ */
+static void
+check_partitions(DecodeState *state, const char *content, Size size)
+{
+	ListCell   *lc;
+
+	foreach(lc, state->transforms)
+	{
+		Transform  *transform = lfirst(lc);
+
+		if (partition_message_names(content, size, transform->row->source))
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("a partition with rows was attached to or detached from source %u of target table \"%s\"",
+							transform->row->source,
+							mapping_target_name(transform->row)),
+					 errdetail("Which rows came or went is not in the WAL."),
+					 errhint("Unmap the table, empty its target and map it again; or bring the rows over by hand and leave this transaction out with bluegreen.skip().")));
+	}
+}
+
 /* message callback */
 static void
 plugin_message(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
@@ -327,6 +352,8 @@ plugin_message(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
 {
 	DecodeState *state = ctx->output_plugin_private;
 
+	if (strcmp(prefix, BG_MESSAGE_PREFIX) == 0 && !state->skipping)
+		check_partitions(state, content, size);
 	if (state->sink.message)
 		state->sink.message(state->sink.arg, transactional ? txn : NULL, lsn,
 							transactional, prefix, size, content);

@@ -26,6 +26,7 @@
 #include "compat.h"
 #include "core/worker.h"
 #include "miscadmin.h"
+#include "storage/latch.h"
 #include "storage/lmgr.h"
 #include "storage/procarray.h"
 #include "stream/gate.h"

@@ -19,6 +19,7 @@
 
 #include "compat.h"
 #include "miscadmin.h"
+#include "stream/copy.h"
 #include "stream/progress.h"
 #include "utils/builtins.h"
 #include "utils/pg_lsn.h"
@@ -105,6 +106,33 @@ progress_check_stream(Peer *peer, const char *origin,
 }
 
 /*
+ * Forget tables that the stream has no longer.  What a copy that did not end
+ * had taken away from the target comes back first.
+ */
+static void
+forget_tables(Peer *peer, const char *origin, const char *kept)
+{
+	const char *args[] = {origin, kept};
+	PeerResult *result;
+
+	result = peer_query(peer,
+						"SELECT mapping FROM bluegreen.applied_table "
+						"WHERE stream = $1 AND mapping <> ALL ($2::integer[])",
+						2, args);
+	for (int i = 0; i < result->ntuples; i++)
+	{
+		const char *gone[] = {origin, result->values[i][0]};
+
+		peer_command(peer, "BEGIN");
+		copy_restore_indexes(peer, origin, atoi(gone[1]));
+		peer_query(peer,
+				   "DELETE FROM bluegreen.applied_table "
+				   "WHERE stream = $1 AND mapping = $2::integer", 2, gone);
+		peer_command(peer, "COMMIT");
+	}
+}
+
+/*
  * Tell the target which tables the stream has, forget those that it has no
  * longer, and raise the generation of those that are not copied yet.
  */
@@ -114,7 +142,6 @@ progress_register_tables(Peer *peer, const char *origin, List *rows)
 	const char *origin_args[] = {origin};
 	StringInfoData ids;
 	ListCell   *lc;
-	const char *stale_args[2];
 
 	initStringInfo(&ids);
 	appendStringInfoChar(&ids, '{');
@@ -132,11 +159,7 @@ progress_register_tables(Peer *peer, const char *origin, List *rows)
 				   "ON CONFLICT (stream, mapping) DO NOTHING", 4, args);
 	}
 	appendStringInfoChar(&ids, '}');
-	stale_args[0] = origin;
-	stale_args[1] = ids.data;
-	peer_query(peer,
-			   "DELETE FROM bluegreen.applied_table WHERE stream = $1 "
-			   "AND mapping <> ALL ($2::integer[])", 2, stale_args);
+	forget_tables(peer, origin, ids.data);
 	peer_query(peer,
 			   "UPDATE bluegreen.applied_table SET generation = generation + 1 "
 			   "WHERE stream = $1 AND state = 'copying'", 1, origin_args);

@@ -31,6 +31,7 @@
 #include "access/xlogutils.h"
 #include "compat.h"
 #include "core/event.h"
+#include "core/place.h"
 #include "core/worker.h"
 #include "miscadmin.h"
 #include "replication/decode.h"
@@ -41,6 +42,7 @@
 #include "stream/progress.h"
 #include "stream/sync.h"
 #include "utils/builtins.h"
+#include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -72,6 +74,7 @@ load_mappings(StreamWorker *worker)
 	if (deployment == NULL || deployment->desired != DESIRED_STARTED ||
 		XLogRecPtrIsInvalid(deployment->slot_lsn))
 		leave_alone(worker);
+	source_check_place(deployment);
 	worker->deployment = deployment;
 	worker->rows = mappings_load(deployment->id, shared->direction);
 	foreach(lc, worker->rows)
@@ -245,6 +248,12 @@ begin_decoding(StreamWorker *worker)
 										 .segment_close = wal_segment_close),
 							  no_output, no_output, NULL);
 	reader_attach(worker);
+
+	/*
+	 * Decoding sees the catalogs of then: nothing that was cached of today's
+	 * may be used for it.
+	 */
+	InvalidateSystemCaches();
 	XLogBeginRead(worker->decoding->reader,
 				  MyReplicationSlot->data.restart_lsn);
 	worker->confirmed = MyReplicationSlot->data.confirmed_flush;

@@ -16,6 +16,7 @@
 #include "postgres.h"
 
 #include "compat.h"
+#include "core/partition.h"
 #include "lib/stringinfo.h"
 #include "replication/output_plugin.h"
 #include "stream/decode.h"
@@ -84,7 +85,7 @@ text_message(void *arg, ReorderBufferTXN *txn, XLogRecPtr lsn,
 {
 	LogicalDecodingContext *ctx = arg;
 
-	if (strcmp(prefix, "bluegreen") == 0)
+	if (strcmp(prefix, BG_MESSAGE_PREFIX) == 0)
 		return;					/* our own marks in the WAL */
 	OutputPluginPrepareWrite(ctx, true);
 	appendStringInfo(ctx->out, "message: transactional: %d prefix: %s, sz: %zu content:",

@@ -1,0 +1,16 @@
+/*-------------------------------------------------------------------------
+ *
+ * place.h
+ *		Where a deployment's source lives.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef BG_PLACE_H
+#define BG_PLACE_H
+
+#include "core/catalog.h"
+
+extern char *source_place(void);
+extern void source_check_place(const Deployment *deployment);
+
+#endif							/* BG_PLACE_H */
