@@ -505,13 +505,24 @@ stream_request_reload(Oid dboid, int32 deployment)
 	for (int i = 0; i < stream_shared_count(); i++)
 	{
 		StreamShared *s = &bg_shared->streams[i];
+		bool		failed;
 
 		if (!s->in_use || s->dboid != dboid || s->deployment != deployment)
 			continue;
 		SpinLockAcquire(&s->mutex);
 		s->reload = true;
+		failed = s->state == STREAM_ERROR;
+		if (failed)
+		{
+			/* what was wrong may be right with the new mappings */
+			s->failures = 0;
+			s->next_start = 0;
+		}
 		SpinLockRelease(&s->mutex);
+		if (failed)
+			stream_set_state(s, STREAM_STARTING);
 		stream_wake(s);
+		launcher_wake();
 	}
 }
 

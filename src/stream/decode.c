@@ -321,6 +321,17 @@ plugin_truncate(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
 }
 
 /*
+ * Will the copy of the table have what the current transaction did?
+ */
+static bool
+copy_sees(DecodeState *state, Transform *transform)
+{
+	DecodeGate *gate = &state->gate;
+
+	return gate->sees != NULL && gate->sees(gate->arg, transform, state->txn);
+}
+
+/*
  * A message of ours about partitions (core/partition.c): rows came or went
  * that no row change tells of.
  */
@@ -333,7 +344,8 @@ check_partitions(DecodeState *state, const char *content, Size size)
 	{
 		Transform  *transform = lfirst(lc);
 
-		if (partition_message_names(content, size, transform->row->source))
+		if (partition_message_names(content, size, transform->row->source) &&
+			!copy_sees(state, transform))
 			ereport(ERROR,
 					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 					 errmsg("a partition with rows was attached to or detached from source %u of target table \"%s\"",

@@ -16,6 +16,7 @@
  * applies it.  check() looks at transform->slot, which holds the row (of an
  * old row at least the replica identity); recopy() asks for the row's key to
  * be copied again, because the change lacks a value that is nowhere else.
+ * sees() tells whether the copy as a whole includes the transaction.
  */
 typedef struct DecodeGate
 {
@@ -23,6 +24,8 @@ typedef struct DecodeGate
 						  ReorderBufferTXN *txn);
 	void		(*recopy) (void *arg, Transform *transform,
 						   ReorderBufferTXN *txn);
+	bool		(*sees) (void *arg, Transform *transform,
+						 ReorderBufferTXN *txn);
 	void	   *arg;
 } DecodeGate;
 

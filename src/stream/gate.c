@@ -217,6 +217,35 @@ gate_recopy(void *arg, Transform *transform, ReorderBufferTXN *txn)
 }
 
 /*
+ * DecodeGate.sees: does every chunk of the table, finished or to come, see
+ * the transaction?  True also while there is no chunk.
+ */
+static bool
+gate_sees(void *arg, Transform *transform, ReorderBufferTXN *txn)
+{
+	Gate	   *gate = arg;
+	GateTable  *table = gate_table(gate, transform);
+	ChunkDirectory *directory = table->directory;
+
+	if (gate->open || table->passed)
+		return false;
+	wait_for_xid(gate, txn->xid);
+	refresh(gate, table);
+	for (int i = 0; i < directory->nchunks; i++)
+	{
+		if (directory->chunks[i].announced)
+		{
+			wait_for_chunk(gate, table, txn);
+			refresh(gate, table);
+			i = -1;				/* look at all of them again */
+		}
+		else if (!chunk_sees(&directory->chunks[i], txn->xid))
+			return false;
+	}
+	return true;
+}
+
+/*
  * Plug the gate into decoding.
  */
 void
@@ -224,6 +253,7 @@ gate_init_decode(Gate *gate, DecodeGate *decode)
 {
 	decode->check = gate_check;
 	decode->recopy = gate_recopy;
+	decode->sees = gate_sees;
 	decode->arg = gate;
 }
 

@@ -126,5 +126,6 @@ text_gate_init(DecodeGate *gate, LogicalDecodingContext *ctx)
 {
 	gate->check = NULL;
 	gate->recopy = text_recopy;
+	gate->sees = NULL;
 	gate->arg = ctx;
 }

@@ -1,0 +1,57 @@
+# Transactions of 2 million rows go through in bounded memory.
+use strict;
+use warnings;
+
+use BlueGreen;
+use Test::More;
+use Time::HiRes qw(time);
+
+my $rows = 2_000_000;
+my $limit_mb = 300;
+
+my ($blue, $green) = create_pair(
+	conf => "max_wal_size = 8GB\nautovacuum = off\nshared_buffers = 64MB",
+	blue_conf => 'logical_decoding_work_mem = 4MB');
+my $ddl = 'CREATE TABLE big (id int PRIMARY KEY, n bigint, v text)';
+$_->safe_psql($ddl) for $blue, $green;
+$blue->safe_psql(q{SELECT bluegreen.create_deployment('giant', 'green');
+	SELECT bluegreen.map_table('giant', 'big');
+	CALL bluegreen.start('giant');});
+wait_for_sync('giant');
+
+my $pid = $blue->safe_psql('SELECT pid FROM bluegreen.stat_stream');
+my $digest = 'SELECT count(*), sum(n), sum(hashtextextended(t::text, 0))'
+  . ' FROM big t';
+
+# The worker's peak of memory so far, in MB.
+sub peak
+{
+	my $status = BlueGreen::Node::slurp("/proc/$pid/status");
+	my ($kb) = $status =~ /^VmHWM:\s+(\d+) kB/m or die 'no VmHWM';
+	return int $kb / 1024;
+}
+
+foreach my $step (
+	[ INSERT => "INSERT INTO big SELECT i, i, 'row ' || i"
+		  . " FROM generate_series(1, $rows) i" ],
+	[ UPDATE => q{UPDATE big SET n = n + 1, v = v || '.'} ],
+	[ DELETE => 'DELETE FROM big' ])
+{
+	my ($what, $sql) = @$step;
+	$blue->safe_psql($sql);
+	my $begin = time;
+	wait_for_sync('giant', timeout => 600);
+	my $seconds = time - $begin;
+	diag(
+		sprintf '%s of %d rows: synced %.1f s after its commit, %d rows/s;'
+		  . ' the worker took up to %d MB',
+		$what, $rows, $seconds, $rows / $seconds, peak());
+	is( $blue->safe_psql('SELECT pid FROM bluegreen.stat_stream'),
+		$pid, "$what of $rows rows in one transaction needs one worker only");
+	cmp_ok(peak(), '<', $limit_mb, "$what: memory is bounded");
+	compare_tables($digest, $digest, "$what: the result is equal");
+}
+is($green->safe_psql('SELECT count(*) FROM bluegreen.conflict'),
+	0, 'every row was as expected');
+
+done_testing();
