@@ -381,7 +381,9 @@ SELECT d.name AS deployment,
 	t.filtered,
 	t.conflicts,
 	t.copied_rows,
-	t.copied_bytes
+	t.copied_bytes,
+	t.copy_started_at,
+	t.copy_finished_at
 FROM bluegreen.table_mapping m
 	JOIN bluegreen.deployment d ON d.id = m.deployment
 	LEFT JOIN bluegreen.table_state() t ON t.mapping = m.id
@@ -408,19 +410,17 @@ ORDER BY s.deployment, s.direction;
 CREATE VIEW bluegreen.copy_progress AS
 SELECT d.name AS deployment,
 	m.source::regclass AS source,
+	format('%I.%I', m.target_schema, m.target_table) AS target,
 	t.state,
 	p.rows,
 	t.estimated_rows,
-	t.copied_bytes AS bytes,
 	t.copied_chunks AS chunks,
 	(p.rows / nullif(p.seconds, 0))::bigint AS rows_per_second,
 	CASE
 		WHEN t.copy_finished_at IS NOT NULL THEN '0'::interval
 		WHEN p.rows > 0 THEN date_trunc('seconds', make_interval(secs =>
 			greatest(t.estimated_rows - p.rows, 0) * p.seconds / p.rows))
-	END AS eta,
-	t.copy_started_at AS started_at,
-	t.copy_finished_at AS finished_at
+	END AS eta
 FROM bluegreen.table_mapping m
 	JOIN bluegreen.deployment d ON d.id = m.deployment
 	JOIN bluegreen.table_state() t ON t.mapping = m.id

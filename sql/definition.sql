@@ -75,7 +75,8 @@ EXCEPTION WHEN OTHERS THEN
 END $$;
 
 SELECT format('CREATE SERVER green FOREIGN DATA WRAPPER pg_bluegreen OPTIONS (host %L, port %L, dbname ''regression_green'')',
-	trim(split_part(current_setting('unix_socket_directories'), ',', 1)),
+	coalesce(nullif(trim(split_part(
+		current_setting('unix_socket_directories'), ',', 1)), ''), '127.0.0.1'),
 	current_setting('port')) AS create_server \gset
 :create_server;
 SELECT format('CREATE USER MAPPING FOR CURRENT_USER SERVER green OPTIONS (user %L)',

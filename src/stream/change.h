@@ -47,6 +47,7 @@ typedef struct ChangeSink
 {
 	void		(*begin) (void *arg, ReorderBufferTXN *txn);
 	void		(*row) (void *arg, const RowChange *change);
+	void		(*filtered) (void *arg, Transform *transform);	/* or NULL */
 	void		(*truncate) (void *arg, List *transforms, bool cascade,
 							 bool restart_identity);
 	void		(*commit) (void *arg, ReorderBufferTXN *txn,

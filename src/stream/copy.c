@@ -127,23 +127,24 @@ copy_log_chunk(CopyState *state, const CopyJob *job, int64 rows, int64 bytes,
 	Datum		values[12];
 	char		nulls[13] = "            ";
 	const KeySpace *space = job->table->directory->space;
-	const char *texts[] = {
-		psprintf("%d", state->deployment->id),
-		psprintf("%d", job->table->transform->row->id),
-		psprintf("%d", job->number),
-		psprintf(INT64_FORMAT, job->generation),
-		job->lower ? keyspace_key_to_literal(space, job->lower) : NULL,
-		job->upper ? keyspace_key_to_literal(space, job->upper) : NULL,
-		snapshot,
-		psprintf("%X/%X", LSN_FORMAT_ARGS(p)),
-		psprintf(INT64_FORMAT, rows),
-		psprintf(INT64_FORMAT, bytes),
-		pstrdup(timestamptz_to_str(state->slot->started_at)),
-		pstrdup(timestamptz_to_str(GetCurrentTimestamp()))
-	};
+	const char *texts[12];
 
+	/* also for the key's output, which looks into the catalogs */
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
+	texts[0] = psprintf("%d", state->deployment->id);
+	texts[1] = psprintf("%d", job->table->transform->row->id);
+	texts[2] = psprintf("%d", job->number);
+	texts[3] = psprintf(INT64_FORMAT, job->generation);
+	texts[4] = job->lower ? keyspace_key_to_literal(space, job->lower) : NULL;
+	texts[5] = job->upper ? keyspace_key_to_literal(space, job->upper) : NULL;
+	texts[6] = snapshot;
+	texts[7] = psprintf("%X/%X", LSN_FORMAT_ARGS(p));
+	texts[8] = psprintf(INT64_FORMAT, rows);
+	texts[9] = psprintf(INT64_FORMAT, bytes);
+	texts[10] = pstrdup(timestamptz_to_str(state->slot->started_at));
+	texts[11] = pstrdup(timestamptz_to_str(GetCurrentTimestamp()));
+
 	SPI_connect();
 	for (int i = 0; i < lengthof(texts); i++)
 	{

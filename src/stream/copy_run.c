@@ -557,7 +557,6 @@ count_chunk(const CopyJob *job, const CopyReceiver *receiver)
 bool
 copy_chunk(CopyState *state, const CopyJob *job)
 {
-	MemoryContext old;
 	CopyReceiver *receiver;
 	XLogRecPtr	p = InvalidXLogRecPtr;
 	char	   *snapshot;
@@ -566,7 +565,7 @@ copy_chunk(CopyState *state, const CopyJob *job)
 	StartTransactionCommand();
 	XactIsoLevel = XACT_REPEATABLE_READ;
 	XactReadOnly = true;
-	old = MemoryContextSwitchTo(state->chunk_context);
+	MemoryContextSwitchTo(state->chunk_context);
 	receiver = receiver_create(state, job->table);
 	if (take_snapshot(state, job, &p))
 	{
@@ -584,7 +583,7 @@ copy_chunk(CopyState *state, const CopyJob *job)
 		PopActiveSnapshot();
 	}
 	CommitTransactionCommand();
-	MemoryContextSwitchTo(old);
+	MemoryContextSwitchTo(state->chunk_context);
 	if (done)
 	{
 		count_chunk(job, receiver);

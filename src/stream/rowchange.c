@@ -182,6 +182,15 @@ evaluate_old(ChangeContext *context, Side *side)
 }
 
 static void
+count_filtered(ChangeContext *context, const Side *side)
+{
+	ChangeSink *sink = &context->state->sink;
+
+	if (side->admitted && sink->filtered != NULL)
+		sink->filtered(sink->arg, context->transform);
+}
+
+static void
 evaluate_new(ChangeContext *context, Side *side)
 {
 	Transform  *transform = context->transform;
@@ -193,7 +202,10 @@ evaluate_new(ChangeContext *context, Side *side)
 	side->passed = transform_filter(transform) ? PASSED_YES : PASSED_NO;
 	side->incomplete = false;
 	if (side->passed == PASSED_NO)
+	{
+		count_filtered(context, side);
 		return;
+	}
 	transform_row(transform, absent_in_source(context), side->row->values,
 				  side->row->isnull, side->row->missing);
 	transform_key(transform, side->row->values, side->row->isnull);

@@ -123,8 +123,11 @@ sink_begin(void *arg, ReorderBufferTXN *txn)
 		worker->shared->careful_batches++;
 	}
 	if (worker->decode->skipping)
+	{
+		worker->shared->skipped++;
 		event_record(MyDatabaseId, worker->deployment->id, EVENT_SKIPPED,
 					 txn->final_lsn, "left a transaction out, as told", NULL);
+	}
 }
 
 static void
@@ -172,6 +175,15 @@ sink_row(void *arg, const RowChange *change)
 		if (batch_is_full(worker))
 			send_part(worker);
 	}
+}
+
+static void
+sink_filtered(void *arg, Transform *transform)
+{
+	MappingRow *row = transform->row;
+	TableShared *stats = table_shared_get(row->id, row->deployment);
+
+	pg_atomic_fetch_add_u64(&stats->filtered, 1);
 }
 
 /*
@@ -262,6 +274,7 @@ sink_init(StreamWorker *worker, ChangeSink *sink)
 {
 	sink->begin = sink_begin;
 	sink->row = sink_row;
+	sink->filtered = sink_filtered;
 	sink->truncate = sink_truncate;
 	sink->commit = sink_commit;
 	sink->message = NULL;

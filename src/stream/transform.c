@@ -255,6 +255,15 @@ compile_column(Transform *transform, int i, TargetEntry *tle, Relation source)
 	lookup_functions(column, transform);
 }
 
+static int
+compare_key_names(const void *a, const void *b, void *arg)
+{
+	const Transform *transform = arg;
+
+	return strcmp(transform->columns[*(const int *) a].def->name,
+				  transform->columns[*(const int *) b].def->name);
+}
+
 static void
 compile_columns(Transform *transform, Relation source)
 {
@@ -281,6 +290,10 @@ compile_columns(Transform *transform, Relation source)
 		}
 		i++;
 	}
+	/* mappings of one target must hash a key's columns in one order */
+	if (transform->row->target_shared)
+		qsort_arg(transform->keys, transform->nkeys, sizeof(int),
+				  compare_key_names, transform);
 }
 
 static void
