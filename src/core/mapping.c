@@ -30,6 +30,7 @@
 #include "commands/extension.h"
 #include "core/definition.h"
 #include "core/event.h"
+#include "core/worker.h"
 #include "executor/spi.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -375,6 +376,7 @@ map_one(const Deployment *deployment, Peer *peer, MapRequest *request)
 	Query	   *query;
 	List	   *names;
 	int32		id;
+	int			guc_level;
 
 	query = transform_parse(request->transform ? request->transform :
 							transform_default(request, target),
@@ -384,9 +386,13 @@ map_one(const Deployment *deployment, Peer *peer, MapRequest *request)
 	id = insert_mapping(deployment, request,
 						target_has_other_columns(target, names));
 	insert_columns(id, target, names);
+
+	/* literals are the caller's; what is stored must not depend on his style */
+	guc_level = settings_pin_formatting();
 	create_view(id, deployment->owner, query, names);
 	CommandCounterIncrement();
 	check_stored(id);
+	settings_restore(guc_level);
 	return id;
 }
 

@@ -18,6 +18,7 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "core/definition.h"
+#include "core/worker.h"
 #include "executor/spi.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -224,6 +225,7 @@ bluegreen_preview(PG_FUNCTION_ARGS)
 	List	   *mappings;
 	Oid			userid;
 	int			sec_context;
+	int			guc_level;
 	int			found;
 
 	if (n < 0)
@@ -240,6 +242,7 @@ bluegreen_preview(PG_FUNCTION_ARGS)
 		check_caller(source);
 	SetUserIdAndSecContext(deployment->owner,
 						   sec_context | SECURITY_RESTRICTED_OPERATION);
+	guc_level = settings_pin_formatting();
 	transform_moment.commit_time = GetCurrentTimestamp();
 	transform_moment.commit_lsn = GetXLogInsertRecPtr();
 	PG_TRY();
@@ -251,6 +254,7 @@ bluegreen_preview(PG_FUNCTION_ARGS)
 		memset(&transform_moment, 0, sizeof(transform_moment));
 	}
 	PG_END_TRY();
+	settings_restore(guc_level);
 	SetUserIdAndSecContext(userid, sec_context);
 	if (found == 0)
 		ereport(ERROR,

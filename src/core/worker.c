@@ -81,6 +81,31 @@ worker_pin_settings(void)
 }
 
 /*
+ * Pin what formatting depends on in a user's session.  Needs a transaction.
+ */
+int
+settings_pin_formatting(void)
+{
+	int			guc_level = NewGUCNestLevel();
+
+	for (const PinnedSetting *s = pinned_settings; s->name != NULL; s++)
+		if (s->formatting)
+			(void) set_config_option(s->name, s->value, PGC_USERSET,
+									 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
+									 false);
+	return guc_level;
+}
+
+/*
+ * The user's settings again.
+ */
+void
+settings_restore(int guc_level)
+{
+	AtEOXact_GUC(false, guc_level);
+}
+
+/*
  * Make this background worker a session of database dboid, as the bootstrap
  * superuser.  Signals must still be blocked, as they are when a worker's main
  * function is called.

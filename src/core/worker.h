@@ -50,6 +50,15 @@ extern const PinnedSetting pinned_settings[];	/* ends with name == NULL */
 extern void worker_pin_settings(void);
 
 /*
+ * The formatting ones among them for a while, in a session that is not ours:
+ * what a transform gives there must be what a worker would give.  Returns the
+ * level that settings_restore() takes; the end of the (sub)transaction
+ * restores too.
+ */
+extern int	settings_pin_formatting(void);
+extern void settings_restore(int guc_level);
+
+/*
  * Commit callback that wakes the stream workers; registered once.
  *
  * A stream worker that has read all WAL calls wake_before_wait(), looks at

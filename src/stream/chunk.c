@@ -66,6 +66,32 @@ fill_key_column(KeySpace *space, int i, const Transform *transform,
 	fmgr_info(function, &space->output[i]);
 	getTypeInputInfo(att->atttypid, &function, &space->ioparams[i]);
 	fmgr_info(function, &space->input[i]);
+
+	/* load the collation, which a comparison looks up only once */
+	if (OidIsValid(att->attcollation))
+	{
+		Datum		empty = InputFunctionCall(&space->input[i],
+											  pstrdup(""), space->ioparams[i],
+											  space->typmods[i]);
+
+		(void) FunctionCall2Coll(&space->compare[i], att->attcollation,
+								 empty, empty);
+	}
+}
+
+/*
+ * Bounds are parsed and written where there is no transaction.  The functions
+ * of text[] look the element type up when they are called first, so do that.
+ */
+static void
+prepare_array_functions(KeySpace *space)
+{
+	Datum		array;
+
+	fmgr_info(F_ARRAY_IN, &space->array_input);
+	fmgr_info(F_ARRAY_OUT, &space->array_output);
+	array = InputFunctionCall(&space->array_input, pstrdup("{}"), TEXTOID, -1);
+	(void) OutputFunctionCall(&space->array_output, array);
 }
 
 /*
@@ -79,6 +105,7 @@ keyspace_create(Transform *transform)
 	Relation	index;
 	int			n;
 
+	prepare_array_functions(space);
 	if (!transform->chunkable)
 		return space;
 	index = index_open(transform->chunk_index, AccessShareLock);
@@ -133,7 +160,7 @@ keyspace_key_from_slot(const KeySpace *space, TupleTableSlot *slot)
  * A key as the literal of a text[].
  */
 char *
-keyspace_key_to_literal(const KeySpace *space, const Datum *key)
+keyspace_key_to_literal(KeySpace *space, const Datum *key)
 {
 	Datum	   *texts = palloc_array(Datum, Max(space->nkeys, 1));
 	ArrayType  *array;
@@ -143,14 +170,14 @@ keyspace_key_to_literal(const KeySpace *space, const Datum *key)
 														  key[i]));
 	array = construct_array(texts, space->nkeys, TEXTOID, -1, false,
 							TYPALIGN_INT);
-	return OidOutputFunctionCall(F_ARRAY_OUT, PointerGetDatum(array));
+	return OutputFunctionCall(&space->array_output, PointerGetDatum(array));
 }
 
 /*
  * The reverse.  NULL for NULL.
  */
 Datum *
-keyspace_key_from_literal(const KeySpace *space, const char *literal)
+keyspace_key_from_literal(KeySpace *space, const char *literal)
 {
 	Datum		array;
 	Datum	   *texts;
@@ -159,8 +186,8 @@ keyspace_key_from_literal(const KeySpace *space, const char *literal)
 
 	if (literal == NULL)
 		return NULL;
-	array = OidInputFunctionCall(F_ARRAY_IN, unconstify(char *, literal),
-								 TEXTOID, -1);
+	array = InputFunctionCall(&space->array_input, unconstify(char *, literal),
+							  TEXTOID, -1);
 	deconstruct_array(DatumGetArrayTypeP(array), TEXTOID, -1, false,
 					  TYPALIGN_INT, &texts, NULL, &n);
 	if (n != space->nkeys)

@@ -25,6 +25,8 @@ typedef struct KeySpace
 	FmgrInfo   *output;
 	Oid		   *ioparams;
 	int32	   *typmods;
+	FmgrInfo	array_input;	/* of text[], ready for use without catalogs */
+	FmgrInfo	array_output;
 } KeySpace;
 
 typedef struct Chunk
@@ -59,11 +61,10 @@ typedef struct ChunkDirectory
 } ChunkDirectory;
 
 extern KeySpace *keyspace_create(Transform *transform);
-extern char *keyspace_key_to_literal(const KeySpace *space, const Datum *key);
+extern char *keyspace_key_to_literal(KeySpace *space, const Datum *key);
 extern Datum *keyspace_key_from_slot(const KeySpace *space,
 									 TupleTableSlot *slot);
-extern Datum *keyspace_key_from_literal(const KeySpace *space,
-										const char *literal);
+extern Datum *keyspace_key_from_literal(KeySpace *space, const char *literal);
 
 extern ChunkDirectory *chunk_directory_create(Transform *transform);
 extern void chunk_directory_load(ChunkDirectory *directory, Peer *peer,

@@ -126,7 +126,7 @@ copy_log_chunk(CopyState *state, const CopyJob *job, int64 rows, int64 bytes,
 	Oid			types[12];
 	Datum		values[12];
 	char		nulls[13] = "            ";
-	const KeySpace *space = job->table->directory->space;
+	KeySpace   *space = job->table->directory->space;
 	const char *texts[12];
 
 	/* also for the key's output, which looks into the catalogs */
@@ -317,9 +317,7 @@ bluegreen_copy_main(Datum arg)
 void
 copy_launch_workers(StreamShared *shared)
 {
-	int			wanted = Min(Max(bg_copy_workers, 1), BG_MAX_COPY_WORKERS);
-
-	for (int i = 0; i < wanted; i++)
+	for (int i = 0; i < bg_copy_workers; i++)
 	{
 		BackgroundWorker worker = {
 			.bgw_flags = BGWORKER_SHMEM_ACCESS |

@@ -151,25 +151,39 @@ copy_finish_table(CopyState *state, const CopyJob *job)
 		psprintf("%d", table->transform->row->id),
 	psprintf(INT64_FORMAT, job->generation)};
 	PeerResult *result;
+	bool		first;
 
 	peer_command(state->peer, "BEGIN");
 	result = peer_query(state->peer,
-						"UPDATE bluegreen.applied_table SET state = 'streaming' "
+						"SELECT state FROM bluegreen.applied_table "
 						"WHERE stream = $1 AND mapping = $2::integer "
-						"AND generation = $3::bigint RETURNING 1", 3, args);
-	if (result->ntuples == 1)
+						"AND generation = $3::bigint FOR UPDATE", 3, args);
+	if (result->ntuples == 0)
+	{
+		peer_command(state->peer, "ROLLBACK");
+		return false;
+	}
+	/* another copy worker may have been faster */
+	first = strcmp(result->values[0][0], "copying") == 0;
+	if (first)
+	{
+		peer_query(state->peer,
+				   "UPDATE bluegreen.applied_table SET state = 'streaming' "
+				   "WHERE stream = $1 AND mapping = $2::integer", 2, args);
 		copy_restore_indexes(state->peer, state->origin,
 							 table->transform->row->id);
+	}
 	peer_command(state->peer, "COMMIT");
-	if (result->ntuples == 0)
-		return false;
 
-	table->stats->copy_finished_at = GetCurrentTimestamp();
+	if (first)
+	{
+		table->stats->copy_finished_at = GetCurrentTimestamp();
+		event_record(MyDatabaseId, state->deployment->id, EVENT_COPIED,
+					 table->directory->copied_until,
+					 psprintf("\"%s\" is copied and follows",
+							  mapping_target_name(table->transform->row)), NULL);
+	}
 	table->stats->state = TABLE_STREAMING;
-	event_record(MyDatabaseId, state->deployment->id, EVENT_COPIED,
-				 table->directory->copied_until,
-				 psprintf("\"%s\" is copied and follows",
-						  mapping_target_name(table->transform->row)), NULL);
 	LWLockAcquire(shared_chunk_lock(), LW_EXCLUSIVE);
 	state->shared->chunk_version++;
 	LWLockRelease(shared_chunk_lock());

@@ -178,7 +178,7 @@ cut_chunk(CopyState *state, CopyTable *table, CopyJob *job)
 }
 
 static void
-set_bound(char *target, bool *has, const KeySpace *space, const Datum *key)
+set_bound(char *target, bool *has, KeySpace *space, const Datum *key)
 {
 	char	   *literal;
 
@@ -202,7 +202,7 @@ static void
 announce(CopyState *state, const CopyJob *job)
 {
 	CopyShared	mine = *state->slot;
-	const KeySpace *space = job->table->directory->space;
+	KeySpace   *space = job->table->directory->space;
 
 	mine.mapping = job->table->transform->row->id;
 	mine.generation = job->generation;

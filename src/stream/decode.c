@@ -25,6 +25,7 @@
 #include "compat.h"
 #include "core/partition.h"
 #include "core/shared.h"
+#include "core/worker.h"
 #include "nodes/makefuncs.h"
 #include "replication/output_plugin.h"
 #include "stream/relation.h"
@@ -180,12 +181,49 @@ load_transforms(const PluginOptions *options)
 	rows = mappings_load(deployment->id,
 						 options->direction ? options->direction[0] : 'f');
 	foreach(lc, rows)
-		transforms = lappend(transforms, transform_compile(lfirst(lc)));
+	{
+		Transform  *transform = transform_compile(lfirst(lc));
+
+		transform_check_identity(transform);
+		transforms = lappend(transforms, transform);
+	}
 	PopActiveSnapshot();
 	if (own_transaction)
 		CommitTransactionCommand();
 	MemoryContextSwitchTo(context);
 	return transforms;
+}
+
+/*
+ * The end of a decoding context, by an error too: the session that read the
+ * slot goes on, and must not find a moment there.
+ */
+static void
+forget_moment(void *arg)
+{
+	memset(&transform_moment, 0, sizeof(transform_moment));
+}
+
+/*
+ * Set up decoding for a slot that is read through SQL or a walsender.
+ */
+static DecodeState *
+text_decode_create(LogicalDecodingContext *ctx)
+{
+	MemoryContextCallback *callback = palloc0_object(MemoryContextCallback);
+	PluginOptions parsed = {0};
+	ChangeSink	sink = {0};
+	DecodeState *state;
+
+	parse_options(ctx->output_plugin_options, &parsed);
+	check_options(&parsed);
+	text_sink_init(&sink, ctx);
+	state = decode_create(load_transforms(&parsed), &sink);
+	text_gate_init(&state->gate, ctx);
+	state->pin_settings = true;
+	callback->func = forget_moment;
+	MemoryContextRegisterResetCallback(ctx->context, callback);
+	return state;
 }
 
 /* startup callback */
@@ -194,9 +232,6 @@ plugin_startup(LogicalDecodingContext *ctx, OutputPluginOptions *options,
 			   bool is_init)
 {
 	MemoryContext old = MemoryContextSwitchTo(ctx->context);
-	PluginOptions parsed = {0};
-	ChangeSink	sink = {0};
-	DecodeState *state;
 
 	options->output_type = OUTPUT_PLUGIN_TEXTUAL_OUTPUT;
 	options->receive_rewrites = false;
@@ -206,14 +241,7 @@ plugin_startup(LogicalDecodingContext *ctx, OutputPluginOptions *options,
 		attached = NULL;
 	}
 	else if (!is_init)
-	{
-		parse_options(ctx->output_plugin_options, &parsed);
-		check_options(&parsed);
-		text_sink_init(&sink, ctx);
-		state = decode_create(load_transforms(&parsed), &sink);
-		text_gate_init(&state->gate, ctx);
-		ctx->output_plugin_private = state;
-	}
+		ctx->output_plugin_private = text_decode_create(ctx);
 	MemoryContextSwitchTo(old);
 }
 
@@ -223,6 +251,8 @@ plugin_begin(LogicalDecodingContext *ctx, ReorderBufferTXN *txn)
 {
 	DecodeState *state = ctx->output_plugin_private;
 
+	if (state->pin_settings)
+		state->guc_level = settings_pin_formatting();
 	state->txn = txn;
 	state->skipping = !XLogRecPtrIsInvalid(state->skip_lsn) &&
 		txn->final_lsn == state->skip_lsn;
@@ -241,6 +271,8 @@ plugin_commit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
 	state->sink.commit(state->sink.arg, txn, txn->end_lsn);
 	state->txn = NULL;
 	state->skipping = false;
+	if (state->pin_settings)
+		settings_restore(state->guc_level);
 }
 
 /* change callback: one INSERT, UPDATE or DELETE */

@@ -36,6 +36,8 @@ typedef struct DecodeState
 	DecodeGate	gate;			/* check may be NULL: apply everything */
 	XLogRecPtr	skip_lsn;		/* leave out the transaction committed here */
 	bool		skipping;
+	bool		pin_settings;	/* in a user's session: for each transaction */
+	int			guc_level;
 	MemoryContext context;		/* of this struct and the relation entries */
 	MemoryContext change_context;	/* reset for each change */
 	struct HTAB *relations;
@@ -52,7 +54,6 @@ extern void decode_attach(DecodeState *state);
 
 /* The sink of the SQL interface (text.c). */
 extern void text_sink_init(ChangeSink *sink, LogicalDecodingContext *ctx);
-extern void text_gate_init(DecodeGate *gate, LogicalDecodingContext *ctx);
 extern void text_gate_init(DecodeGate *gate, LogicalDecodingContext *ctx);
 
 #endif							/* BG_DECODE_H */

@@ -124,6 +124,18 @@ partitioned_identity(Transform *transform, Relation root)
 }
 
 /*
+ * Do a type's comparison, input or output look into the catalogs?  They are
+ * used where there is no transaction.
+ */
+static bool
+type_needs_catalogs(Oid type, Oid opclass)
+{
+	return get_typtype(type) != TYPTYPE_BASE ||
+		OidIsValid(get_element_type(type)) ||
+		(get_opclass_input_type(opclass) == OIDOID && type != OIDOID);
+}
+
+/*
  * Can rows be put in order by an index, on this side, with plain comparison
  * operators?  True for indexes on columns of built-in types with their default
  * operator classes and the columns' own collations.
@@ -149,6 +161,7 @@ index_orders_plainly(Relation index)
 		opclass = GetDefaultOpClass(att->atttypid, BTREE_AM_OID);
 		result = att->atttypid < FirstNormalObjectId && att->attnotnull &&
 			OidIsValid(opclass) &&
+			!type_needs_catalogs(att->atttypid, opclass) &&
 			get_opclass_family(opclass) == index->rd_opfamily[i] &&
 			att->attcollation == index->rd_indcollation[i];
 	}
@@ -221,19 +234,56 @@ transform_find_identity(Transform *transform, Relation source)
 }
 
 static void
+append_alter(StringInfo statements, Oid relid)
+{
+	char	   *schema = get_namespace_name(get_rel_namespace(relid));
+
+	appendStringInfo(statements, "%sALTER TABLE %s REPLICA IDENTITY FULL;",
+					 statements->len > 0 ? " " : "",
+					 quote_qualified_identifier(schema, get_rel_name(relid)));
+}
+
+/*
+ * The statements that mend a table's replica identity.  ALTER TABLE of a
+ * partitioned table does not reach its leaves, whose identity it is that
+ * counts.
+ */
+static char *
+mending_statements(Oid source)
+{
+	StringInfoData statements;
+	ListCell   *lc;
+
+	initStringInfo(&statements);
+	foreach(lc, find_all_inheritors(source, NoLock, NULL))
+	{
+		Oid			relid = lfirst_oid(lc);
+		Relation	relation;
+
+		if (get_rel_relkind(source) != RELKIND_PARTITIONED_TABLE ||
+			get_rel_relkind(relid) == RELKIND_PARTITIONED_TABLE)
+			continue;
+		relation = table_open(relid, AccessShareLock);
+		if (relation->rd_rel->relreplident != REPLICA_IDENTITY_FULL)
+			append_alter(&statements, relid);
+		table_close(relation, NoLock);
+	}
+	if (statements.len == 0)
+		append_alter(&statements, source);
+	return statements.data;
+}
+
+static void
 refuse(const Transform *transform, const char *reason)
 {
 	Oid			source = transform->row->source;
-	char	   *schema = get_namespace_name(get_rel_namespace(source));
-	char	   *table = quote_qualified_identifier(schema,
-												   get_rel_name(source));
 
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("replica identity of table \"%s\" does not suffice for its mapping to \"%s\"",
 					get_rel_name(source), mapping_target_name(transform->row)),
 			 errdetail("%s", reason),
-			 errhint("ALTER TABLE %s REPLICA IDENTITY FULL;", table)));
+			 errhint("%s", mending_statements(source))));
 }
 
 /*
@@ -262,7 +312,8 @@ check_absent_column(const Transform *transform, const TransformColumn *column)
 
 /*
  * Refuse a mapping that a change may not carry enough for.  Errors have the
- * ALTER TABLE that mends it as their hint.
+ * ALTER TABLE that mends it as their hint.  Called when the mapping is defined
+ * and again whenever a stream begins: the table may have been altered since.
  */
 void
 transform_check_identity(Transform *transform)

@@ -125,6 +125,10 @@ forget_tables(Peer *peer, const char *origin, const char *kept)
 
 		peer_command(peer, "BEGIN");
 		copy_restore_indexes(peer, origin, atoi(gone[1]));
+		/* foreign keys do not cascade in a session of role replica */
+		peer_query(peer,
+				   "DELETE FROM bluegreen.applied_chunk "
+				   "WHERE stream = $1 AND mapping = $2::integer", 2, gone);
 		peer_query(peer,
 				   "DELETE FROM bluegreen.applied_table "
 				   "WHERE stream = $1 AND mapping = $2::integer", 2, gone);

@@ -78,8 +78,13 @@ load_mappings(StreamWorker *worker)
 	worker->deployment = deployment;
 	worker->rows = mappings_load(deployment->id, shared->direction);
 	foreach(lc, worker->rows)
-		worker->transforms = lappend(worker->transforms,
-									 transform_compile(lfirst(lc)));
+	{
+		Transform  *transform = transform_compile(lfirst(lc));
+
+		/* what decoding compares with must suffice by itself */
+		transform_check_identity(transform);
+		worker->transforms = lappend(worker->transforms, transform);
+	}
 	worker->origin = stream_origin_name(deployment->system_identifier,
 										MyDatabaseId, deployment->id,
 										shared->direction);

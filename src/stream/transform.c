@@ -397,8 +397,11 @@ transform_compile(MappingRow *row)
 bool
 transform_filter(Transform *transform)
 {
-	return transform->filter == NULL ||
-		ExecQual(transform->filter, transform->econtext);
+	if (transform->filter == NULL)
+		return true;
+	/* what the last row's evaluation left in the per-tuple memory */
+	ResetExprContext(transform->econtext);
+	return ExecQual(transform->filter, transform->econtext);
 }
 
 static Datum

@@ -21,6 +21,7 @@
 
 #include "access/sysattr.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_language.h"
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_proc.h"
 #include "nodes/nodeFuncs.h"
@@ -41,7 +42,7 @@
  * Sorted, for bsearch.
  */
 static const char *const stable_allowed[] = {
-	"array_in", "array_out", "array_to_json", "array_to_string",
+	"anytextcat", "array_in", "array_out", "array_to_json", "array_to_string",
 	"cash_in", "cash_out", "concat", "concat_ws",
 	"date", "date_in", "date_out", "date_part", "date_trunc",
 	"enum_in", "enum_out", "extract", "format",
@@ -49,7 +50,7 @@ static const char *const stable_allowed[] = {
 	"jsonb_build_array", "jsonb_build_object",
 	"make_timestamptz", "money", "multirange_in", "multirange_out", "numeric",
 	"range_in", "range_out", "record_in", "record_out", "row_to_json",
-	"text", "time", "time_in", "time_out", "timestamp",
+	"text", "textanycat", "time", "time_in", "time_out", "timestamp",
 	"timestamp_eq_timestamptz", "timestamp_ge_timestamptz",
 	"timestamp_gt_timestamptz", "timestamp_in", "timestamp_le_timestamptz",
 	"timestamp_lt_timestamptz", "timestamp_ne_timestamptz", "timestamp_out",
@@ -132,7 +133,8 @@ check_function(Oid funcid, void *arg)
 	if (!HeapTupleIsValid(tuple))
 		elog(ERROR, "cache lookup failed for function %u", funcid);
 	proc = (Form_pg_proc) GETSTRUCT(tuple);
-	if (funcid >= FirstNormalObjectId)
+	/* one in SQL needs a snapshot like a user's if it is not inlined */
+	if (funcid >= FirstNormalObjectId || proc->prolang == SQLlanguageId)
 		context->user_code = true;
 
 	if (funcid == transform_commit_time_oid() ||

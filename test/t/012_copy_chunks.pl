@@ -81,7 +81,7 @@ sub chunks
 {
 	my ($name) = @_;
 	return $green->safe_psql(
-		"SELECT c.number || ':' || c.row_count || '@' || c.finished_at"
+		"SELECT c.number || ':' || c.row_count || '\@' || c.finished_at"
 		  . " FROM bluegreen.applied_chunk c JOIN bluegreen.applied_table t"
 		  . " USING (stream, mapping) WHERE t.target_table = '$name'"
 		  . " AND NOT c.key_only ORDER BY c.number");

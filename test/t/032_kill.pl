@@ -62,7 +62,13 @@ my $load = IPC::Run::start(
 		'while [ ! -e "$1/stop" ]; do "$2/pgbench" -n -c 4 -R 800 -T 3600'
 		  . ' -f "$1/script" "$3" >"$1/log" 2>&1 || sleep 0.1; done',
 		'load', "$files", $blue->{client}, $blue->connstr
-	]);
+	],
+	'<', '/dev/null', '>', '/dev/null', '2>&1');
+
+END
+{
+	$load->kill_kill(grace => 1) if $load && $load->pumpable;
+}
 
 sub stop_load
 {

@@ -1,0 +1,337 @@
+-- What the extension creates, and how: every object with its signature and a
+-- comment, what PUBLIC may do, pinned search_paths, settings.
+CREATE EXTENSION pg_bluegreen;
+SELECT no_plan();
+
+-- Members of the extension.
+CREATE TEMPORARY VIEW member AS
+SELECT classid, objid FROM pg_depend
+WHERE refclassid = 'pg_extension'::regclass
+	AND refobjid = (SELECT oid FROM pg_extension
+		WHERE extname = 'pg_bluegreen')
+	AND deptype = 'e';
+
+-- OUT columns of the functions are part of what views are made of
+SET search_path = pg_catalog;
+CREATE TEMPORARY VIEW routine AS
+SELECT p.oid, p.proname, p.prokind, p.provolatile, p.proisstrict, p.proretset,
+	p.prosecdef, p.proacl, p.proconfig, p.prolang, p.probin,
+	p.oid::regprocedure::text AS signature
+FROM pg_proc p WHERE p.pronamespace = 'bluegreen'::regnamespace;
+SET search_path = public;
+
+--
+-- Objects
+--
+SELECT has_schema('bluegreen');
+SELECT is((SELECT extnamespace::regnamespace::text FROM pg_extension
+	WHERE extname = 'pg_bluegreen'), 'bluegreen',
+	'the extension lives in schema bluegreen');
+SELECT set_eq($$SELECT relname::text FROM pg_class
+	WHERE relnamespace = 'bluegreen'::regnamespace AND relkind = 'r'$$,
+	ARRAY['deployment', 'table_mapping', 'mapping_column', 'event_log',
+		'chunk_log', 'applied_stream', 'applied_table', 'applied_chunk',
+		'saved_index', 'conflict_log'],
+	'tables of the extension');
+SELECT set_eq($$SELECT relname::text FROM pg_class
+	WHERE relnamespace = 'bluegreen'::regnamespace AND relkind = 'v'$$,
+	ARRAY['stat_stream', 'stat_table', 'status', 'copy_progress', 'chunk',
+		'conflict', 'event', 'mapping'],
+	'views of the extension');
+SELECT set_eq($$SELECT conrelid::regclass::text FROM pg_constraint
+	WHERE connamespace = 'bluegreen'::regnamespace AND contype = 'p'$$,
+	$$SELECT oid::regclass::text FROM pg_class
+	WHERE relnamespace = 'bluegreen'::regnamespace AND relkind = 'r'$$,
+	'every table has a primary key');
+SELECT is_empty($$SELECT typname FROM pg_type
+	WHERE typnamespace = 'bluegreen'::regnamespace AND typrelid = 0
+		AND typelem = 0$$,
+	'the extension has no types but those of its tables and views');
+SELECT is_empty($$SELECT relname FROM pg_class
+	WHERE relnamespace = 'bluegreen'::regnamespace
+		AND relkind NOT IN ('r', 'v', 'i', 'S', 't')$$,
+	'nor other kinds of relations');
+SELECT results_eq($$SELECT fdwname::text, fdwhandler::regproc::text,
+	fdwvalidator::regproc::text, fdwacl::text
+	FROM pg_foreign_data_wrapper WHERE fdwname = 'pg_bluegreen'$$,
+	$$VALUES ('pg_bluegreen', '-', 'bluegreen.fdw_validator', NULL)$$,
+	'foreign-data wrapper pg_bluegreen: a validator, no handler, for superusers to grant');
+SELECT results_eq($$SELECT signature COLLATE "C" FROM routine
+	WHERE prokind = 'f' ORDER BY 1$$,
+	$$SELECT f COLLATE "C" FROM (VALUES
+		('bluegreen.fdw_validator(text[],oid)'),
+		('bluegreen.create_deployment(name,name)'),
+		('bluegreen.drop_deployment(name,boolean)'),
+		('bluegreen.map_table(name,regclass,text,text,text[],text,text,text,text)'),
+		('bluegreen.map_schema(name,name,name,name[])'),
+		('bluegreen.unmap_table(name,regclass,text)'),
+		('bluegreen.preview(name,regclass,integer)'),
+		('bluegreen.commit_time()'),
+		('bluegreen.commit_lsn()'),
+		('bluegreen.skip(name,pg_lsn)'),
+		('bluegreen.confirm_source(name)'),
+		('bluegreen.reset_stats(name)'),
+		('bluegreen.stream_state()'),
+		('bluegreen.table_state()'),
+		('bluegreen.copy_state()')) v (f) ORDER BY 1$$,
+	'functions with their signatures');
+SELECT results_eq($$SELECT signature COLLATE "C" FROM routine
+	WHERE prokind = 'p' ORDER BY 1$$,
+	$$SELECT f COLLATE "C" FROM (VALUES
+		('bluegreen.start(name,boolean)'),
+		('bluegreen.stop(name)'),
+		('bluegreen.wait_for_sync(name,interval)')) v (f) ORDER BY 1$$,
+	'procedures with their signatures');
+SELECT is_empty($$SELECT signature FROM routine
+	WHERE prokind NOT IN ('f', 'p')$$, 'no aggregates or window functions');
+SELECT results_eq($$SELECT proname COLLATE "C",
+		pg_get_function_arguments(oid) COLLATE "C",
+		pg_get_function_result(oid) COLLATE "C"
+	FROM routine WHERE proname NOT LIKE '%\_state' ORDER BY 1$$,
+	$$SELECT a::name COLLATE "C", b COLLATE "C", c COLLATE "C" FROM (VALUES
+	('commit_lsn', '', 'pg_lsn'),
+	('commit_time', '', 'timestamp with time zone'),
+	('confirm_source', 'deployment name', 'void'),
+	('create_deployment', 'name name, server name', 'integer'),
+	('drop_deployment', 'name name, force boolean DEFAULT false', 'void'),
+	('fdw_validator', 'options text[], catalog oid', 'void'),
+	('map_schema', 'deployment name, schema name, target_schema name DEFAULT NULL::name, exclude name[] DEFAULT ''{}''::name[], OUT mapping integer, OUT source regclass', 'SETOF record'),
+	('map_table', 'deployment name, source regclass, target text DEFAULT NULL::text, transform text DEFAULT NULL::text, key text[] DEFAULT NULL::text[], on_write text DEFAULT ''mirror''::text, on_delete text DEFAULT ''delete''::text, lookup text DEFAULT NULL::text, direction text DEFAULT ''forward''::text', 'integer'),
+	('preview', 'deployment name, source regclass, n integer DEFAULT 5, OUT target text, OUT source_row jsonb, OUT action text, OUT target_row jsonb', 'SETOF record'),
+	('reset_stats', 'deployment name', 'void'),
+	('skip', 'deployment name, lsn pg_lsn', 'void'),
+	('start', 'IN deployment name, IN allow_nonempty boolean DEFAULT false', NULL),
+	('stop', 'IN deployment name', NULL),
+	('unmap_table', 'deployment name, source regclass, target text DEFAULT NULL::text', 'integer'),
+	('wait_for_sync', 'IN deployment name, IN timeout interval DEFAULT NULL::interval', NULL)
+	) v (a, b, c) ORDER BY 1$$,
+	'argument names, defaults and results');
+SELECT results_eq($$SELECT proname COLLATE "C" FROM routine
+	WHERE provolatile <> 'v' ORDER BY 1$$,
+	$$SELECT f::name COLLATE "C" FROM (VALUES ('commit_lsn'), ('commit_time'))
+		v (f)$$,
+	'only the pseudo-functions of transforms claim not to be volatile');
+
+--
+-- Members and comments
+--
+SELECT is_empty($$SELECT signature FROM routine r WHERE NOT EXISTS (
+		SELECT FROM member WHERE classid = 'pg_proc'::regclass
+			AND objid = r.oid)
+	UNION ALL
+	SELECT c.oid::regclass::text FROM pg_class c
+	WHERE c.relnamespace = 'bluegreen'::regnamespace AND c.relkind IN ('r', 'v')
+		AND NOT EXISTS (SELECT FROM member
+			WHERE classid = 'pg_class'::regclass AND objid = c.oid)$$,
+	'everything in the schema is a member of the extension');
+-- row types have no comment of their own; a sequence is an identity column's
+SELECT is_empty($$SELECT pg_describe_object(m.classid, m.objid, 0)
+	FROM member m
+	WHERE NOT (m.classid = 'pg_type'::regclass)
+		AND NOT (m.classid = 'pg_class'::regclass AND EXISTS (
+			SELECT FROM pg_class c WHERE c.oid = m.objid AND c.relkind = 'S'))
+		AND NOT EXISTS (SELECT FROM pg_description d
+			WHERE d.classoid = m.classid AND d.objoid = m.objid
+				AND d.objsubid = 0 AND length(d.description) > 10)$$,
+	'every object of the extension has a comment');
+SELECT isnt((SELECT obj_description(oid, 'pg_extension') FROM pg_extension
+	WHERE extname = 'pg_bluegreen'), NULL, 'and so has the extension');
+SELECT is_empty($$SELECT description FROM pg_description d
+		JOIN member m ON m.classid = d.classoid AND m.objid = d.objoid
+	WHERE description ~ '\.$' OR description ~ '[^ -~]'$$,
+	'comments are phrases in ASCII, without a full stop, as core''s');
+
+--
+-- Privileges
+--
+-- commit_time() and commit_lsn() tell nothing, and are used by transforms,
+-- which run as any deployment's owner.
+SELECT set_eq($$SELECT signature FROM routine
+	WHERE has_function_privilege('public', oid, 'EXECUTE')$$,
+	ARRAY['bluegreen.commit_time()', 'bluegreen.commit_lsn()'],
+	'PUBLIC may execute nothing but commit_time() and commit_lsn()');
+SELECT set_eq($$SELECT signature FROM routine
+	WHERE has_function_privilege('pg_monitor', oid, 'EXECUTE')$$,
+	ARRAY['bluegreen.commit_time()', 'bluegreen.commit_lsn()',
+		'bluegreen.stream_state()', 'bluegreen.table_state()',
+		'bluegreen.copy_state()'],
+	'pg_monitor may execute what the views need, and nothing that acts');
+SELECT is_empty($$SELECT oid::regclass, p
+	FROM pg_class, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE',
+		'TRUNCATE', 'REFERENCES', 'TRIGGER']) p
+	WHERE relnamespace = 'bluegreen'::regnamespace AND relkind IN ('r', 'v')
+		AND has_table_privilege('public', oid, p)$$,
+	'PUBLIC has no privilege on any table or view');
+SELECT is_empty($$SELECT attrelid::regclass, attname FROM pg_attribute a
+		JOIN pg_class c ON c.oid = a.attrelid
+	WHERE c.relnamespace = 'bluegreen'::regnamespace AND attacl IS NOT NULL$$,
+	'nor has anyone on a column');
+SELECT is_empty($$SELECT oid::regclass FROM pg_class
+	WHERE relnamespace = 'bluegreen'::regnamespace AND relkind = 'S'
+		AND (has_sequence_privilege('public', oid, 'USAGE')
+			OR has_sequence_privilege('public', oid, 'SELECT')
+			OR has_sequence_privilege('public', oid, 'UPDATE'))$$,
+	'nor PUBLIC on a sequence');
+SELECT is_empty($$SELECT oid::regclass FROM pg_class
+	WHERE relnamespace = 'bluegreen'::regnamespace AND relkind = 'v'
+		AND NOT has_table_privilege('pg_monitor', oid, 'SELECT')$$,
+	'pg_monitor reads every view');
+SELECT is_empty($$SELECT oid::regclass, p
+	FROM pg_class, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE',
+		'TRUNCATE']) p
+	WHERE relnamespace = 'bluegreen'::regnamespace
+		AND (relkind = 'r' OR (relkind = 'v' AND p <> 'SELECT'))
+		AND has_table_privilege('pg_monitor', oid, p)$$,
+	'and no table, and writes nothing');
+SELECT is_empty($$SELECT a.grantee::regrole, c.oid::regclass
+	FROM pg_class c, aclexplode(relacl) a
+	WHERE relnamespace = 'bluegreen'::regnamespace
+		AND a.grantee NOT IN (c.relowner, 'pg_monitor'::regrole)$$,
+	'nothing is granted to anyone else');
+SELECT ok(has_schema_privilege('public', 'bluegreen', 'USAGE')
+	AND NOT has_schema_privilege('public', 'bluegreen', 'CREATE'),
+	'PUBLIC may look into the schema and create nothing in it');
+SELECT ok(NOT has_foreign_data_wrapper_privilege('public', 'pg_bluegreen',
+	'USAGE'), 'PUBLIC may not create servers of the wrapper');
+
+--
+-- Code
+--
+SELECT is_empty($$SELECT signature FROM routine WHERE prosecdef$$,
+	'nothing is SECURITY DEFINER');
+-- Procedures that commit cannot have a SET clause (C pins their search_path);
+-- map_table() resolves the names of a transform by the caller's.
+SELECT set_eq($$SELECT signature FROM routine
+	WHERE proconfig IS DISTINCT FROM
+		ARRAY['search_path=pg_catalog, pg_temp']$$,
+	ARRAY['bluegreen.start(name,boolean)', 'bluegreen.stop(name)',
+		'bluegreen.wait_for_sync(name,interval)',
+		'bluegreen.map_table(name,regclass,text,text,text[],text,text,text,text)'],
+	'every function but these pins search_path to pg_catalog, pg_temp');
+SELECT is_empty($$SELECT signature, lanname FROM routine
+		JOIN pg_language l ON l.oid = prolang
+	WHERE lanname <> 'c' OR probin <> '$libdir/pg_bluegreen'$$,
+	'everything is in C, of this library: no body concatenates an EXECUTE');
+SELECT is_empty($$SELECT tgname FROM pg_trigger t
+		JOIN pg_class c ON c.oid = tgrelid
+	WHERE relnamespace = 'bluegreen'::regnamespace AND NOT tgisinternal$$,
+	'no triggers');
+SELECT is_empty($$SELECT evtname FROM pg_event_trigger e
+		JOIN member m ON m.classid = 'pg_event_trigger'::regclass
+			AND m.objid = e.oid$$, 'no event triggers');
+SELECT is_empty($$SELECT c.oid::regclass FROM pg_class c
+	WHERE relnamespace = 'bluegreen'::regnamespace AND relkind = 'v'
+		AND pg_get_viewdef(c.oid) ~ 'bluegreen_[a-z]+\('$$,
+	'views call functions by their SQL names');
+
+-- the views work under a search_path that means harm
+CREATE SCHEMA harm;
+CREATE FUNCTION harm.pg_replication_slots() RETURNS integer LANGUAGE sql
+	AS 'SELECT 1 / 0';
+CREATE VIEW harm.pg_replication_slots AS SELECT 1 / 0 AS slot_name;
+CREATE FUNCTION harm.format(text, VARIADIC anyarray) RETURNS text
+	LANGUAGE sql AS $$SELECT (1 / 0)::text$$;
+CREATE FUNCTION harm.coalesce_lag(interval) RETURNS interval LANGUAGE sql
+	AS $$SELECT (1 / 0) * $1$$;
+SET search_path = harm, pg_catalog, public;
+SELECT lives_ok(format('SELECT * FROM %s', oid::regclass),
+	oid::regclass || ' can be read whatever the search_path')
+FROM pg_class
+WHERE relnamespace = 'bluegreen'::regnamespace AND relkind = 'v'
+ORDER BY relname;
+SET search_path = public;
+
+--
+-- Secrets
+--
+SELECT is_empty($$SELECT attrelid::regclass, attname FROM pg_attribute a
+		JOIN pg_class c ON c.oid = a.attrelid
+	WHERE c.relnamespace = 'bluegreen'::regnamespace AND attnum > 0
+		AND attname ~* 'passw|secret|conninfo|options|dsn'$$,
+	'no column is made for a password');
+CREATE SERVER green FOREIGN DATA WRAPPER pg_bluegreen
+	OPTIONS (host '127.0.0.1', port '1', dbname 'nowhere');
+CREATE USER MAPPING FOR CURRENT_USER SERVER green
+	OPTIONS (user 'someone', password 'open sesame');
+CREATE TABLE t (id integer PRIMARY KEY);
+SELECT lives_ok($$SELECT bluegreen.create_deployment('d', 'green')$$,
+	'a deployment on a server whose peer is not there');
+CREATE FUNCTION message_of(sql text) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+	d text;
+	h text;
+	c text;
+BEGIN
+	EXECUTE sql;
+	RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+	GET STACKED DIAGNOSTICS d = PG_EXCEPTION_DETAIL, h = PG_EXCEPTION_HINT,
+		c = PG_EXCEPTION_CONTEXT;
+	RETURN concat_ws(E'\n', SQLERRM, d, h, c);
+END $$;
+SELECT alike(message_of($$SELECT bluegreen.map_table('d', 't')$$),
+	'could not connect to peer of server "green"%', 'it cannot be reached');
+SELECT unalike(message_of($$SELECT bluegreen.map_table('d', 't')$$),
+	'%sesame%', 'the message does not hold the password');
+SELECT throws_matching($$CREATE SERVER leak FOREIGN DATA WRAPPER pg_bluegreen
+	OPTIONS (password 'open sesame')$$, 'invalid option "password"',
+	'a server takes no password');
+SELECT unalike(message_of($$CREATE SERVER leak
+	FOREIGN DATA WRAPPER pg_bluegreen OPTIONS (password 'open sesame')$$),
+	'%sesame%', 'and does not repeat it');
+SELECT is_empty(format('SELECT r FROM %s r WHERE r::text LIKE ''%%sesame%%''',
+	oid::regclass), oid::regclass || ' does not show the password')
+FROM pg_class
+WHERE relnamespace = 'bluegreen'::regnamespace AND relkind IN ('r', 'v')
+ORDER BY relname;
+
+--
+-- Settings
+--
+SELECT results_eq($$SELECT name COLLATE "C", context COLLATE "C",
+		boot_val COLLATE "C", unit COLLATE "C"
+	FROM pg_settings WHERE name LIKE 'bluegreen.%' ORDER BY 1$$,
+	$$SELECT a COLLATE "C", b COLLATE "C", c COLLATE "C", d COLLATE "C"
+	FROM (VALUES
+	('bluegreen.batch_delay', 'sighup', '200', 'ms'),
+	('bluegreen.batch_rows', 'sighup', '10000', NULL),
+	('bluegreen.batch_size', 'sighup', '8192', 'kB'),
+	('bluegreen.connect_timeout', 'user', '10', 's'),
+	('bluegreen.copy_chunk_rows', 'sighup', '50000', NULL),
+	('bluegreen.copy_workers', 'sighup', '2', NULL),
+	('bluegreen.event_retention', 'sighup', '43200', 'min'),
+	('bluegreen.idle_progress_interval', 'sighup', '10000', 'ms'),
+	('bluegreen.max_streams', 'postmaster', '16', NULL),
+	('bluegreen.max_tables', 'postmaster', '4096', NULL),
+	('bluegreen.peer_timeout', 'user', '30000', 'ms'),
+	('bluegreen.restart_delay', 'sighup', '1000', 'ms'),
+	('bluegreen.restart_delay_max', 'sighup', '60000', 'ms')) v (a, b, c, d)$$,
+	'settings with their context, default and unit');
+SELECT is_empty($$SELECT name, short_desc FROM pg_settings
+	WHERE name LIKE 'bluegreen.%'
+		AND (coalesce(short_desc, '') !~ '^[A-Z].{20,}\.$'
+			OR extra_desc !~ '\.$')$$,
+	'every setting has a description: a sentence');
+SELECT is_empty($$SELECT name FROM pg_settings
+	WHERE name LIKE 'bluegreen.%' AND vartype <> 'integer'$$,
+	'all of them are integers');
+SELECT throws_ok('SET bluegreen.no_such_setting = 1', '22023', NULL,
+	'the prefix is reserved');
+SELECT throws_ok('SET bluegreen.connect_timeout = 0', '22023', NULL,
+	'values are checked');
+
+--
+-- The way out
+--
+SELECT lives_ok($$SELECT bluegreen.drop_deployment('d', true)$$,
+	'a deployment whose peer is gone can be dropped');
+DROP USER MAPPING FOR CURRENT_USER SERVER green;
+DROP SERVER green;
+SELECT lives_ok('DROP EXTENSION pg_bluegreen',
+	'the extension can be dropped when nothing is left');
+SELECT is_empty($$SELECT oid FROM pg_class
+	WHERE relnamespace = 'bluegreen'::regnamespace
+	UNION ALL SELECT oid FROM pg_proc
+	WHERE pronamespace = 'bluegreen'::regnamespace$$,
+	'and leaves nothing');
+SELECT * FROM finish();
