@@ -399,7 +399,7 @@ SELECT s.deployment,
 		WHERE t.deployment = s.deployment) AS tables,
 	s.lag_bytes,
 	date_trunc('milliseconds', s.lag) AS lag,
-	CASE WHEN s.state IN ('error', 'lost') THEN
+	CASE WHEN s.state IN ('error', 'lost') OR s.failures > 0 THEN
 		CASE WHEN length(s.error_message) > 40
 			THEN left(s.error_message, 37) || '...'
 			ELSE s.error_message END
@@ -413,9 +413,9 @@ SELECT d.name AS deployment,
 	format('%I.%I', m.target_schema, m.target_table) AS target,
 	t.state,
 	p.rows,
-	t.estimated_rows,
+	t.estimated_rows AS estimate,
 	t.copied_chunks AS chunks,
-	(p.rows / nullif(p.seconds, 0))::bigint AS rows_per_second,
+	(p.rows / nullif(p.seconds, 0))::bigint AS rows_per_s,
 	CASE
 		WHEN t.copy_finished_at IS NOT NULL THEN '0'::interval
 		WHEN p.rows > 0 THEN date_trunc('seconds', make_interval(secs =>

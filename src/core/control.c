@@ -334,6 +334,7 @@ typedef struct SyncView
 {
 	StreamState state;
 	bool		stop_requested;
+	int			failures;
 	XLogRecPtr	applied_lsn;
 	StreamError error;
 } SyncView;
@@ -344,6 +345,7 @@ sync_look(StreamShared *s, SyncView *view)
 	SpinLockAcquire(&s->mutex);
 	view->state = s->state;
 	view->stop_requested = s->stop_requested;
+	view->failures = s->failures;
 	view->applied_lsn = s->applied_lsn;
 	view->error = s->error;
 	SpinLockRelease(&s->mutex);
@@ -501,7 +503,8 @@ find_stream(const Deployment *deployment)
 }
 
 /*
- * Error unless the stream stands in an error of exactly this transaction.
+ * Error unless the stream stands in an error of exactly this transaction.  It
+ * may just be trying again, and then its state is another for a moment.
  */
 static void
 check_skippable(const Deployment *deployment, XLogRecPtr lsn)
@@ -511,7 +514,7 @@ check_skippable(const Deployment *deployment, XLogRecPtr lsn)
 
 	if (s != NULL)
 		sync_look(s, view);
-	if (s == NULL || view->state != STREAM_ERROR)
+	if (s == NULL || (view->state != STREAM_ERROR && view->failures == 0))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("stream of deployment \"%s\" is not in state error",

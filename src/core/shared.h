@@ -90,6 +90,7 @@ typedef struct CopyShared
 typedef struct RecopyRequest
 {
 	int32		mapping;		/* 0 = none */
+	bool		first;			/* before the next worker decodes anything */
 	char		key[BG_BOUND_SIZE];
 } RecopyRequest;
 

@@ -49,7 +49,8 @@ const PinnedSetting pinned_settings[] = {
 	{"role", "none", false},
 	{"row_security", "off", false},
 
-	/* transactions */
+	/* transactions; a standby that is away must not hold up our bookkeeping */
+	{"synchronous_commit", "local", false},
 	{"default_transaction_read_only", "off", false},
 	{"default_transaction_isolation", "read committed", false},
 	{"default_transaction_deferrable", "off", false},

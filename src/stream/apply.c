@@ -142,16 +142,13 @@ void
 apply_send(Apply *apply, Batch *batch, const ApplyPosition *position,
 		   bool commit)
 {
-	int			begin;
-
 	start_group(apply, position);
-	begin = apply->nexpected;
 	apply_queue_rows(apply, batch);
 	apply->commit_wanted = commit;
 	if (commit && !is_counted(apply))
 		queue_commit(apply);
-	else if (apply->nexpected > begin)
-		send_group(apply);
+	else if (apply->nexpected > 0)
+		send_group(apply);		/* maybe only BEGIN */
 	apply->shared->batches += commit ? 1 : 0;
 }
 
@@ -339,7 +336,7 @@ apply_restart_copy(Apply *apply, const Transform *transform,
 	start_group(apply, position);
 	queue_sql(apply,
 			  psprintf("UPDATE bluegreen.applied_table "
-					   "SET generation = generation + 1 "
+					   "SET generation = generation + 1, state = 'copying' "
 					   "WHERE stream = %s AND mapping = %d", stream, mapping));
 	queue_sql(apply,
 			  psprintf("DELETE FROM bluegreen.applied_chunk "
@@ -406,6 +403,27 @@ apply_move(Apply *apply, const RowChange *change,
 }
 
 /*
+ * Note for the operator which row the error to be raised is about.  Returns
+ * its key as text, after a space.
+ */
+static char *
+blame_row(Apply *apply, const RowChange *change)
+{
+	StreamError *error = &apply->shared->error;
+	const char *relation = mapping_target_name(change->transform->row);
+	StringInfoData key;
+
+	initStringInfo(&key);
+	change_describe_key(&key, change->transform, change->values);
+	SpinLockAcquire(&apply->shared->mutex);
+	strlcpy(error->relation, relation, sizeof(error->relation));
+	strlcpy(error->key, key.data + 1, sizeof(error->key));
+	SpinLockRelease(&apply->shared->mutex);
+	apply->blamed = true;
+	return key.data;
+}
+
+/*
  * Close the group of a careful statement and wait.  A remote error is raised
  * with the row's key.  Returns the rows that the last statement affected.
  */
@@ -413,7 +431,7 @@ static int64
 finish_carefully(Apply *apply, const RowChange *change)
 {
 	const PeerGroup *group;
-	StringInfoData key;
+	char	   *key;
 
 	peer_sync(apply->peer);
 	while (!peer_pump(apply->peer))
@@ -427,20 +445,11 @@ finish_carefully(Apply *apply, const RowChange *change)
 		return group->nstatements > 0 ?
 			group->affected[group->nstatements - 1] : 0;
 
-	initStringInfo(&key);
-	change_describe_key(&key, change->transform, change->values);
-	SpinLockAcquire(&apply->shared->mutex);
-	strlcpy(apply->shared->error.relation,
-			mapping_target_name(change->transform->row),
-			sizeof(apply->shared->error.relation));
-	strlcpy(apply->shared->error.key, key.data + 1,
-			sizeof(apply->shared->error.key));
-	SpinLockRelease(&apply->shared->mutex);
+	key = blame_row(apply, change);
 	peer_rethrow(&group->error,
 				 psprintf("applying %s to \"%s\",%s",
 						  change_kind_names[change->kind],
-						  mapping_target_name(change->transform->row),
-						  key.data));
+						  mapping_target_name(change->transform->row), key));
 	return 0;					/* keep compiler quiet */
 }
 
@@ -509,18 +518,13 @@ update_carefully(Apply *apply, BatchRow *row, const RowChange *change,
 	if (run_carefully(apply, STATEMENT_UPDATE, row, change, context) > 0)
 		return;
 	if (!carries_all(change))
-	{
-		StringInfoData key;
-
-		initStringInfo(&key);
-		change_describe_key(&key, change->transform, change->values);
 		ereport(ERROR,
 				(errcode(ERRCODE_NO_DATA_FOUND),
 				 errmsg("row to update is missing on target table \"%s\":%s",
-						mapping_target_name(change->transform->row), key.data),
+						mapping_target_name(change->transform->row),
+						blame_row(apply, change)),
 				 errdetail("The change does not carry all columns, so the row cannot be inserted."),
 				 errhint("Insert the row on the target, or leave this transaction out with bluegreen.skip().")));
-	}
 	record_conflict(apply, row, change, context, update_missing);
 	(void) run_carefully(apply, STATEMENT_UPSERT, row, change, context);
 }

@@ -54,6 +54,7 @@ typedef struct Apply
 	bool		commit_wanted;	/* send COMMIT when the rows are confirmed */
 	ApplyPosition position;		/* of the open transaction */
 	ApplyPosition applied;		/* of the last one that is durable */
+	bool		blamed;			/* the error that is raised has its row noted */
 	int			nexpected;
 	int			max_expected;
 	Expectation *expected;

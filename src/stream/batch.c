@@ -449,6 +449,20 @@ batch_add(Batch *batch, const RowChange *change)
 	return BATCH_ADDED;
 }
 
+/*
+ * Forget what is known of a key, given the values of its row.
+ */
+void
+batch_forget(Batch *batch, const Transform *transform, const Datum *values)
+{
+	BatchTable *table = batch_table(batch, transform);
+	BatchRow   *row = find_row(table, values,
+							   hash_key(table->transform, values));
+
+	if (row != NULL)
+		row->kind = ROW_NONE;
+}
+
 static int
 compare_rows(const void *a, const void *b, void *arg)
 {

@@ -75,6 +75,8 @@ typedef enum BatchResult
 
 extern Batch *batch_create(List *transforms);
 extern BatchResult batch_add(Batch *batch, const RowChange *change);
+extern void batch_forget(Batch *batch, const Transform *transform,
+						 const Datum *values);
 extern void batch_reset(Batch *batch);
 extern BatchTable *batch_table(Batch *batch, const Transform *transform);
 extern BatchRow **batch_sorted_rows(BatchTable *table);

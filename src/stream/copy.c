@@ -146,6 +146,13 @@ copy_log_chunk(CopyState *state, const CopyJob *job, int64 rows, int64 bytes,
 	texts[11] = pstrdup(timestamptz_to_str(GetCurrentTimestamp()));
 
 	SPI_connect();
+	/* numbers begin anew when a table that is being copied is truncated */
+	if (SPI_execute(psprintf("DELETE FROM bluegreen.chunk_log "
+							 "WHERE mapping = %s AND number >= %s "
+							 "AND generation < %s",
+							 texts[1], texts[2], texts[3]),
+					false, 0) != SPI_OK_DELETE)
+		elog(ERROR, "could not forget chunks of an earlier copy");
 	for (int i = 0; i < lengthof(texts); i++)
 	{
 		types[i] = TEXTOID;

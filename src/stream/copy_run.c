@@ -289,6 +289,39 @@ set_list(const CopyTable *table, const char *from)
 }
 
 /*
+ * A key that is copied again has, as far as S sees, no row but the one that is
+ * staged, if any.  What the target has is older, or another mapping's.  The
+ * key's columns are the chunk key's.
+ */
+static void
+delete_key(CopyState *state, const CopyJob *job)
+{
+	Transform  *transform = job->table->transform;
+	KeySpace   *space = job->table->directory->space;
+	StringInfoData sql;
+
+	if (transform->row->target_shared)
+		return;
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "DELETE FROM %s WHERE ", job->table->writer->name);
+	for (int k = 0; k < transform->nkeys; k++)
+	{
+		TransformColumn *column = &transform->columns[transform->keys[k]];
+		int			i = 0;
+
+		while (space->attnos[i] != column->source_attno)
+			i++;
+		appendStringInfo(&sql, "%s%s %s %s::%s", k > 0 ? " AND " : "",
+						 quote_identifier(column->def->name),
+						 job->table->writer->key_operator[k],
+						 quote_literal_cstr(OutputFunctionCall(&space->output[i],
+															   job->upper[i])),
+						 column->def->type);
+	}
+	peer_command(state->peer, sql.data);
+}
+
+/*
  * Write the staged rows to the target, the last row of each key.
  */
 static void
@@ -432,6 +465,12 @@ copy_rows(CopyState *state, const CopyJob *job, CopyReceiver *receiver,
 
 	if (staged)
 		create_stage(state, table);
+	if (job->key_only)
+	{
+		/* the stream waits, maybe with locks on this very row */
+		peer_command(state->peer, "SET LOCAL lock_timeout = '300ms'");
+		delete_key(state, job);
+	}
 	peer_copy_begin(state->peer,
 					psprintf("COPY %s (%s) FROM STDIN (FORMAT %s)",
 							 staged ? "pg_temp.bluegreen_stage" :

@@ -29,16 +29,28 @@
 #include "storage/latch.h"
 #include "storage/lmgr.h"
 #include "storage/procarray.h"
+#include "stream/copy.h"
 #include "stream/gate.h"
 #include "utils/memutils.h"
 
 /*
+ * Has the stream, which begins at the target's progress, passed the table's
+ * last P?  One whose copy was finished shortly before may decode once more
+ * what its chunks have seen.
+ */
+bool
+gate_is_passed(const TableShared *stats, XLogRecPtr progress)
+{
+	return stats->state == TABLE_STREAMING && progress >= stats->copied_until;
+}
+
+/*
  * Make the gate of a stream's transforms, in CurrentMemoryContext.  control
- * may be NULL if all tables are streaming.
+ * may be NULL if all tables are passed.
  */
 Gate *
 gate_create(StreamShared *shared, Peer *control, const char *origin,
-			List *transforms)
+			List *transforms, XLogRecPtr progress)
 {
 	Gate	   *gate = palloc0_object(Gate);
 	ListCell   *lc;
@@ -56,7 +68,7 @@ gate_create(StreamShared *shared, Peer *control, const char *origin,
 		table->transform = lfirst(lc);
 		row = table->transform->row;
 		table->stats = table_shared_get(row->id, row->deployment);
-		table->passed = table->stats->state == TABLE_STREAMING;
+		table->passed = gate_is_passed(table->stats, progress);
 		if (table->passed)
 			continue;
 		table->directory = chunk_directory_create(table->transform);
@@ -112,24 +124,25 @@ wait_for_chunk(Gate *gate, GateTable *table, ReorderBufferTXN *txn)
 	StreamShared *shared = gate->shared;
 	uint64		version;
 
-	gate->settle(gate->settle_arg, txn);
 	for (;;)
 	{
+		if (txn)
+			gate->settle(gate->settle_arg, txn);
 		LWLockAcquire(shared_chunk_lock(), LW_EXCLUSIVE);
 		version = shared->chunk_version;
 		shared->waiting_for_chunk = version == table->directory->version;
 		LWLockRelease(shared_chunk_lock());
 		if (version != table->directory->version)
 			break;
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT |
-						 WL_EXIT_ON_PM_DEATH, 1000, PG_WAIT_EXTENSION);
+		if (WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+					  1000, PG_WAIT_EXTENSION) & WL_TIMEOUT)
+			copy_launch_workers(shared);	/* if one has died */
 		ResetLatch(MyLatch);
 		worker_check();
 		if (shared->stop_requested || shared->reload)
 			ereport(ERROR,
 					(errcode(ERRCODE_QUERY_CANCELED),
 					 errmsg("stream is asked to stop while it waits for a chunk")));
-		gate->settle(gate->settle_arg, txn);
 	}
 }
 
@@ -176,44 +189,117 @@ gate_check(void *arg, Transform *transform, ReorderBufferTXN *txn)
 }
 
 /*
+ * Ask for a key to be copied again.
+ */
+static void
+request_recopy(Gate *gate, GateTable *table, const char *key, bool first)
+{
+	RecopyRequest *request = &gate->shared->recopy;
+
+	if (strlen(key) >= BG_BOUND_SIZE)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("key of table \"%s\" is too long to be copied again",
+						mapping_target_name(table->transform->row))));
+	LWLockAcquire(shared_chunk_lock(), LW_EXCLUSIVE);
+	if (key != request->key)
+		strlcpy(request->key, key, BG_BOUND_SIZE);
+	request->first = first;
+	request->mapping = table->transform->row->id;
+	LWLockRelease(shared_chunk_lock());
+	ConditionVariableBroadcast(&gate->shared->changed);
+}
+
+/*
+ * Wait until a copy worker has taken the request up and is done with it.  Has
+ * it copied the key?  It may have died, or given up because of locks that our
+ * own transaction on the target holds.
+ */
+static bool
+wait_for_recopy(Gate *gate, GateTable *table, const Datum *key,
+				ReorderBufferTXN *txn)
+{
+	for (;;)
+	{
+		bool		requested;
+		Chunk	   *chunk;
+
+		/* first this, since it is announced before the request is cleared */
+		LWLockAcquire(shared_chunk_lock(), LW_SHARED);
+		requested = gate->shared->recopy.mapping != 0;
+		LWLockRelease(shared_chunk_lock());
+		refresh(gate, table);
+		chunk = chunk_find(table->directory, key);
+		if (!requested && (chunk == NULL || !chunk->announced))
+			return chunk != NULL && chunk->key_only &&
+				(txn == NULL || chunk_sees(chunk, txn->xid));
+		wait_for_chunk(gate, table, txn);
+	}
+}
+
+/*
  * DecodeGate.recopy: the row in transform->slot lacks a value that is nowhere
  * else; have its key copied again, and wait for that.  The transaction has
- * left the proc array, so the copy sees it.
+ * left the proc array, so the copy sees it, and whatever the batch knows of
+ * the key is older.
+ *
+ * If the copy does not succeed, the worker ends, which gives back its locks on
+ * the target, and the next one has the key copied before it decodes anything.
  */
 static void
 gate_recopy(void *arg, Transform *transform, ReorderBufferTXN *txn)
 {
 	Gate	   *gate = arg;
 	GateTable  *table = gate_table(gate, transform);
-	char	   *key;
+	Datum	   *key;
+	char	   *literal;
 
 	if (table->passed)
 		elog(ERROR, "a change of table \"%s\" lacks a value after its copy",
 			 mapping_target_name(transform->row));
-	key = keyspace_key_to_literal(table->directory->space,
-								  keyspace_key_from_slot(table->directory->space,
-														 transform->slot));
-	if (strlen(key) >= BG_BOUND_SIZE)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("key of table \"%s\" is too long to be copied again",
-						mapping_target_name(transform->row))));
+	key = keyspace_key_from_slot(table->directory->space, transform->slot);
+	literal = keyspace_key_to_literal(table->directory->space, key);
 	wait_for_xid(gate, txn->xid);
-	refresh(gate, table);
-	LWLockAcquire(shared_chunk_lock(), LW_EXCLUSIVE);
-	strlcpy(gate->shared->recopy.key, key, BG_BOUND_SIZE);
-	gate->shared->recopy.mapping = transform->row->id;
-	LWLockRelease(shared_chunk_lock());
-	ConditionVariableBroadcast(&gate->shared->changed);
-
-	/* until a copy worker has taken it up ... */
-	while (gate->shared->recopy.mapping == transform->row->id)
+	request_recopy(gate, table, literal, false);
+	if (wait_for_recopy(gate, table, key, txn))
 	{
-		wait_for_chunk(gate, table, txn);
-		refresh(gate, table);
+		gate->forget(gate->settle_arg, transform);
+		return;
 	}
-	/* ... and finished it: what it saw includes this row */
-	(void) decide(gate, table, txn);
+	request_recopy(gate, table, literal, true);
+	SpinLockAcquire(&gate->shared->mutex);
+	gate->shared->reload = true;
+	SpinLockRelease(&gate->shared->mutex);
+	ereport(ERROR,
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			 errmsg("a key of table \"%s\" must be copied before its transaction is applied",
+					mapping_target_name(transform->row))));
+}
+
+/*
+ * Before decoding: do what the last worker's gate_recopy() could not.
+ */
+void
+gate_finish_recopy(Gate *gate)
+{
+	RecopyRequest *request = &gate->shared->recopy;
+
+	for (int i = 0; request->first && i < gate->ntables; i++)
+	{
+		GateTable  *table = &gate->tables[i];
+		Datum	   *key;
+
+		if (table->passed || table->transform->row->id != request->mapping)
+			continue;
+		key = keyspace_key_from_literal(table->directory->space, request->key);
+		copy_launch_workers(gate->shared);
+		while (!wait_for_recopy(gate, table, key, NULL))
+			request_recopy(gate, table, request->key, true);
+	}
+	LWLockAcquire(shared_chunk_lock(), LW_EXCLUSIVE);
+	request->mapping = 0;
+	request->first = false;
+	LWLockRelease(shared_chunk_lock());
 }
 
 /*

@@ -35,12 +35,17 @@ typedef struct Gate
 	bool		xid_waited;		/* for the current transaction */
 	/* before waiting for a chunk: everything earlier goes to the target */
 	void		(*settle) (void *arg, ReorderBufferTXN *txn);
+	/* a row's key has been copied again: the batch's row of it is outdated */
+	void		(*forget) (void *arg, const Transform *transform);
 	void	   *settle_arg;
 } Gate;
 
 extern Gate *gate_create(StreamShared *shared, Peer *control,
-						 const char *origin, List *transforms);
+						 const char *origin, List *transforms,
+						 XLogRecPtr progress);
+extern bool gate_is_passed(const TableShared *stats, XLogRecPtr progress);
 extern void gate_init_decode(Gate *gate, DecodeGate *decode);
+extern void gate_finish_recopy(Gate *gate);
 extern void gate_begin(Gate *gate);
 extern void gate_reached(Gate *gate, XLogRecPtr lsn);
 extern bool gate_truncate(Gate *gate, Transform *transform,

@@ -105,6 +105,17 @@ sink_settle(void *arg, ReorderBufferTXN *txn)
 	ConditionVariableBroadcast(&shared->changed);
 }
 
+/*
+ * Gate's forget: the new row of the change at hand has been copied.
+ */
+void
+sink_forget(void *arg, const Transform *transform)
+{
+	StreamWorker *worker = arg;
+
+	batch_forget(worker->batch, transform, worker->decode->scratch.values);
+}
+
 static void
 sink_begin(void *arg, ReorderBufferTXN *txn)
 {

@@ -44,6 +44,7 @@
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
+#include "utils/pg_lsn.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
@@ -106,11 +107,12 @@ load_table_states(StreamWorker *worker)
 	result = peer_query(worker->peer,
 						"SELECT t.mapping, t.state, "
 						"COALESCE(c.row_count, 0), "
-						"COALESCE(c.byte_count, 0), c.chunks "
+						"COALESCE(c.byte_count, 0), c.chunks, c.lsn "
 						"FROM bluegreen.applied_table t CROSS JOIN LATERAL "
 						"(SELECT pg_catalog.sum(row_count) AS row_count, "
 						" pg_catalog.sum(byte_count) AS byte_count, "
-						" pg_catalog.count(*) AS chunks "
+						" pg_catalog.count(*) AS chunks, "
+						" COALESCE(pg_catalog.max(lsn), '0/0') AS lsn "
 						" FROM bluegreen.applied_chunk c "
 						" WHERE c.stream = t.stream AND c.mapping = t.mapping) c "
 						"WHERE t.stream = $1", 1, args);
@@ -125,11 +127,14 @@ load_table_states(StreamWorker *worker)
 		pg_atomic_write_u64(&stats->copied_rows, strtoull(values[2], NULL, 10));
 		pg_atomic_write_u64(&stats->copied_bytes, strtoull(values[3], NULL, 10));
 		pg_atomic_write_u64(&stats->copied_chunks, strtoull(values[4], NULL, 10));
+		stats->copied_until =
+			DatumGetLSN(DirectFunctionCall1(pg_lsn_in,
+											CStringGetDatum(values[5])));
 	}
 }
 
 static bool
-any_table_to_copy(const StreamWorker *worker)
+any_table_to_gate(const StreamWorker *worker)
 {
 	ListCell   *lc;
 
@@ -137,8 +142,8 @@ any_table_to_copy(const StreamWorker *worker)
 	{
 		MappingRow *row = lfirst(lc);
 
-		if (table_shared_get(row->id, row->deployment)->state !=
-			TABLE_STREAMING)
+		if (!gate_is_passed(table_shared_get(row->id, row->deployment),
+							worker->progress))
 			return true;
 	}
 	return false;
@@ -163,7 +168,7 @@ connect_peer(StreamWorker *worker)
 	copy_stop_workers(worker->shared);
 	progress_register_tables(worker->peer, worker->origin, worker->rows);
 	load_table_states(worker);
-	if (any_table_to_copy(worker))
+	if (any_table_to_gate(worker))
 	{
 		worker->control = peer_connect(deployment->server, deployment->owner,
 									   psprintf("%s control",
@@ -172,8 +177,10 @@ connect_peer(StreamWorker *worker)
 		peer_on_connect_apply(worker->control);
 	}
 	worker->gate = gate_create(worker->shared, worker->control,
-							   worker->origin, worker->transforms);
+							   worker->origin, worker->transforms,
+							   worker->progress);
 	worker->gate->settle = sink_settle;
+	worker->gate->forget = sink_forget;
 	worker->gate->settle_arg = worker;
 	worker->batch = batch_create(worker->transforms);
 	worker->apply = apply_create(worker->peer, worker->shared, worker->origin,
@@ -197,6 +204,7 @@ prepare(StreamWorker *worker)
 	shared->mapping_version = worker->deployment->mapping_version;
 	SpinLockRelease(&shared->mutex);
 	connect_peer(worker);
+	gate_finish_recopy(worker->gate);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(worker->context);
@@ -298,6 +306,41 @@ decode_loop(StreamWorker *worker)
 }
 
 /*
+ * Fill in the stream's last error.  Only an error that will not pass by itself
+ * belongs to a transaction: nobody shall skip one because of a connection.
+ */
+static void
+note_error(StreamWorker *worker, const ErrorData *error)
+{
+	StreamShared *shared = worker->shared;
+	StreamError *mine = &shared->error;
+	const char *sqlstate = unpack_sql_state(error->sqlerrcode);
+	const char *hint = error->hint ? error->hint : "";
+	XLogRecPtr	lsn = InvalidXLogRecPtr;
+
+	if (worker->decode && worker->decode->txn &&
+		!peer_sqlstate_is_transient(sqlstate))
+		lsn = worker->current.commit_lsn;
+	if (!XLogRecPtrIsInvalid(lsn) && error->hint == NULL)
+		hint = psprintf("Remove the cause, or leave this transaction out with bluegreen.skip('%s', '%X/%X').",
+						worker->deployment->name, LSN_FORMAT_ARGS(lsn));
+
+	SpinLockAcquire(&shared->mutex);
+	shared->failures++;
+	shared->errors++;
+	mine->at = GetCurrentTimestamp();
+	mine->lsn = lsn;
+	if (worker->apply == NULL || !worker->apply->blamed)
+		mine->relation[0] = mine->key[0] = '\0';
+	strlcpy(mine->sqlstate, sqlstate, sizeof(mine->sqlstate));
+	strlcpy(mine->message, error->message, sizeof(mine->message));
+	strlcpy(mine->detail, error->detail ? error->detail : "",
+			sizeof(mine->detail));
+	strlcpy(mine->hint, hint, sizeof(mine->hint));
+	SpinLockRelease(&shared->mutex);
+}
+
+/*
  * Say what went wrong and end.  A batch that failed and goes the careful path
  * next is no error yet.
  */
@@ -310,7 +353,6 @@ fail(StreamWorker *worker, XLogRecPtr careful_before)
 		error->sqlerrcode == ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
 	bool		retry_carefully = !worker->careful &&
 		shared->careful_until != careful_before;
-	StreamError *mine = &shared->error;
 
 	HOLD_INTERRUPTS();
 	LWLockReleaseAll();
@@ -318,22 +360,9 @@ fail(StreamWorker *worker, XLogRecPtr careful_before)
 	FlushErrorState();
 	if (!retry_carefully && !shared->stop_requested && !shared->reload)
 	{
-		SpinLockAcquire(&shared->mutex);
-		shared->failures++;
-		shared->errors++;
-		mine->at = GetCurrentTimestamp();
-		mine->lsn = worker->decode && worker->decode->txn ?
-			worker->current.commit_lsn : InvalidXLogRecPtr;
-		strlcpy(mine->sqlstate, unpack_sql_state(error->sqlerrcode),
-				sizeof(mine->sqlstate));
-		strlcpy(mine->message, error->message, sizeof(mine->message));
-		strlcpy(mine->detail, error->detail ? error->detail : "",
-				sizeof(mine->detail));
-		strlcpy(mine->hint, error->hint ? error->hint : "",
-				sizeof(mine->hint));
-		SpinLockRelease(&shared->mutex);
+		note_error(worker, error);
 		event_record(MyDatabaseId, shared->deployment,
-					 lost ? EVENT_LOST : EVENT_ERROR, mine->lsn,
+					 lost ? EVENT_LOST : EVENT_ERROR, shared->error.lsn,
 					 error->message, error->detail);
 		stream_set_state(shared, lost ? STREAM_LOST : STREAM_ERROR);
 	}

@@ -52,6 +52,7 @@ typedef struct StreamWorker
 extern void sink_init(StreamWorker *worker, ChangeSink *sink);
 extern void sink_flush(StreamWorker *worker);
 extern void sink_settle(void *arg, ReorderBufferTXN *txn);
+extern void sink_forget(void *arg, const Transform *transform);
 extern bool sink_has_pending(const StreamWorker *worker);
 
 /* reader.c */

@@ -93,7 +93,7 @@ my $copy_worker = "backend_type = 'pg_bluegreen copy'";
 # Resumed, not restarted
 #
 hold(250);
-deploy('resume');
+deploy('resume', rows => 1050);
 wait_held(1);
 my @first = split /\n/, chunks('resume');
 is(scalar @first, 2, 'two chunks are copied before the held one');
@@ -115,12 +115,12 @@ is(join(' ', @all[ 0, 1 ]),
 	join(' ', @first), 'after stop and start the finished chunks stay');
 my $copied = 0;
 $copied += $_ for map { /:(\d+)@/ } @all;
-is("$copied " . @all, '1000 10',
+is("$copied " . @all, '1050 11',
 	'every row is copied once, in chunks of the size asked for');
 is( $blue->safe_psql(
 		q{SELECT string_agg(number::text, ' ' ORDER BY number)}
 		  . q{ FROM bluegreen.chunk WHERE deployment = 'resume'}),
-	'1 2 3 4 5 6 7 8 9 10',
+	'1 2 3 4 5 6 7 8 9 10 11',
 	'the view shows each chunk once');
 same('resume', 'a copy that was interrupted twice is complete');
 drop('resume');
@@ -264,8 +264,8 @@ COMMIT;
 SQL
 let_go(350);
 $blue->poll_query_until(
-	q{SELECT count(*) = 9 FROM bluegreen.chunk
-	WHERE deployment = 'uniq' AND state = 'copied'});
+	q{SELECT count(*) FILTER (WHERE state = 'copied') = 10
+	FROM bluegreen.chunk WHERE deployment = 'uniq'});
 is( $green->safe_psql(q{SELECT count(*) FROM uniq WHERE w = 10}),
 	'2', 'a unique value can be in two chunks at once');
 let_go(250);
@@ -467,7 +467,7 @@ $blue->safe_psql($load);
 $blue->safe_psql(<<'SQL');
 ALTER TABLE busy ADD COLUMN pad integer;
 INSERT INTO busy SELECT i, repeat(md5(i::text), 100), 0, i
-	FROM generate_series(1, 10000) i;
+	FROM generate_series(1, 20000) i;
 SELECT bluegreen.create_deployment('busy', 'green');
 SELECT bluegreen.map_table('busy', 'busy',
 	transform => 'SELECT id, v, n, u FROM busy');
@@ -475,8 +475,8 @@ SQL
 $blue->append_conf('bluegreen.copy_workers = 3');
 $blue->reload;
 my $script = <<'SQL';
-\set a random(1, 11000)
-\set b random(1, 11000)
+\set a random(1, 22000)
+\set b random(1, 22000)
 \set what random(1, 1000)
 SELECT work(:a, :b, :what);
 SQL
@@ -492,7 +492,7 @@ until ($blue->safe_psql(q{SELECT state FROM bluegreen.status}) eq 'streaming'
 }
 ok(pgbench_stop($bench), 'the application runs on');
 wait_for_sync('busy');
-cmp_ok($rewrites, '>', 3, 'the table is rewritten while it is copied');
+cmp_ok($rewrites, '>', 1, 'the table is rewritten while it is copied');
 same('busy', 'a table under load is complete after its copy', 'id, v, n, u');
 drop('busy');
 
@@ -515,7 +515,9 @@ $blue->start;
 wait_for_sync('busy');
 same('busy', 'the target has nothing that a crash of the source lost',
 	'id, v, n, u');
-is($green->safe_psql('SELECT count(*) FROM bluegreen.conflict'),
-	'0', 'no row was found where none should be, in all of this');
+is( $green->safe_psql(
+		'SELECT kind, key, incoming, existing FROM bluegreen.conflict'),
+	'',
+	'no row was found where none should be, in all of this');
 
 done_testing();

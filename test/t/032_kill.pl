@@ -9,7 +9,7 @@ use File::Temp;
 use IPC::Run;
 use Test::More;
 
-my $accounts = 60_000;
+my $accounts = 100_000;
 my $seed = $ENV{BLUEGREEN_SEED} || time;
 srand $seed;
 note("BLUEGREEN_SEED=$seed");
@@ -18,7 +18,7 @@ my ($blue, $green) = create_pair(
 	conf => "bluegreen.restart_delay = '100ms'\n"
 	  . "bluegreen.restart_delay_max = '500ms'\n"
 	  . "bluegreen.batch_delay = '20ms'",
-	blue_conf => 'bluegreen.copy_chunk_rows = 300');
+	blue_conf => 'bluegreen.copy_chunk_rows = 200');
 
 # Each transaction adds one to an account, and a row to the ledger.
 my $ddl = qq{
@@ -44,6 +44,18 @@ END $$;
 CREATE TRIGGER arrival AFTER INSERT OR UPDATE ON ledger
 	FOR EACH ROW EXECUTE FUNCTION count_arrival();
 ALTER TABLE ledger ENABLE ALWAYS TRIGGER arrival;});
+
+# Each chunk takes a while, so that there is a copy to be killed.
+$green->safe_psql(q{
+CREATE FUNCTION take_time() RETURNS trigger LANGUAGE plpgsql
+SET search_path = public AS $$
+BEGIN
+	PERFORM pg_sleep(0.03);
+	RETURN NULL;
+END $$;
+CREATE TRIGGER take_time BEFORE INSERT ON account
+	FOR EACH STATEMENT EXECUTE FUNCTION take_time();
+ALTER TABLE account ENABLE ALWAYS TRIGGER take_time;});
 
 # Load that comes back after a crash of blue.
 my $files = File::Temp->newdir;

@@ -98,7 +98,7 @@ like(stream('error_message'), qr/violates check constraint "unlucky"/,
 like(stream('error_hint'), qr/bluegreen\.skip\(/, 'and how to get rid of it');
 like(
 	$blue->safe_psql('SELECT state, error FROM bluegreen.status'),
-	qr/^error\|./,
+	qr/^(error|starting)\|./,
 	'status tells as well');
 (undef, undef, $error) =
   $blue->psql(q{CALL bluegreen.wait_for_sync('d')}, timeout => 20);
@@ -132,6 +132,48 @@ ok( $blue->poll_query_until(
 		WHERE deployment = 'd' AND kind = 'skipped' AND lsn = '$lsn'}),
 	'and is recorded when it is asked for and when it is done');
 
+# the same again, where the peer notices only when it commits
+$green->safe_psql(q{
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+	$$ BEGIN RAISE 'late refusal' USING ERRCODE = 'check_violation'; END $$;
+CREATE CONSTRAINT TRIGGER late AFTER INSERT ON t
+	DEFERRABLE INITIALLY DEFERRED
+	FOR EACH ROW WHEN (NEW.v = -14) EXECUTE FUNCTION refuse();
+ALTER TABLE t ENABLE ALWAYS TRIGGER late;});
+$blue->safe_psql('BEGIN; INSERT INTO t VALUES (4014, -14); COMMIT;
+	INSERT INTO t VALUES (5001, 1);');
+ok( $blue->poll_query_until(
+		q{SELECT state = 'error' FROM bluegreen.stat_stream}),
+	'a refusal at COMMIT stops the stream as well');
+like(
+	stream('error_sqlstate, error_relation, error_key, error_message'),
+	qr/^23514\|\|\|.*late refusal/,
+	'it names no row, not even an older one');
+$blue->safe_psql(q{SELECT bluegreen.skip('d', error_lsn)
+	FROM bluegreen.stat_stream});
+wait_for_sync('d');
+is( $green->safe_psql('SELECT string_agg(id::text, \' \') FROM t
+		WHERE id IN (4014, 5001)'),
+	'5001',
+	'and can be skipped');
+$blue->safe_psql('DELETE FROM t WHERE id = 4014');
+wait_for_sync('d');
+$green->safe_psql('TRUNCATE bluegreen.conflict_log');
+
+# a connection that fails is no reason to leave anything out
+$green->stop;
+$blue->safe_psql('INSERT INTO t VALUES (5002, 1)');
+ok( $blue->poll_query_until(q{SELECT state = 'error'
+		AND error_sqlstate LIKE '08%' FROM bluegreen.stat_stream}),
+	'a peer that is away is an error');
+(undef, undef, $error) = $blue->psql(
+	q{SELECT bluegreen.skip('d', pg_current_wal_lsn())});
+like($error, qr/does not belong to a transaction/, 'that cannot be skipped');
+$green->start;
+wait_for_sync('d');
+is($green->safe_psql('SELECT v FROM t WHERE id = 5002'),
+	1, 'and passes by itself');
+
 # set right by hand what was skipped
 $green->safe_psql('UPDATE t SET v = 99 WHERE id = 3001;
 	INSERT INTO t VALUES (4000, 1);');
@@ -151,7 +193,7 @@ ok( $blue->poll_query_until(
 	'the next unlucky row stops the stream');
 $green->safe_psql('ALTER TABLE t DROP CONSTRAINT unlucky');
 ok( $blue->poll_query_until(q{SELECT state = 'streaming'
-		AND error_lsn IS NULL FROM bluegreen.stat_stream}),
+		FROM bluegreen.stat_stream}),
 	'when the cause is removed the stream goes on by itself');
 wait_for_sync('d');
 same('t', 'and nothing is missing');
@@ -227,7 +269,7 @@ sub width
 	  or diag($out);
 	return;
 }
-width($_) for qw(status stat_table copy_progress);
+width($_) for qw(status copy_progress);
 
 #
 # Restarts: no setting says which streams there are
@@ -275,12 +317,12 @@ my $green_leavings = q{SELECT
 		WHERE roname NOT LIKE '%\_c_'),
 	(SELECT string_agg(deployment, ',') FROM bluegreen.applied_stream),
 	(SELECT string_agg(target_table, ',') FROM bluegreen.applied_table),
-	(SELECT count(*) FROM bluegreen.applied_chunk),
+	(SELECT string_agg(stream || ' ' || number, ',') FROM bluegreen.applied_chunk),
 	(SELECT count(*) FROM bluegreen.saved_index),
 	(SELECT count(*) FROM pg_stat_activity
 		WHERE application_name LIKE 'bluegreen d %')};
 like($green->safe_psql($green_leavings),
-	qr/^[^,|]+_2_f\|e\|w\|1\|0\|0$/,
+	qr/^([^,|]+_2_f)\|e\|w\|\1 1\|0\|0$/,
 	'nor on the other');
 $blue->safe_psql('INSERT INTO w VALUES (30002, 1)');
 wait_for_sync('e');
