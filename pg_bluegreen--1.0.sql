@@ -434,6 +434,7 @@ ORDER BY d.name, m.id;
 CREATE VIEW bluegreen.chunk AS
 SELECT d.name AS deployment,
 	m.source::regclass AS source,
+	format('%I.%I', m.target_schema, m.target_table) AS target,
 	c.number,
 	c.state,
 	c.lower,

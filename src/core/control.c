@@ -132,6 +132,7 @@ procedure_lock(const char *name)
 /* Deployments whose workers are told something when this commits. */
 static List *reload_list = NIL; /* read the mappings again */
 static List *retry_list = NIL;	/* try again at once */
+static List *resume_list = NIL; /* go on, if this aborts */
 
 static void
 retry_stream(int32 deployment)
@@ -154,7 +155,7 @@ tell_at_commit(XactEvent event, void *arg)
 {
 	ListCell   *lc;
 
-	if (reload_list == NIL && retry_list == NIL)
+	if (reload_list == NIL && retry_list == NIL && resume_list == NIL)
 		return;
 	if (event == XACT_EVENT_PRE_PREPARE)
 		ereport(ERROR,
@@ -167,8 +168,12 @@ tell_at_commit(XactEvent event, void *arg)
 		foreach(lc, retry_list)
 			retry_stream(lfirst_int(lc));
 	}
+	if (event == XACT_EVENT_ABORT && shared_is_loaded())
+		foreach(lc, resume_list)
+			retry_stream(lfirst_int(lc));
 	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT)
-		reload_list = retry_list = NIL; /* freed with the transaction */
+		reload_list = retry_list = resume_list = NIL;	/* freed with the
+														 * transaction */
 }
 
 static void
@@ -204,6 +209,15 @@ void
 control_retry_at_commit(int32 deployment)
 {
 	tell_later(&retry_list, deployment);
+}
+
+/*
+ * If the current transaction aborts, let a stream that it has stopped go on.
+ */
+void
+control_resume_at_abort(int32 deployment)
+{
+	tell_later(&resume_list, deployment);
 }
 
 /* ---- stopping ---- */

@@ -86,6 +86,7 @@ extern void control_stop_stream(const char *slot_name);
 extern void control_release_stream(StreamShared *s);
 extern void control_reload_at_commit(int32 deployment);
 extern void control_retry_at_commit(int32 deployment);
+extern void control_resume_at_abort(int32 deployment);
 extern void control_drop_slot(const char *slot_name);
 
 /* ---- mapping_check.c: what a mapping asks of its two tables ---- */

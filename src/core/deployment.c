@@ -184,6 +184,8 @@ bluegreen_drop_deployment(PG_FUNCTION_ARGS)
 	control_lock(deployment->id, false);
 	deployment = deployment_lock(name);
 	stream_slot_name(slot_name, MyDatabaseId, deployment->id, 'f');
+	if (deployment->desired == DESIRED_STARTED)
+		control_resume_at_abort(deployment->id);
 	control_stop_stream(slot_name);
 
 	if (deployment->desired != DESIRED_DEFINED && force)

@@ -38,7 +38,7 @@ static const struct
 	"Map the tables that it reads, and refresh it on the other side."},
 	{RELKIND_FOREIGN_TABLE, "a foreign table",
 	"Its changes are not in this server's WAL; map it where it lives."},
-	{RELKIND_SEQUENCE, "a sequence", "Sequences move with the switchover."},
+	{RELKIND_SEQUENCE, "a sequence", "Map the tables that use it; set the peer's sequences yourself."},
 	{RELKIND_INDEX, "an index", "Map its table."},
 	{RELKIND_PARTITIONED_INDEX, "an index", "Map its table."},
 	{RELKIND_COMPOSITE_TYPE, "a composite type", "Map a table."},

@@ -151,6 +151,8 @@ typedef struct StreamShared
 	bool		waiting_for_chunk;	/* the stream stands still for a chunk */
 	CopyShared	copy[BG_MAX_COPY_WORKERS];
 	RecopyRequest recopy;
+	StreamError copy_error;		/* why a copy worker ended; the stream's worker
+								 * takes it over */
 } StreamShared;
 
 /* Counters and state of one mapping, in a shared hash table. */

@@ -140,6 +140,10 @@ add_stream_counters(StateRow *row, const StreamShared *s)
 static void
 add_stream_error(StateRow *row, const StreamError *error)
 {
+	static const StreamError none = {0};
+
+	if (error->at == 0)
+		error = &none;			/* what is left of one that is over */
 	add_time(row, error->at);
 	add_text(row, error->sqlstate);
 	add_lsn(row, error->lsn);

@@ -32,6 +32,8 @@
 #include "postgres.h"
 
 #include "compat.h"
+#include "core/event.h"
+#include "core/settings.h"
 #include "miscadmin.h"
 #include "stream/apply.h"
 #include "utils/builtins.h"
@@ -39,6 +41,21 @@
 #include "utils/memutils.h"
 #include "utils/pg_lsn.h"
 #include "utils/timestamp.h"
+
+/*
+ * The target keeps conflicts as long as the source keeps events.  Looked after
+ * whenever a stream's worker starts, since a target may have no worker of its
+ * own that would do it.
+ */
+static void
+prune_conflicts(Peer *peer)
+{
+	if (bg_event_retention > 0)
+		peer_command(peer,
+					 psprintf("DELETE FROM bluegreen.conflict_log WHERE at < "
+							  "pg_catalog.now() - pg_catalog.make_interval(mins => %d)",
+							  bg_event_retention));
+}
 
 /*
  * Make the applying end of a stream over a connected peer whose session is
@@ -65,6 +82,7 @@ apply_create(Peer *peer, StreamShared *shared, const char *origin,
 																 lfirst(lc));
 	apply->max_expected = 64;
 	apply->expected = palloc0_array(Expectation, apply->max_expected);
+	prune_conflicts(peer);
 	apply->xact_setup = peer_statement_create(
 											  "SELECT pg_catalog.pg_replication_origin_xact_setup("
 											  "$1::pg_catalog.pg_lsn, $2::pg_catalog.timestamptz), "
@@ -496,6 +514,12 @@ record_conflict(Apply *apply, BatchRow *row, const RowChange *change,
 	apply_queue_conflict(apply, writer, row, texts);
 	(void) finish_carefully(apply, change);
 	pg_atomic_fetch_add_u64(&stats->conflicts, 1);
+	event_record(MyDatabaseId, change->transform->row->deployment,
+				 EVENT_CONFLICT, context->position.commit_lsn,
+				 psprintf("%s on \"%s\": %s", words[0],
+						  mapping_target_name(change->transform->row),
+						  words[1]),
+				 "The peer's view bluegreen.conflict has the rows.");
 }
 
 static const char *const insert_exists[] = {"insert_exists", "updated the row that is there"};

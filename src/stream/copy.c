@@ -271,9 +271,11 @@ copy_loop(CopyState *state)
 		switch (step)
 		{
 			case COPY_CHUNK:
+				state->table = job.table;
 				(void) copy_chunk(state, &job);
 				break;
 			case COPY_FINISH:
+				state->table = job.table;
 				StartTransactionCommand();
 				(void) copy_finish_table(state, &job);
 				CommitTransactionCommand();
@@ -288,6 +290,55 @@ copy_loop(CopyState *state)
 		MemoryContextReset(state->chunk_context);
 		pgstat_report_stat(false);
 	}
+}
+
+/*
+ * Leave the error for the stream's worker, which shows it and starts again
+ * with back-off.
+ */
+static void
+leave_error(const CopyState *state, const ErrorData *error)
+{
+	StreamError *mine = &state->shared->copy_error;
+
+	LWLockReleaseAll();
+	LWLockAcquire(shared_chunk_lock(), LW_EXCLUSIVE);
+	mine->at = GetCurrentTimestamp();
+	strlcpy(mine->sqlstate, unpack_sql_state(error->sqlerrcode),
+			sizeof(mine->sqlstate));
+	strlcpy(mine->relation, state->table ?
+			mapping_target_name(state->table->transform->row) : "",
+			sizeof(mine->relation));
+	strlcpy(mine->message, error->message, sizeof(mine->message));
+	strlcpy(mine->detail, error->detail ? error->detail : "",
+			sizeof(mine->detail));
+	strlcpy(mine->hint, error->hint ? error->hint : "", sizeof(mine->hint));
+	LWLockRelease(shared_chunk_lock());
+}
+
+/*
+ * In the stream's worker: raise what has ended a copy worker, unless it will
+ * pass by itself.
+ */
+void
+copy_check_error(StreamShared *shared)
+{
+	StreamError error;
+
+	LWLockAcquire(shared_chunk_lock(), LW_EXCLUSIVE);
+	error = shared->copy_error;
+	shared->copy_error.at = 0;
+	LWLockRelease(shared_chunk_lock());
+	if (error.at == 0 || peer_sqlstate_is_transient(error.sqlstate))
+		return;
+	ereport(ERROR,
+			(errcode(MAKE_SQLSTATE(error.sqlstate[0], error.sqlstate[1],
+								   error.sqlstate[2], error.sqlstate[3],
+								   error.sqlstate[4])),
+			 errmsg("could not copy to \"%s\": %s",
+					error.relation, error.message),
+			 error.detail[0] ? errdetail_internal("%s", error.detail) : 0,
+			 error.hint[0] ? errhint("%s", error.hint) : 0));
 }
 
 /*
@@ -309,9 +360,21 @@ bluegreen_copy_main(Datum arg)
 	if (!take_slot(state, slot))
 		proc_exit(0);
 	worker_start(state->shared->dboid, "pg_bluegreen copy");
-	wait_for_older_transactions();
-	if (load_tables(state))
-		copy_loop(state);
+	PG_TRY();
+	{
+		wait_for_older_transactions();
+		if (load_tables(state))
+			copy_loop(state);
+	}
+	PG_CATCH();
+	{
+		HOLD_INTERRUPTS();
+		MemoryContextSwitchTo(state->context);
+		leave_error(state, CopyErrorData());
+		EmitErrorReport();
+		proc_exit(1);
+	}
+	PG_END_TRY();
 	if (state->peer)
 		peer_close(state->peer);
 	proc_exit(0);

@@ -33,6 +33,7 @@ typedef struct CopyState
 	MemoryContext context;		/* lives with the worker */
 	MemoryContext chunk_context;	/* reset after each chunk */
 	List	   *tables;			/* of CopyTable */
+	CopyTable  *table;			/* that is being worked on, for messages */
 } CopyState;
 
 /* What to do next.  */
@@ -73,6 +74,7 @@ extern bool copy_finish_table(CopyState *state, const CopyJob *job);
 extern void copy_log_chunk(CopyState *state, const CopyJob *job, int64 rows,
 						   int64 bytes, const char *snapshot, XLogRecPtr p);
 extern void copy_launch_workers(StreamShared *shared);
+extern void copy_check_error(StreamShared *shared);
 extern void copy_stop_workers(StreamShared *shared);
 
 #endif							/* BG_COPY_H */

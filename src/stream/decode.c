@@ -380,8 +380,8 @@ check_partitions(DecodeState *state, const char *content, Size size)
 			!copy_sees(state, transform))
 			ereport(ERROR,
 					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("a partition with rows was attached to or detached from source %u of target table \"%s\"",
-							transform->row->source,
+					 errmsg("a partition with rows was attached to or detached from table \"%s\", source of \"%s\"",
+							get_rel_name(transform->row->source),
 							mapping_target_name(transform->row)),
 					 errdetail("Which rows came or went is not in the WAL."),
 					 errhint("Unmap the table, empty its target and map it again; or bring the rows over by hand and leave this transaction out with bluegreen.skip().")));

@@ -156,6 +156,7 @@ reader_tick(StreamWorker *worker)
 	if (now < worker->next_tick)
 		return;
 	worker->next_tick = TimestampTzPlusMilliseconds(now, TICK_MS);
+	copy_check_error(worker->shared);
 	if (worker->shared->state == STREAM_COPYING)
 		copy_launch_workers(worker->shared);
 	else if (worker->control)
@@ -178,11 +179,7 @@ reader_stop(StreamWorker *worker)
 	reader_confirm(worker);
 	copy_stop_workers(worker->shared);
 	if (worker->shared->stop_requested)
-	{
-		event_record(MyDatabaseId, worker->deployment->id, EVENT_STOPPED,
-					 worker->confirmed, "stopped", NULL);
 		stream_set_state(worker->shared, STREAM_STOPPED);
-	}
 	proc_exit(0);
 }
 

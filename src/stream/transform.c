@@ -246,8 +246,10 @@ compile_column(Transform *transform, int i, TargetEntry *tle, Relation source)
 	get_typlenbyval(column->type, &column->typlen, &column->typbyval);
 	column->reads = reads_of((Node *) expr, transform->source_desc);
 	column->depends_on_commit = commit_function_walker((Node *) expr, NULL);
+	/* "no length", since a plain char or bit means one of length 1 */
 	column->carrier = column->def->wire == WIRE_BINARY ?
-		format_type_extended(column->type, -1, FORMAT_TYPE_FORCE_QUALIFY) :
+		format_type_extended(column->type, -1, FORMAT_TYPE_TYPEMOD_GIVEN |
+							 FORMAT_TYPE_FORCE_QUALIFY) :
 		pstrdup("pg_catalog.text");
 	column->source_attno = plain_column(expr);
 	if (column->source_attno == 0)

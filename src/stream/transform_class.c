@@ -165,7 +165,7 @@ static const struct
 	const char *hint;
 }			refused_nodes[] = {
 	{T_SubLink, "a subquery",
-	"Look other tables up on the target, or keep the value in the source table."},
+	"Keep the value in the source table, or compute it on the target."},
 	{T_Aggref, "an aggregate function",
 	"A transform sees one row at a time."},
 	{T_GroupingFunc, "GROUPING",
@@ -247,7 +247,7 @@ check_from(const Query *query, Oid source, const ClassContext *context)
 
 	if (list_length(from) != 1 || !IsA(linitial(from), RangeTblRef))
 		refuse(context, from == NIL ? "a SELECT without FROM" : "a join",
-			   "A transform reads one table; look other tables up on the target.");
+			   "A transform reads one table; map the other one by itself.");
 	rtindex = ((RangeTblRef *) linitial(from))->rtindex;
 	rte = rt_fetch(rtindex, query->rtable);
 	if (rte->rtekind != RTE_RELATION)
