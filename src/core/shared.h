@@ -73,6 +73,8 @@ typedef struct CopyShared
 {
 	pid_t		pid;			/* 0 = free */
 	int32		mapping;		/* 0 = no chunk announced */
+	bool		committing;		/* COMMIT may have been sent: the announcement
+								 * outlives its process, see stream/copy.c */
 	int64		generation;
 	int32		number;			/* chunk number */
 	bool		has_lower;		/* lower bound, exclusive */

@@ -285,8 +285,8 @@ apply_wait(Apply *apply)
 /*
  * Check that a mapping's target may be emptied.
  */
-static void
-check_truncate(const Transform *transform)
+void
+apply_check_truncate(const Transform *transform)
 {
 	MappingRow *row = transform->row;
 
@@ -302,7 +302,8 @@ check_truncate(const Transform *transform)
 }
 
 /*
- * Empty targets in the open transaction.  A table that others reference is
+ * Empty targets, which apply_check_truncate() has let pass, in the open
+ * transaction.  A table that others reference is
  * emptied by DELETE: TRUNCATE would refuse, or cascade into tables that the
  * source did not truncate.  Waits for the answer.
  */
@@ -323,7 +324,6 @@ apply_truncate(Apply *apply, List *transforms, bool restart_identity,
 		TableShared *stats = table_shared_get(writer->transform->row->id,
 											  writer->transform->row->deployment);
 
-		check_truncate(writer->transform);
 		pg_atomic_fetch_add_u64(&stats->truncates, 1);
 		if (writer->has_incoming_fk)
 			queue_sql(apply, psprintf("DELETE FROM %s", writer->name));

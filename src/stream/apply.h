@@ -74,6 +74,7 @@ extern void apply_send(Apply *apply, Batch *batch,
 extern bool apply_poll(Apply *apply);
 extern void apply_wait(Apply *apply);
 
+extern void apply_check_truncate(const Transform *transform);
 extern void apply_truncate(Apply *apply, List *transforms,
 						   bool restart_identity,
 						   const ApplyPosition *position);

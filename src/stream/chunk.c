@@ -288,8 +288,8 @@ add_announced(ChunkDirectory *directory, const StreamShared *shared,
 		const CopyShared *copy = &shared->copy[i];
 		Chunk	   *chunk = &chunks[n];
 
-		if (copy->pid == 0 || copy->mapping != directory->transform->row->id)
-			continue;
+		if (copy->mapping != directory->transform->row->id)
+			continue;			/* mapping without pid: see copy.c */
 		memset(chunk, 0, sizeof(Chunk));
 		chunk->number = copy->number;
 		chunk->announced = true;

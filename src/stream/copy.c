@@ -11,8 +11,12 @@
  *
  * A copy worker that fails leaves nothing behind: its target transaction is
  * rolled back, its announcement is taken back at exit, and the stream's worker
- * starts another one.  One that does not die with its stream's worker cannot
- * do harm either: the next worker raises the generations first.
+ * starts another one.  But if it ends without an answer to its COMMIT, the
+ * target may commit the chunk at any later time.  Then the announcement stays,
+ * and with it the stream waits, until the next copy worker of the slot has
+ * raised the table's generation: that waits for the orphan or makes it fail.
+ * One that does not die with its stream's worker cannot do harm either: the
+ * next worker raises the generations first.
  *
  * The mapping version protects a table that was just added: a chunk taken
  * before the stream's worker knows the mapping would miss what commits in
@@ -47,6 +51,9 @@
 #define COPY_ARG(stream, slot) \
 	Int32GetDatum((stream) * BG_MAX_COPY_WORKERS + (slot))
 
+#define REPLAN_MS		1000
+#define LOCK_TIMEOUT	"10s"		/* on the target, see load_tables() */
+
 static CopyState *my_state = NULL;
 
 static void
@@ -55,7 +62,10 @@ release_slot(int code, Datum arg)
 	StreamShared *shared = my_state->shared;
 
 	LWLockAcquire(shared_chunk_lock(), LW_EXCLUSIVE);
-	memset(my_state->slot, 0, sizeof(CopyShared));
+	if (my_state->slot->committing)
+		my_state->slot->pid = 0;
+	else
+		memset(my_state->slot, 0, sizeof(CopyShared));
 	shared->chunk_version++;
 	LWLockRelease(shared_chunk_lock());
 	ConditionVariableBroadcast(&shared->changed);
@@ -75,10 +85,7 @@ take_slot(CopyState *state, int slot)
 	state->slot = &state->shared->copy[slot];
 	mine = state->shared->in_use && state->slot->pid == 0;
 	if (mine)
-	{
-		memset(state->slot, 0, sizeof(CopyShared));
 		state->slot->pid = MyProcPid;
-	}
 	LWLockRelease(shared_chunk_lock());
 	my_state = state;
 	if (mine)
@@ -88,9 +95,9 @@ take_slot(CopyState *state, int slot)
 
 /*
  * Wait until every transaction that runs now has ended.  One of them may have
- * written before the slot was consistent, or before the mapping was there,
- * and commit after a chunk's snapshot: the stream would not have it and the
- * chunk would not see it.
+ * written before the slot was consistent, or before the stream's worker knew
+ * the mappings that we have loaded, and end after a chunk's snapshot: the
+ * stream would not have it and the chunk would not see it.
  */
 static void
 wait_for_older_transactions(void)
@@ -236,7 +243,7 @@ load_tables(CopyState *state)
 	 * waits for our chunk: give the chunk up then, and let the stream decide
 	 * anew.
 	 */
-	peer_command(state->peer, "SET lock_timeout = '10s'");
+	peer_command(state->peer, "SET lock_timeout = '" LOCK_TIMEOUT "'");
 	progress_session_setup(state->peer,
 						   psprintf("%s_c%d", state->origin,
 									(int) (state->slot - state->shared->copy) + 1),
@@ -249,12 +256,78 @@ load_tables(CopyState *state)
 	return true;
 }
 
+/*
+ * The process that had our slot before may have left a chunk that the target
+ * can still commit.  Raise the table's generation, which waits for that.
+ */
 static void
-wait_for_change(CopyState *state)
+settle_orphan(CopyState *state)
 {
-	ConditionVariablePrepareToSleep(&state->shared->changed);
-	(void) ConditionVariableTimedSleep(&state->shared->changed, 1000,
-									   PG_WAIT_EXTENSION);
+	const char *args[] = {state->origin, psprintf("%d", state->slot->mapping)};
+
+	if (!state->slot->committing)
+		return;
+	peer_command(state->peer, "SET lock_timeout = 0");
+	peer_query(state->peer,
+			   "UPDATE bluegreen.applied_table SET generation = generation + 1 "
+			   "WHERE stream = $1 AND mapping = $2::integer "
+			   "AND state = 'copying'", 2, args);
+	peer_command(state->peer, "SET lock_timeout = '" LOCK_TIMEOUT "'");
+	copy_withdraw(state);
+}
+
+/*
+ * May there be something to do since the last plan, made at this version?
+ */
+static bool
+plan_may_change(const CopyState *state, uint64 version)
+{
+	StreamShared *shared = state->shared;
+	bool		changed;
+	XLogRecPtr	applied;
+	ListCell   *lc;
+
+	LWLockAcquire(shared_chunk_lock(), LW_SHARED);
+	changed = shared->chunk_version != version || shared->recopy.mapping != 0;
+	LWLockRelease(shared_chunk_lock());
+	if (changed)
+		return true;
+	SpinLockAcquire(&shared->mutex);
+	applied = shared->applied_lsn;
+	SpinLockRelease(&shared->mutex);
+	foreach(lc, state->tables)
+	{
+		const TableShared *stats = ((CopyTable *) lfirst(lc))->stats;
+
+		if (stats->state == TABLE_CATCHING_UP && applied >= stats->copied_until)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Wait for something to do.  Every batch of the stream is broadcast, but a
+ * plan asks the target about each table, so it is made again only with reason,
+ * or after a second.
+ */
+static void
+wait_for_change(CopyState *state, uint64 version)
+{
+	StreamShared *shared = state->shared;
+	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+												  REPLAN_MS);
+
+	ConditionVariablePrepareToSleep(&shared->changed);
+	while (!plan_may_change(state, version))
+	{
+		long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+														   end);
+
+		if (left <= 0)
+			break;
+		(void) ConditionVariableTimedSleep(&shared->changed, left,
+										   PG_WAIT_EXTENSION);
+	}
 	ConditionVariableCancelSleep();
 }
 
@@ -265,8 +338,12 @@ copy_loop(CopyState *state)
 	{
 		CopyJob		job;
 		CopyStep	step;
+		uint64		version;
 
 		worker_check();
+		LWLockAcquire(shared_chunk_lock(), LW_SHARED);
+		version = state->shared->chunk_version;
+		LWLockRelease(shared_chunk_lock());
 		step = copy_plan(state, &job);
 		switch (step)
 		{
@@ -281,7 +358,7 @@ copy_loop(CopyState *state)
 				CommitTransactionCommand();
 				break;
 			case COPY_WAIT:
-				wait_for_change(state);
+				wait_for_change(state, version);
 				break;
 			case COPY_DONE:
 				return;
@@ -362,9 +439,12 @@ bluegreen_copy_main(Datum arg)
 	worker_start(state->shared->dboid, "pg_bluegreen copy");
 	PG_TRY();
 	{
-		wait_for_older_transactions();
 		if (load_tables(state))
+		{
+			settle_orphan(state);
+			wait_for_older_transactions();
 			copy_loop(state);
+		}
 	}
 	PG_CATCH();
 	{
@@ -387,7 +467,7 @@ bluegreen_copy_main(Datum arg)
 void
 copy_launch_workers(StreamShared *shared)
 {
-	for (int i = 0; i < bg_copy_workers; i++)
+	for (int i = 0; i < BG_MAX_COPY_WORKERS; i++)
 	{
 		BackgroundWorker worker = {
 			.bgw_flags = BGWORKER_SHMEM_ACCESS |
@@ -398,8 +478,10 @@ copy_launch_workers(StreamShared *shared)
 		};
 		bool		taken;
 
+		/* beyond the wanted ones only for what a worker has left behind */
 		LWLockAcquire(shared_chunk_lock(), LW_SHARED);
-		taken = shared->copy[i].pid != 0;
+		taken = shared->copy[i].pid != 0 ||
+			(i >= bg_copy_workers && !shared->copy[i].committing);
 		LWLockRelease(shared_chunk_lock());
 		if (taken)
 			continue;
@@ -442,4 +524,19 @@ copy_stop_workers(StreamShared *shared)
 										   PG_WAIT_EXTENSION);
 	}
 	ConditionVariableCancelSleep();
+}
+
+/*
+ * Take back what copy workers have left that are gone, after every generation
+ * was raised.
+ */
+void
+copy_forget_orphans(StreamShared *shared)
+{
+	LWLockAcquire(shared_chunk_lock(), LW_EXCLUSIVE);
+	for (int i = 0; i < BG_MAX_COPY_WORKERS; i++)
+		if (shared->copy[i].pid == 0)
+			memset(&shared->copy[i], 0, sizeof(CopyShared));
+	shared->chunk_version++;
+	LWLockRelease(shared_chunk_lock());
 }

@@ -76,5 +76,6 @@ extern void copy_log_chunk(CopyState *state, const CopyJob *job, int64 rows,
 extern void copy_launch_workers(StreamShared *shared);
 extern void copy_check_error(StreamShared *shared);
 extern void copy_stop_workers(StreamShared *shared);
+extern void copy_forget_orphans(StreamShared *shared);
 
 #endif							/* BG_COPY_H */

@@ -46,8 +46,9 @@ lock_planning(const CopyState *state)
 {
 	Oid			schema = get_namespace_oid("bluegreen", false);
 
+	/* sub-id 1: not the lock of start() and of definitions (control.c) */
 	LockDatabaseObject(get_relname_relid("deployment", schema),
-					   (Oid) state->deployment->id, 0, ExclusiveLock);
+					   (Oid) state->deployment->id, 1, ExclusiveLock);
 }
 
 static double
@@ -205,6 +206,7 @@ announce(CopyState *state, const CopyJob *job)
 	KeySpace   *space = job->table->directory->space;
 
 	mine.mapping = job->table->transform->row->id;
+	mine.committing = false;
 	mine.generation = job->generation;
 	mine.number = job->number;
 	mine.key_only = job->key_only;
@@ -230,6 +232,7 @@ copy_withdraw(CopyState *state)
 {
 	LWLockAcquire(shared_chunk_lock(), LW_EXCLUSIVE);
 	state->slot->mapping = 0;
+	state->slot->committing = false;
 	state->shared->chunk_version++;
 	LWLockRelease(shared_chunk_lock());
 	ConditionVariableBroadcast(&state->shared->changed);

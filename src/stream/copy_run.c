@@ -279,7 +279,7 @@ set_list(const CopyTable *table, const char *from)
 	{
 		const MappingColumn *def = table->transform->columns[i].def;
 
-		if (def->is_key)
+		if (def->is_key || table->writer->always_identity[i])
 			continue;
 		appendStringInfo(&list, "%s%s = %s.%s", list.len > 0 ? ", " : "",
 						 quote_identifier(def->name), from,
@@ -338,7 +338,7 @@ merge_stage(CopyState *state, const CopyTable *table)
 	initStringInfo(&sql);
 	if (transform->row->on_write == ON_WRITE_PATCH)
 	{
-		if (transform->ncolumns == transform->nkeys)
+		if (set_list(table, "s")[0] == '\0')
 			return;				/* nothing to set */
 		appendStringInfo(&sql, "UPDATE %s AS t SET %s FROM (%s) AS s WHERE ",
 						 table->writer->name, set_list(table, "s"), latest);
@@ -355,7 +355,7 @@ merge_stage(CopyState *state, const CopyTable *table)
 		appendStringInfo(&sql, "INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE %s "
 						 "ON CONFLICT (%s) DO ", table->writer->name,
 						 column_list(table, ""), latest, keys);
-		if (transform->ncolumns == transform->nkeys)
+		if (set_list(table, "EXCLUDED")[0] == '\0')
 			appendStringInfoString(&sql, "NOTHING");
 		else
 			appendStringInfo(&sql, "UPDATE SET %s", set_list(table, "EXCLUDED"));
@@ -614,6 +614,7 @@ copy_chunk(CopyState *state, const CopyJob *job)
 		{
 			copy_rows(state, job, receiver, p);
 			record_chunk(state, job, receiver, snapshot, p);
+			state->slot->committing = true;
 			peer_command(state->peer, "COMMIT");
 			done = true;
 		}

@@ -397,6 +397,14 @@ gate_truncate(Gate *gate, Transform *transform, ReorderBufferTXN *txn)
 	if (gate->open || table->passed)
 		return false;
 	wait_for_xid(gate, txn->xid);
+	refresh(gate, table);
+	/* behind the last P it is a change like others, and the copy may end */
+	if (table->directory->complete &&
+		txn->final_lsn >= table->directory->copied_until)
+	{
+		table->passed = true;
+		return false;
+	}
 	table->truncated = true;
 	gate->truncated = true;
 	return true;

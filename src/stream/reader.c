@@ -118,6 +118,31 @@ mark_progress(StreamWorker *worker, TimestampTz now)
 }
 
 /*
+ * Is the last error over?  One that belongs to a transaction is when that is
+ * decoded; until then nothing is said of the stream but that it starts.
+ */
+static bool
+error_is_over(StreamWorker *worker)
+{
+	StreamShared *shared = worker->shared;
+	bool		over;
+
+	SpinLockAcquire(&shared->mutex);
+	over = shared->error.at == 0 || worker->decoded > shared->error.lsn;
+	SpinLockRelease(&shared->mutex);
+	return over;
+}
+
+static void
+forget_error(StreamShared *shared)
+{
+	SpinLockAcquire(&shared->mutex);
+	shared->error.at = 0;
+	shared->failures = 0;
+	SpinLockRelease(&shared->mutex);
+}
+
+/*
  * Copying or streaming?
  */
 static void
@@ -130,11 +155,14 @@ update_state(StreamWorker *worker)
 		if (!worker->gate->tables[i].passed ||
 			worker->gate->tables[i].stats->state != TABLE_STREAMING)
 			state = STREAM_COPYING;
-	if (state == shared->state)
+	if (state == shared->state || !error_is_over(worker))
 		return;
 	if (state == STREAM_STREAMING)
+	{
+		forget_error(shared);
 		event_record(MyDatabaseId, worker->deployment->id, EVENT_STREAMING,
 					 worker->decoded, "all tables follow", NULL);
+	}
 	stream_set_state(shared, state);
 }
 

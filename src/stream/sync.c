@@ -167,6 +167,7 @@ connect_peer(StreamWorker *worker)
 	worker->progress = progress_read(worker->peer);
 	copy_stop_workers(worker->shared);
 	progress_register_tables(worker->peer, worker->origin, worker->rows);
+	copy_forget_orphans(worker->shared);
 	load_table_states(worker);
 	if (any_table_to_gate(worker))
 	{
