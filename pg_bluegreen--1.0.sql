@@ -49,6 +49,11 @@ CREATE TABLE bluegreen.mapping_column (
 	PRIMARY KEY (mapping, position)
 );
 
+-- Passes through when partitions come or go with their rows (core/partition.c).
+CREATE TABLE bluegreen.partition_change (
+	relations text PRIMARY KEY		-- OIDs of the parent and its ancestors
+);
+
 CREATE TABLE bluegreen.event_log (
 	id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
 	at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -252,6 +257,12 @@ SET search_path = pg_catalog, pg_temp;
 CREATE FUNCTION bluegreen.confirm_source(deployment name)
 RETURNS void
 AS 'MODULE_PATHNAME', 'bluegreen_confirm_source'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.commit_position(lsn pg_lsn, commit_time timestamptz)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_commit_position'
 LANGUAGE C STRICT
 SET search_path = pg_catalog, pg_temp;
 
@@ -520,6 +531,8 @@ REVOKE ALL ON PROCEDURE bluegreen.stop(name) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.wait_for_sync(name, interval) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.skip(name, pg_lsn) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.confirm_source(name) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.commit_position(pg_lsn, timestamptz)
+	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.reset_stats(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.stream_state() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.table_state() FROM PUBLIC;
@@ -546,6 +559,8 @@ COMMENT ON TABLE bluegreen.table_mapping IS
 	'mappings of deployments; see view mapping';
 COMMENT ON TABLE bluegreen.mapping_column IS
 	'target columns of mappings, in the order of the transform';
+COMMENT ON TABLE bluegreen.partition_change IS
+	'always empty: ATTACH and DETACH of partitions with rows pass through it into the WAL';
 COMMENT ON TABLE bluegreen.event_log IS
 	'what happened to deployments; see view event';
 COMMENT ON TABLE bluegreen.chunk_log IS
@@ -588,6 +603,8 @@ COMMENT ON FUNCTION bluegreen.skip(name, pg_lsn) IS
 	'leave out the transaction that the stream stands at in state error, given its error_lsn';
 COMMENT ON FUNCTION bluegreen.confirm_source(name) IS
 	'this server is the deployment''s source now: after a failover, a move or a clone';
+COMMENT ON FUNCTION bluegreen.commit_position(pg_lsn, timestamptz) IS
+	'for streams, on a target: let this transaction''s commit record the source''s position';
 COMMENT ON FUNCTION bluegreen.reset_stats(name) IS
 	'set the counters of a deployment''s stream to zero';
 COMMENT ON FUNCTION bluegreen.stream_state() IS

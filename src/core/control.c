@@ -570,7 +570,8 @@ bluegreen_skip(PG_FUNCTION_ARGS)
 	event_record_local(deployment->id, EVENT_SKIPPED, lsn,
 					   psprintf("skip requested by %s",
 								GetUserNameFromId(GetUserId(), false)), NULL);
-	control_retry_at_commit(deployment->id);
+	/* also a worker that is just trying again has to know */
+	control_reload_at_commit(deployment->id);
 	PG_RETURN_VOID();
 }
 

@@ -376,5 +376,6 @@ target_wire_kind(const TargetColumn *column)
 	element = get_element_type(type);
 	if (type_is_rowtype(OidIsValid(element) ? element : type))
 		return WIRE_TEXT;
-	return column->is_array ? WIRE_ARRAY : WIRE_BINARY;
+	/* also a domain over an array */
+	return column->is_array || OidIsValid(element) ? WIRE_ARRAY : WIRE_BINARY;
 }

@@ -6,9 +6,10 @@
  *
  * ATTACH and DETACH PARTITION change which rows a table has and log no row.
  * Decoding would pass over them and the target would silently differ.  So
- * after such a command on a partition that is not empty, a transactional
- * logical message names the parent and its ancestors, in order with
- * everything else; a stream that has one of them mapped stops there.
+ * after such a command on a partition that is not empty, the parent and its
+ * ancestors are written to bluegreen.partition_change, in the command's own
+ * transaction; a stream that has one of them mapped finds it while decoding
+ * and stops there.  (A logical message would do, could not anybody write one.)
  * An empty partition changes nothing and is not mentioned.
  *
  *-------------------------------------------------------------------------
@@ -22,11 +23,12 @@
 #include "catalog/partition.h"
 #include "catalog/pg_inherits.h"
 #include "compat.h"
+#include "core/definition.h"
 #include "core/partition.h"
 #include "core/shared.h"
+#include "executor/spi.h"
 #include "lib/stringinfo.h"
 #include "nodes/parsenodes.h"
-#include "replication/message.h"
 #include "tcop/utility.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -62,42 +64,60 @@ has_rows(Oid relid)
 	return found;
 }
 
+/*
+ * Write down that rows of these tables came or went: a row that is inserted
+ * and deleted again, since only its way through the WAL matters.
+ */
 static void
 log_change(Oid parent)
 {
 	StringInfoData content;
+	CatalogAccess access;
+	CatalogArgs args = {0};
 	ListCell   *lc;
 
 	initStringInfo(&content);
-	appendStringInfo(&content, "%s %u", BG_MESSAGE_PARTITION, parent);
+	appendStringInfo(&content, "%u", parent);
 	if (get_rel_relispartition(parent))
 		foreach(lc, get_partition_ancestors(parent))
 			appendStringInfo(&content, " %u", lfirst_oid(lc));
-	LogLogicalMessage(BG_MESSAGE_PREFIX, content.data, content.len, true,
-					  false);
+	catalog_begin(&access);
+	catalog_arg_text(&args, content.data);
+	catalog_run("INSERT INTO bluegreen.partition_change VALUES ($1)", &args,
+				SPI_OK_INSERT);
+	catalog_run("DELETE FROM bluegreen.partition_change", &(CatalogArgs) {0},
+				SPI_OK_DELETE);
+	catalog_end(&access);
 }
 
 /*
- * Does the message's content name this relation?
+ * The table that changes of partitions are written to; invalid if the
+ * extension is not in this database.
+ */
+Oid
+partition_change_relid(void)
+{
+	Oid			schema = get_namespace_oid("bluegreen", true);
+
+	return OidIsValid(schema) ?
+		get_relname_relid("partition_change", schema) : InvalidOid;
+}
+
+/*
+ * Does what was written down name this relation?
  */
 bool
-partition_message_names(const char *content, size_t size, Oid relid)
+partition_change_names(const char *content, Oid relid)
 {
-	const char *p = content + strlen(BG_MESSAGE_PARTITION);
-	const char *end = content + size;
+	char	   *end;
 
-	if (size < strlen(BG_MESSAGE_PARTITION) ||
-		strncmp(content, BG_MESSAGE_PARTITION,
-				strlen(BG_MESSAGE_PARTITION)) != 0)
-		return false;
-	while (p < end)
+	while (*content != '\0')
 	{
-		Oid			found = 0;
-
-		for (p++; p < end && *p >= '0' && *p <= '9'; p++)
-			found = found * 10 + (*p - '0');
-		if (found == relid)
+		if ((Oid) strtoul(content, &end, 10) == relid)
 			return true;
+		if (end == content)
+			break;
+		content = end;
 	}
 	return false;
 }
@@ -132,8 +152,9 @@ moves_rows(AlterTableStmt *stmt)
 static bool
 is_watched(const PlannedStmt *pstmt)
 {
-	return IsA(pstmt->utilityStmt, AlterTableStmt) && XLogLogicalInfoActive() &&
-		shared_has_streams();
+	return IsA(pstmt->utilityStmt, AlterTableStmt) &&
+		XLogLogicalInfoActive() && shared_has_streams() &&
+		OidIsValid(partition_change_relid());
 }
 
 static void

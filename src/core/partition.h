@@ -8,12 +8,11 @@
 #ifndef BG_PARTITION_H
 #define BG_PARTITION_H
 
-/* Prefix of our own logical messages, and what the one about partitions says */
+/* Prefix of our own logical messages (positions of the copy). */
 #define BG_MESSAGE_PREFIX "bluegreen"
-#define BG_MESSAGE_PARTITION "partition"
 
 extern void partition_hook_install(void);
-extern bool partition_message_names(const char *content, size_t size,
-									Oid relid);
+extern Oid	partition_change_relid(void);
+extern bool partition_change_names(const char *content, Oid relid);
 
 #endif							/* BG_PARTITION_H */

@@ -5,7 +5,7 @@
  *
  * A target transaction carries one or more whole source transactions and, in
  * the same commit, the position up to which the source has been applied: the
- * replication origin's progress, set by pg_replication_origin_xact_setup() in
+ * replication origin's progress, set by bluegreen.commit_position() in
  * every transaction that writes.  Whatever dies, the next worker reads that
  * progress and decoding skips whole transactions up to it.
  *
@@ -83,8 +83,8 @@ apply_create(Peer *peer, StreamShared *shared, const char *origin,
 	apply->max_expected = 64;
 	apply->expected = palloc0_array(Expectation, apply->max_expected);
 	prune_conflicts(peer);
-	apply->xact_setup = peer_statement_create(
-											  "SELECT pg_catalog.pg_replication_origin_xact_setup("
+	apply->commit_position = peer_statement_create(
+											  "SELECT bluegreen.commit_position("
 											  "$1::pg_catalog.pg_lsn, $2::pg_catalog.timestamptz), "
 											  "pg_catalog.pg_current_xact_id()", 2, NULL);
 	peer_pipeline_enter(peer);
@@ -114,7 +114,7 @@ queue_commit(Apply *apply)
 			 LSN_FORMAT_ARGS(apply->position.end_lsn));
 	values[0] = lsn;
 	values[1] = timestamptz_to_str(apply->position.commit_time);
-	peer_send(apply->peer, apply->xact_setup, values, lengths, formats);
+	peer_send(apply->peer, apply->commit_position, values, lengths, formats);
 	apply_expect(apply, NULL, -1);
 	queue_sql(apply, "COMMIT");
 	peer_sync(apply->peer);
@@ -523,6 +523,7 @@ record_conflict(Apply *apply, BatchRow *row, const RowChange *change,
 }
 
 static const char *const insert_exists[] = {"insert_exists", "updated the row that is there"};
+static const char *const move_exists[] = {"insert_exists", "replaced the row that is there"};
 static const char *const update_missing[] = {"update_missing", "inserted the row"};
 static const char *const delete_missing[] = {"delete_missing", "nothing to delete"};
 
@@ -551,6 +552,24 @@ update_carefully(Apply *apply, BatchRow *row, const RowChange *change,
 				 errhint("Insert the row on the target, or leave this transaction out with bluegreen.skip().")));
 	record_conflict(apply, row, change, context, update_missing);
 	(void) run_carefully(apply, STATEMENT_UPSERT, row, change, context);
+}
+
+/*
+ * A row that stands where the moved one is to go makes place for it.
+ */
+static void
+move_carefully(Apply *apply, BatchRow *row, const RowChange *change,
+			   const CarefulContext *context)
+{
+	if (run_carefully(apply, STATEMENT_FIND, row, change, context) > 0)
+	{
+		record_conflict(apply, row, change, context, move_exists);
+		(void) run_carefully(apply, STATEMENT_DELETE, row, change, context);
+	}
+	start_group(apply, &context->position);
+	queue_move(apply, change);
+	if (finish_carefully(apply, change) == 0)
+		update_carefully(apply, row, change, context);
 }
 
 static void
@@ -595,10 +614,7 @@ apply_row_carefully(Apply *apply, const RowChange *change,
 			(void) run_carefully(apply, STATEMENT_DELETE, row, change, context);
 			break;
 		case CHANGE_MOVE:
-			start_group(apply, &context->position);
-			queue_move(apply, change);
-			if (finish_carefully(apply, change) == 0)
-				update_carefully(apply, row, change, context);
+			move_carefully(apply, row, change, context);
 			break;
 	}
 }

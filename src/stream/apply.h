@@ -48,7 +48,7 @@ typedef struct Apply
 	int			nwriters;
 	TargetWriter **writers;		/* by transform, in the batch's order */
 	MemoryContext param_context;	/* parameters being encoded */
-	PeerStatement *xact_setup;
+	PeerStatement *commit_position;
 
 	ApplyState	state;
 	bool		commit_wanted;	/* send COMMIT when the rows are confirmed */

@@ -64,11 +64,10 @@ apply_expect(Apply *apply, TargetWriter *writer, int64 rows)
 TargetWriter *
 apply_writer(Apply *apply, const Transform *transform)
 {
-	for (int i = 0; i < apply->nwriters; i++)
-		if (apply->writers[i]->transform == transform)
-			return apply->writers[i];
-	elog(ERROR, "mapping %d has no writer", transform->row->id);
-	return NULL;				/* keep compiler quiet */
+	TargetWriter *writer = apply->writers[transform->number];
+
+	Assert(writer->transform == transform);
+	return writer;
 }
 
 /*
@@ -188,7 +187,8 @@ queue_statement(Apply *apply, TargetWriter *writer, const RowStep *step,
 	old = MemoryContextSwitchTo(apply->param_context);
 	p = parameters_create(writer->transform->ncolumns);
 	add_columns(&p, writer->transform, rows, nrows,
-				step->kind == STATEMENT_DELETE);
+				step->kind == STATEMENT_DELETE ||
+				step->kind == STATEMENT_FIND);
 	send_statement(apply, statement, &p);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(apply->param_context);

@@ -122,12 +122,10 @@ batch_reset(Batch *batch)
 BatchTable *
 batch_table(Batch *batch, const Transform *transform)
 {
-	for (int i = 0; i < batch->ntables; i++)
-		if (batch->tables[i].transform == transform)
-			return &batch->tables[i];
-	elog(ERROR, "transform of mapping %d is not in the batch",
-		 transform->row->id);
-	return NULL;				/* keep compiler quiet */
+	BatchTable *table = &batch->tables[transform->number];
+
+	Assert(table->transform == transform);
+	return table;
 }
 
 /*

@@ -193,6 +193,7 @@ make_table(CopyState *state, MappingRow *row)
 	CopyTable  *table = palloc0_object(CopyTable);
 
 	table->transform = transform_compile(row);
+	transform_check_identity(table->transform);
 	table->stats = table_shared_get(row->id, row->deployment);
 	table->directory = chunk_directory_create(table->transform);
 	table->writer = target_writer_create(state->peer, table->transform);

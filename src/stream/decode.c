@@ -30,6 +30,7 @@
 #include "replication/output_plugin.h"
 #include "stream/relation.h"
 #include "stream/rowchange.h"
+#include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -163,7 +164,7 @@ check_options(const PluginOptions *options)
  * calls startup outside of a transaction, the SQL functions inside one.
  */
 static List *
-load_transforms(const PluginOptions *options)
+load_transforms(const PluginOptions *options, Oid *partition_change)
 {
 	bool		own_transaction = !IsTransactionState();
 	MemoryContext context = CurrentMemoryContext;
@@ -187,6 +188,7 @@ load_transforms(const PluginOptions *options)
 		transform_check_identity(transform);
 		transforms = lappend(transforms, transform);
 	}
+	*partition_change = partition_change_relid();
 	PopActiveSnapshot();
 	if (own_transaction)
 		CommitTransactionCommand();
@@ -214,11 +216,15 @@ text_decode_create(LogicalDecodingContext *ctx)
 	PluginOptions parsed = {0};
 	ChangeSink	sink = {0};
 	DecodeState *state;
+	List	   *transforms;
+	Oid			partition_change;
 
 	parse_options(ctx->output_plugin_options, &parsed);
 	check_options(&parsed);
 	text_sink_init(&sink, ctx);
-	state = decode_create(load_transforms(&parsed), &sink);
+	transforms = load_transforms(&parsed, &partition_change);
+	state = decode_create(transforms, &sink);
+	state->partition_change = partition_change;
 	text_gate_init(&state->gate, ctx);
 	state->pin_settings = true;
 	callback->func = forget_moment;
@@ -275,6 +281,51 @@ plugin_commit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
 		settings_restore(state->guc_level);
 }
 
+/*
+ * Will the copy of the table have what the current transaction did?
+ */
+static bool
+copy_sees(DecodeState *state, Transform *transform)
+{
+	DecodeGate *gate = &state->gate;
+
+	return gate->sees != NULL && gate->sees(gate->arg, transform, state->txn);
+}
+
+/*
+ * A row of bluegreen.partition_change: rows of these tables came or went that
+ * no row change tells of.
+ */
+static void
+check_partitions(DecodeState *state, Relation relation,
+				 ReorderBufferChange *change)
+{
+	HeapTuple	tuple = change_new_tuple(change);
+	ListCell   *lc;
+	bool		isnull;
+	char	   *content;
+
+	if (tuple == NULL)
+		return;					/* it is deleted again */
+	content = TextDatumGetCString(heap_getattr(tuple, 1,
+											   RelationGetDescr(relation),
+											   &isnull));
+	foreach(lc, state->transforms)
+	{
+		Transform  *transform = lfirst(lc);
+
+		if (partition_change_names(content, transform->row->source) &&
+			!copy_sees(state, transform))
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("a partition with rows was attached to or detached from table \"%s\", source of \"%s\"",
+							get_rel_name(transform->row->source),
+							mapping_target_name(transform->row)),
+					 errdetail("Which rows came or went is not in the WAL."),
+					 errhint("Unmap the table, empty its target and map it again; or bring the rows over by hand and leave this transaction out with bluegreen.skip().")));
+	}
+}
+
 /* change callback: one INSERT, UPDATE or DELETE */
 static void
 plugin_change(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
@@ -287,11 +338,15 @@ plugin_change(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
 	if (state->skipping || state->transforms == NIL)
 		return;
 	entry = relation_entry(state, relation);
-	if (entry->ntransforms == 0)
+	if (entry->ntransforms == 0 &&
+		entry->relid != state->partition_change)
 		return;
 
 	old = MemoryContextSwitchTo(state->change_context);
-	row_change(state, entry, relation, change);
+	if (entry->relid == state->partition_change)
+		check_partitions(state, relation, change);
+	else
+		row_change(state, entry, relation, change);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(state->change_context);
 }
@@ -352,42 +407,6 @@ plugin_truncate(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
 	MemoryContextReset(state->change_context);
 }
 
-/*
- * Will the copy of the table have what the current transaction did?
- */
-static bool
-copy_sees(DecodeState *state, Transform *transform)
-{
-	DecodeGate *gate = &state->gate;
-
-	return gate->sees != NULL && gate->sees(gate->arg, transform, state->txn);
-}
-
-/*
- * A message of ours about partitions (core/partition.c): rows came or went
- * that no row change tells of.
- */
-static void
-check_partitions(DecodeState *state, const char *content, Size size)
-{
-	ListCell   *lc;
-
-	foreach(lc, state->transforms)
-	{
-		Transform  *transform = lfirst(lc);
-
-		if (partition_message_names(content, size, transform->row->source) &&
-			!copy_sees(state, transform))
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("a partition with rows was attached to or detached from table \"%s\", source of \"%s\"",
-							get_rel_name(transform->row->source),
-							mapping_target_name(transform->row)),
-					 errdetail("Which rows came or went is not in the WAL."),
-					 errhint("Unmap the table, empty its target and map it again; or bring the rows over by hand and leave this transaction out with bluegreen.skip().")));
-	}
-}
-
 /* message callback */
 static void
 plugin_message(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
@@ -396,8 +415,6 @@ plugin_message(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
 {
 	DecodeState *state = ctx->output_plugin_private;
 
-	if (strcmp(prefix, BG_MESSAGE_PREFIX) == 0 && !state->skipping)
-		check_partitions(state, content, size);
 	if (state->sink.message)
 		state->sink.message(state->sink.arg, transactional ? txn : NULL, lsn,
 							transactional, prefix, size, content);

@@ -36,6 +36,7 @@ typedef struct DecodeState
 	DecodeGate	gate;			/* check may be NULL: apply everything */
 	XLogRecPtr	skip_lsn;		/* leave out the transaction committed here */
 	bool		skipping;
+	Oid			partition_change;	/* see core/partition.c */
 	bool		pin_settings;	/* in a user's session: for each transaction */
 	int			guc_level;
 	MemoryContext context;		/* of this struct and the relation entries */

@@ -82,11 +82,10 @@ gate_create(StreamShared *shared, Peer *control, const char *origin,
 static GateTable *
 gate_table(Gate *gate, const Transform *transform)
 {
-	for (int i = 0; i < gate->ntables; i++)
-		if (gate->tables[i].transform == transform)
-			return &gate->tables[i];
-	elog(ERROR, "mapping %d has no gate", transform->row->id);
-	return NULL;				/* keep compiler quiet */
+	GateTable  *table = &gate->tables[transform->number];
+
+	Assert(table->transform == transform);
+	return table;
 }
 
 /*

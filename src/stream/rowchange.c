@@ -9,6 +9,8 @@
  * (yes, no, or unknown, when the filter reads columns that the change does not
  * carry), what is its key on the target, and does the stream apply it at all
  * (while the table is copied, that is decided for each side by its own chunk).
+ * A side that the stream does not apply is not evaluated: the change may be
+ * older than a function that the transform calls.
  *
  *	filter before / after	same key						other key
  *	yes      yes			update							move, or delete + insert
@@ -166,6 +168,8 @@ evaluate_old(ChangeContext *context, Side *side)
 	fill_slot(context->bound, entry->old_values, entry->old_isnull,
 			  entry->natts);
 	side->admitted = admitted(context);
+	if (!side->admitted)
+		return;
 	if (transform->filter == NULL)
 		side->passed = PASSED_YES;
 	else if (transform->identity_full || transform->filter_by_identity)
@@ -199,6 +203,8 @@ evaluate_new(ChangeContext *context, Side *side)
 	fill_slot(context->bound, entry->new_values, entry->new_isnull,
 			  entry->natts);
 	side->admitted = admitted(context);
+	if (!side->admitted)
+		return;
 	side->passed = transform_filter(transform) ? PASSED_YES : PASSED_NO;
 	side->incomplete = false;
 	if (side->passed == PASSED_NO)
@@ -223,6 +229,8 @@ old_from_new(ChangeContext *context, const Side *new, Side *old)
 	Transform  *transform = context->transform;
 
 	old->admitted = new->admitted;
+	if (!new->admitted)
+		return;
 	if (transform->filter == NULL)
 		old->passed = PASSED_YES;
 	else

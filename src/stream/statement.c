@@ -334,6 +334,22 @@ build_delete(StringInfo sql, const TargetWriter *writer)
 	return n;
 }
 
+/*
+ * SELECT rows by their keys, and keep them as they are.
+ */
+static int
+build_find(StringInfo sql, const TargetWriter *writer)
+{
+	int			n;
+
+	appendStringInfo(sql, "SELECT FROM %s AS t, ", writer->name);
+	n = append_unnest(sql, writer, NULL, true);
+	appendStringInfoString(sql, " WHERE ");
+	append_key_condition(sql, writer);
+	appendStringInfoString(sql, " FOR UPDATE OF t");
+	return n;
+}
+
 static int
 column_of_target(const TargetWriter *writer, const char *name)
 {
@@ -434,6 +450,8 @@ build(StringInfo sql, const TargetWriter *writer, StatementKind kind,
 			return build_update(sql, writer, missing);
 		case STATEMENT_DELETE:
 			return build_delete(sql, writer);
+		case STATEMENT_FIND:
+			return build_find(sql, writer);
 		case STATEMENT_MOVE:
 			return build_move(sql, writer, missing);
 		case STATEMENT_CONFLICT:

@@ -18,6 +18,7 @@ typedef enum StatementKind
 	STATEMENT_UPSERT,
 	STATEMENT_UPDATE,
 	STATEMENT_DELETE,
+	STATEMENT_FIND,				/* SELECT by key, locks */
 	STATEMENT_MOVE,
 	STATEMENT_CONFLICT			/* record a conflict with the target's row */
 } StatementKind;

@@ -31,6 +31,7 @@
 #include "access/xlogutils.h"
 #include "compat.h"
 #include "core/event.h"
+#include "core/partition.h"
 #include "core/place.h"
 #include "core/worker.h"
 #include "miscadmin.h"
@@ -84,8 +85,10 @@ load_mappings(StreamWorker *worker)
 
 		/* what decoding compares with must suffice by itself */
 		transform_check_identity(transform);
+		transform->number = list_length(worker->transforms);
 		worker->transforms = lappend(worker->transforms, transform);
 	}
+	worker->partition_change = partition_change_relid();
 	worker->origin = stream_origin_name(deployment->system_identifier,
 										MyDatabaseId, deployment->id,
 										shared->direction);
@@ -250,6 +253,7 @@ begin_decoding(StreamWorker *worker)
 	sink_init(worker, &sink);
 	worker->decode = decode_create(worker->transforms, &sink);
 	worker->decode->skip_lsn = worker->deployment->skip_lsn;
+	worker->decode->partition_change = worker->partition_change;
 	gate_init_decode(worker->gate, &worker->decode->gate);
 
 	ReplicationSlotAcquire(worker->shared->slot_name, true, true);

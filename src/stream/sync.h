@@ -21,6 +21,7 @@ typedef struct StreamWorker
 	Deployment *deployment;
 	List	   *rows;			/* of MappingRow */
 	List	   *transforms;
+	Oid			partition_change;	/* see core/partition.c */
 	char	   *origin;
 	char	   *application_name;
 	Peer	   *peer;			/* the apply connection */

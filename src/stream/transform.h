@@ -54,6 +54,7 @@ typedef struct SourceAttribute
 typedef struct Transform
 {
 	MappingRow *row;
+	int			number;			/* in the stream's list, from 0 */
 	int			ncolumns;
 	TransformColumn *columns;
 	int			nkeys;

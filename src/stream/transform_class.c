@@ -24,6 +24,7 @@
 #include "catalog/pg_language.h"
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
 #include "nodes/nodeFuncs.h"
 #include "parser/analyze.h"
 #include "parser/parse_func.h"
@@ -44,21 +45,21 @@
 static const char *const stable_allowed[] = {
 	"anytextcat", "array_in", "array_out", "array_to_json", "array_to_string",
 	"cash_in", "cash_out", "concat", "concat_ws",
-	"date", "date_in", "date_out", "date_part", "date_trunc",
+	"date", "date_out", "date_part", "date_trunc",
 	"enum_in", "enum_out", "extract", "format",
 	"interval_in", "interval_out", "json_build_array", "json_build_object",
 	"jsonb_build_array", "jsonb_build_object",
 	"make_timestamptz", "money", "multirange_in", "multirange_out", "numeric",
 	"range_in", "range_out", "record_in", "record_out", "row_to_json",
-	"text", "textanycat", "time", "time_in", "time_out", "timestamp",
+	"text", "textanycat", "time", "time_out", "timestamp",
 	"timestamp_eq_timestamptz", "timestamp_ge_timestamptz",
-	"timestamp_gt_timestamptz", "timestamp_in", "timestamp_le_timestamptz",
+	"timestamp_gt_timestamptz", "timestamp_le_timestamptz",
 	"timestamp_lt_timestamptz", "timestamp_ne_timestamptz", "timestamp_out",
 	"timestamptz", "timestamptz_eq_timestamp", "timestamptz_ge_timestamp",
-	"timestamptz_gt_timestamp", "timestamptz_in", "timestamptz_le_timestamp",
+	"timestamptz_gt_timestamp", "timestamptz_le_timestamp",
 	"timestamptz_lt_timestamp", "timestamptz_mi_interval",
 	"timestamptz_ne_timestamp", "timestamptz_out", "timestamptz_pl_interval",
-	"timetz", "timetz_in", "timetz_out", "timezone",
+	"timetz", "timetz_out", "timezone",
 	"to_char", "to_date", "to_json", "to_jsonb", "to_timestamp",
 	"to_tsquery", "to_tsvector", "xml_in", "xml_out"
 };
@@ -182,6 +183,42 @@ static const struct
 	"Use a condition on the row's columns."},
 };
 
+/*
+ * The names behind regclass and its kin are those of the moment, so the text
+ * of such a value is not a function of the row.  A function that takes "any"
+ * value would look it up.
+ */
+static bool
+is_object_name(Oid type)
+{
+	static const Oid types[] = {
+		REGCLASSOID, REGCOLLATIONOID, REGCONFIGOID, REGDICTIONARYOID,
+		REGNAMESPACEOID, REGOPEROID, REGOPERATOROID, REGPROCOID,
+		REGPROCEDUREOID, REGROLEOID, REGTYPEOID
+	};
+	Oid			element = get_element_type(type);
+
+	for (int i = 0; i < lengthof(types); i++)
+		if (type == types[i] || element == types[i])
+			return true;
+	return false;
+}
+
+static void
+check_arguments(const FuncExpr *call, const ClassContext *context)
+{
+	ListCell   *lc;
+
+	if (func_volatile(call->funcid) == PROVOLATILE_IMMUTABLE)
+		return;
+	foreach(lc, call->args)
+		if (is_object_name(exprType(lfirst(lc))))
+			refuse(context,
+				   psprintf("a value of type %s in a STABLE function",
+							format_type_be(exprType(lfirst(lc)))),
+				   "Use the column as it is, or its OID.");
+}
+
 static bool
 class_walker(Node *node, void *arg)
 {
@@ -198,6 +235,8 @@ class_walker(Node *node, void *arg)
 	if (IsA(node, CoerceToDomain))
 		context->user_code = true;	/* its checks may call anything */
 	(void) check_functions_in_node(node, check_function, context);
+	if (IsA(node, FuncExpr))
+		check_arguments((FuncExpr *) node, context);
 	return expression_tree_walker(node, class_walker, arg);
 }
 

@@ -26,7 +26,7 @@ SELECT is((SELECT extnamespace::regnamespace::text FROM pg_extension
 	'the extension lives in schema bluegreen');
 SELECT set_eq($$SELECT relname::text FROM pg_class
 	WHERE relnamespace = 'bluegreen'::regnamespace AND relkind = 'r'$$,
-	ARRAY['deployment', 'table_mapping', 'mapping_column', 'event_log',
+	ARRAY['deployment', 'table_mapping', 'mapping_column', 'partition_change', 'event_log',
 		'chunk_log', 'applied_stream', 'applied_table', 'applied_chunk',
 		'saved_index', 'conflict_log'],
 	'tables of the extension');
@@ -67,6 +67,7 @@ SELECT set_eq($$SELECT signature FROM routine
 		('bluegreen.commit_lsn()'),
 		('bluegreen.skip(name,pg_lsn)'),
 		('bluegreen.confirm_source(name)'),
+		('bluegreen.commit_position(pg_lsn,timestamp with time zone)'),
 		('bluegreen.reset_stats(name)'),
 		('bluegreen.stream_state()'),
 		('bluegreen.table_state()'),
@@ -87,6 +88,7 @@ SELECT set_eq($$SELECT proname::text,
 	FROM routine WHERE proname NOT LIKE '%\_state'$$,
 	$$SELECT a, b, c FROM (VALUES
 	('commit_lsn', '', 'pg_lsn'),
+	('commit_position', 'lsn pg_lsn, commit_time timestamp with time zone', 'void'),
 	('commit_time', '', 'timestamp with time zone'),
 	('confirm_source', 'deployment name', 'void'),
 	('create_deployment', 'name name, server name', 'integer'),

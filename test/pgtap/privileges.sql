@@ -75,6 +75,8 @@ FROM (VALUES
 	('function', 'skip', $$SELECT bluegreen.skip('admins', '0/1')$$),
 	('function', 'confirm_source',
 		$$SELECT bluegreen.confirm_source('admins')$$),
+	('function', 'commit_position',
+		$$SELECT bluegreen.commit_position('0/1', now())$$),
 	('function', 'reset_stats', $$SELECT bluegreen.reset_stats('admins')$$),
 	('function', 'stream_state', $$SELECT * FROM bluegreen.stream_state()$$),
 	('function', 'table_state', $$SELECT * FROM bluegreen.table_state()$$),
