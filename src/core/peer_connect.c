@@ -57,6 +57,7 @@ static const SessionSetting startup_settings[] = {
 	{"intervalstyle", "postgres"},
 	{"extra_float_digits", "3"},
 	{"timezone", "UTC"},
+	{"default_transaction_read_only", "off"},	/* a sign for clients only */
 	{NULL}
 };
 
@@ -68,7 +69,6 @@ static const SessionSetting startup_settings[] = {
 static const SessionSetting apply_settings[] = {
 	{"session_replication_role", "replica"},
 	{"default_transaction_isolation", "read committed"},
-	{"default_transaction_read_only", "off"},
 	{"default_transaction_deferrable", "off"},
 	{"synchronous_commit", "on"},
 	{"statement_timeout", "0"},
@@ -81,6 +81,7 @@ static const SessionSetting apply_settings[] = {
 	{"lc_numeric", "C"},
 	{"lc_time", "C"},
 	{"bytea_output", "hex"},
+	{"array_nulls", "on"},
 	{"xmloption", "content"},
 	{"default_text_search_config", "pg_catalog.simple"},
 	{"plan_cache_mode", "force_generic_plan"},

@@ -38,6 +38,7 @@ const PinnedSetting pinned_settings[] = {
 	{"extra_float_digits", "3", true},
 	{"timezone", "UTC", true},
 	{"bytea_output", "hex", true},
+	{"array_nulls", "on", true},
 	{"xmloption", "content", true},
 	{"lc_monetary", "C", true},
 	{"lc_numeric", "C", true},

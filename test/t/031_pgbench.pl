@@ -61,7 +61,7 @@ wait_for_sync('bench', timeout => $patience);
 my $synced = time;
 cmp_ok(transactions(), '>', $before, 'pgbench goes on during the copy');
 diag(
-	sprintf 'scale %d copied under load of 8 clients in %.1f s (%d rows/s)',
+	sprintf 'measured: scale %d copied under load of 8 clients in %.1f s (%d rows/s)',
 	$scale, $synced - $begin, 100_000 * $scale / ($synced - $begin));
 
 my ($from, $start) = (transactions(), time);
@@ -79,7 +79,7 @@ my $asked = time;
 wait_for_sync('bench', timeout => $patience);
 my $waited = time - $asked;
 diag(
-	sprintf '%d transactions/s; lag at most %d bytes, %.3f s;'
+	sprintf 'measured: %d transactions/s; lag at most %d bytes, %.3f s;'
 	  . ' a full sync under load took %.3f s',
 	$rate, $max_bytes, $max_lag, $waited);
 cmp_ok($max_lag, '<', 10, 'the stream keeps up with 8 clients');

@@ -43,7 +43,7 @@ foreach my $step (
 	wait_for_sync('giant', timeout => 600);
 	my $seconds = time - $begin;
 	diag(
-		sprintf '%s of %d rows: synced %.1f s after its commit, %d rows/s;'
+		sprintf 'measured: %s of %d rows: synced %.1f s after its commit, %d rows/s;'
 		  . ' the worker took up to %d MB',
 		$what, $rows, $seconds, $rows / $seconds, peak());
 	is( $blue->safe_psql('SELECT pid FROM bluegreen.stat_stream'),
