@@ -282,11 +282,19 @@ control_drop_slot(const char *slot_name)
 void
 control_release_stream(StreamShared *s)
 {
+	bool		failed;
+
 	SpinLockAcquire(&s->mutex);
 	s->stop_requested = false;
 	s->next_start = 0;
 	s->failures = 0;
+	failed = s->state == STREAM_ERROR;
+	/* a worker that is on its way already has not read what is new */
+	if (s->pid != 0 && failed)
+		s->reload = true;
 	SpinLockRelease(&s->mutex);
+	if (failed)
+		stream_set_state(s, STREAM_STARTING);
 	launcher_wake();
 }
 

@@ -247,8 +247,7 @@ load_tables(CopyState *state)
 	peer_command(state->peer, "SET lock_timeout = '" LOCK_TIMEOUT "'");
 	progress_session_setup(state->peer,
 						   psprintf("%s_c%d", state->origin,
-									(int) (state->slot - state->shared->copy) + 1),
-						   name);
+									(int) (state->slot - state->shared->copy) + 1));
 	foreach(lc, rows)
 		state->tables = lappend(state->tables, make_table(state, lfirst(lc)));
 	PopActiveSnapshot();

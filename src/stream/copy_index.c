@@ -121,8 +121,9 @@ copy_save_indexes(CopyState *state, CopyTable *table)
 }
 
 /*
- * Build the saved indexes of a mapping again, in the peer session's current
- * transaction.
+ * Build the saved indexes of a mapping's target again, in the peer session's
+ * current transaction; unless another mapping is still copied into the same
+ * target, which then does it.
  */
 void
 copy_restore_indexes(Peer *peer, const char *origin, int32 mapping)
@@ -131,11 +132,48 @@ copy_restore_indexes(Peer *peer, const char *origin, int32 mapping)
 	PeerResult *result;
 
 	result = peer_query(peer,
-						"DELETE FROM bluegreen.saved_index "
-						"WHERE stream = $1 AND mapping = $2::integer "
-						"RETURNING definition", 2, args);
+						"DELETE FROM bluegreen.saved_index s "
+						"USING bluegreen.applied_table me, bluegreen.applied_table t "
+						"WHERE me.stream = $1 AND me.mapping = $2::integer "
+						"AND t.stream = $1 AND t.target_schema = me.target_schema "
+						"AND t.target_table = me.target_table "
+						"AND s.stream = $1 AND s.mapping = t.mapping "
+						"AND NOT EXISTS (SELECT FROM bluegreen.applied_table c "
+						" WHERE c.stream = $1 AND c.mapping <> me.mapping "
+						" AND c.target_schema = me.target_schema "
+						" AND c.target_table = me.target_table "
+						" AND c.state = 'copying') "
+						"RETURNING s.definition", 2, args);
 	for (int i = 0; i < result->ntuples; i++)
 		peer_command(peer, result->values[i][0]);
+}
+
+/*
+ * A mapping goes while others are still copied into its target: they take over
+ * what it has saved.
+ */
+void
+copy_hand_over_indexes(Peer *peer, const char *origin, int32 mapping)
+{
+	const char *args[] = {origin, psprintf("%d", mapping)};
+
+	peer_query(peer,
+			   "UPDATE bluegreen.saved_index s SET mapping = "
+			   "(SELECT pg_catalog.min(c.mapping) "
+			   " FROM bluegreen.applied_table c, bluegreen.applied_table me "
+			   " WHERE me.stream = $1 AND me.mapping = $2::integer "
+			   " AND c.stream = $1 AND c.mapping <> me.mapping "
+			   " AND c.target_schema = me.target_schema "
+			   " AND c.target_table = me.target_table "
+			   " AND c.state = 'copying') "
+			   "WHERE s.stream = $1 AND s.mapping = $2::integer "
+			   "AND EXISTS (SELECT "
+			   " FROM bluegreen.applied_table c, bluegreen.applied_table me "
+			   " WHERE me.stream = $1 AND me.mapping = $2::integer "
+			   " AND c.stream = $1 AND c.mapping <> me.mapping "
+			   " AND c.target_schema = me.target_schema "
+			   " AND c.target_table = me.target_table "
+			   " AND c.state = 'copying')", 2, args);
 }
 
 /*

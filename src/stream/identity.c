@@ -289,6 +289,13 @@ refuse(const Transform *transform, const char *reason)
 /*
  * One column that may be absent: that is fine where leaving it out of an
  * UPDATE's SET says all there is to say.
+ *
+ * Let through is what only an UPDATE of the replica identity itself could
+ * bring about: a row that enters a filter on the key, or that is inserted
+ * under its new key because the old one stays (on_delete is not delete), with
+ * a TOASTed value left alone.  To ask every filtered table for REPLICA
+ * IDENTITY FULL would be a high price for what hardly ever happens; the stream
+ * stops at it with the statement that mends it (gate.c).
  */
 static void
 check_absent_column(const Transform *transform, const TransformColumn *column)

@@ -40,11 +40,9 @@ setup_session(Peer *peer, const char *origin, PeerError *error)
  * whoever asks then gets the transient error 55006 and tries again.
  */
 void
-progress_session_setup(Peer *peer, const char *origin,
-					   const char *application_name)
+progress_session_setup(Peer *peer, const char *origin)
 {
 	const char *origin_args[] = {origin};
-	const char *args[] = {application_name};
 	PeerError	error;
 
 	peer_query(peer,
@@ -57,9 +55,10 @@ progress_session_setup(Peer *peer, const char *origin,
 		peer_query(peer,
 				   "SELECT pg_catalog.pg_terminate_backend(pid, 5000) "
 				   "FROM pg_catalog.pg_stat_activity "
-				   "WHERE application_name = $1 "
+				   "WHERE application_name = "
+				   "pg_catalog.current_setting('application_name') "
 				   "AND pid <> pg_catalog.pg_backend_pid() "
-				   "AND usename = CURRENT_USER", 1, args);
+				   "AND usename = CURRENT_USER", 0, NULL);
 	if (!setup_session(peer, origin, &error))
 		peer_rethrow(&error, "setting up the replication origin");
 }
@@ -124,6 +123,7 @@ forget_tables(Peer *peer, const char *origin, const char *kept)
 		const char *gone[] = {origin, result->values[i][0]};
 
 		peer_command(peer, "BEGIN");
+		copy_hand_over_indexes(peer, origin, atoi(gone[1]));
 		copy_restore_indexes(peer, origin, atoi(gone[1]));
 		/* foreign keys do not cascade in a session of role replica */
 		peer_query(peer,

@@ -11,8 +11,7 @@
 #include "core/catalog.h"
 #include "core/peer.h"
 
-extern void progress_session_setup(Peer *peer, const char *origin,
-								   const char *application_name);
+extern void progress_session_setup(Peer *peer, const char *origin);
 extern XLogRecPtr progress_read(Peer *peer);
 extern void progress_check_stream(Peer *peer, const char *origin,
 								  const Deployment *deployment);

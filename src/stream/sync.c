@@ -165,8 +165,7 @@ connect_peer(StreamWorker *worker)
 	peer_keep(worker->peer);
 	peer_on_connect_apply(worker->peer);
 	progress_check_stream(worker->peer, worker->origin, deployment);
-	progress_session_setup(worker->peer, worker->origin,
-						   worker->application_name);
+	progress_session_setup(worker->peer, worker->origin);
 	worker->progress = progress_read(worker->peer);
 	copy_stop_workers(worker->shared);
 	progress_register_tables(worker->peer, worker->origin, worker->rows);

@@ -334,7 +334,7 @@ remember_source(Transform *transform, Relation source)
 		mine->type = att->atttypid;
 		mine->typmod = att->atttypmod;
 		mine->dropped = att->attisdropped;
-		mine->toastable = att->attlen == -1 &&
+		mine->toastable = att->attlen == -1 && !att->attisdropped &&
 			att->attstorage != TYPSTORAGE_PLAIN;
 	}
 	transform->slot = MakeSingleTupleTableSlot(transform->source_desc,

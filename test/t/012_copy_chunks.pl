@@ -224,8 +224,9 @@ drop('again');
 # Unique values that move between chunks (proof 14)
 #
 my $indexes = <<'SQL';
-SELECT string_agg(replace(pg_get_indexdef(indexrelid), ' u2 ', ' ') || ' '
-	|| coalesce(pg_get_constraintdef(k.oid), ''), E'\n' ORDER BY 1)
+SELECT string_agg(pg_get_indexdef(indexrelid) || ' '
+	|| coalesce(pg_get_constraintdef(k.oid), ''), E'\n'
+	ORDER BY pg_get_indexdef(indexrelid))
 FROM pg_index i LEFT JOIN pg_constraint k ON k.conindid = i.indexrelid
 WHERE i.indrelid = 'uniq'::regclass
 SQL

@@ -232,7 +232,7 @@ like(
 	'with the reason');
 my $times = q{SELECT count(*) FROM bluegreen.event WHERE kind = 'lost'};
 $blue->poll_query_until($times, '1');
-$blue->safe_psql(q{CALL bluegreen.start('p')});
+$blue->safe_psql(q{CALL bluegreen.stop('p'); CALL bluegreen.start('p')});
 ok($blue->poll_query_until($times, '2'), 'it stays lost, whoever starts it');
 is($green->safe_psql('SELECT count(*) FROM storm WHERE id IN (-4, -5)'),
 	'0', 'and nothing more is applied');

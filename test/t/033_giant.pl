@@ -7,7 +7,7 @@ use Test::More;
 use Time::HiRes qw(time);
 
 my $rows = 2_000_000;
-my $limit_mb = 300;
+my $limit_mb = 100;
 
 my ($blue, $green) = create_pair(
 	conf => "max_wal_size = 8GB\nautovacuum = off\nshared_buffers = 64MB",
