@@ -406,7 +406,9 @@ load_mappings(const char *sql, const CatalogArgs *args)
 		result = lappend(result, read_mapping(&access, i));
 	MemoryContextSwitchTo(oldcontext);
 	foreach(lc, result)
+	{
 		load_columns(&access, lfirst(lc));
+	}
 	catalog_end(&access);
 	return result;
 }

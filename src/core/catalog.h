@@ -57,8 +57,8 @@ extern const char *const on_delete_names[];
 typedef enum WireKind
 {
 	WIRE_BINARY,				/* send/recv, also as an element of an array */
-	WIRE_ARRAY,					/* an array type: binary in COPY, its text form
-								 * in unnest() (which would flatten it) */
+	WIRE_ARRAY,					/* an array type: binary in COPY, its text
+								 * form in unnest() (which would flatten it) */
 	WIRE_TEXT					/* output/input function on the two sides */
 } WireKind;
 

@@ -164,13 +164,21 @@ tell_at_commit(XactEvent event, void *arg)
 	if (event == XACT_EVENT_COMMIT && shared_is_loaded())
 	{
 		foreach(lc, reload_list)
+		{
 			stream_request_reload(MyDatabaseId, lfirst_int(lc));
+		}
 		foreach(lc, retry_list)
+		{
 			retry_stream(lfirst_int(lc));
+		}
 	}
 	if (event == XACT_EVENT_ABORT && shared_is_loaded())
+	{
 		foreach(lc, resume_list)
+		{
 			retry_stream(lfirst_int(lc));
+		}
+	}
 	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT)
 		reload_list = retry_list = resume_list = NIL;	/* freed with the
 														 * transaction */

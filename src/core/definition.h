@@ -23,7 +23,7 @@
 #define BG_SCHEMA "bluegreen"
 #define BG_EXTENSION "pg_bluegreen"
 #define BG_PLUGIN "pg_bluegreen"
-#define BG_VERSION "1.0"			/* default_version of the control file */
+#define BG_VERSION "1.0"		/* default_version of the control file */
 
 /* ---- catalog.c: access to the extension's own tables ---- */
 

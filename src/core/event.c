@@ -53,7 +53,7 @@
 #include "utils/timestamp.h"
 
 #define RING_SIZE			512
-#define RECORD_BATCH		64		/* events written in one transaction */
+#define RECORD_BATCH		64	/* events written in one transaction */
 #define RECORDER_LINGER		2000	/* ms idle before the recorder ends */
 #define PRUNE_INTERVAL		(60 * 60 * 1000)	/* ms */
 #define PRUNE_ROWS			1000	/* rows deleted in one transaction */

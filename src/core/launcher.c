@@ -53,8 +53,7 @@ typedef struct LauncherEntry
 	BackgroundWorkerHandle *handle; /* registered and not yet ended, or NULL */
 	bool		inherited;		/* worker that an earlier launcher started */
 	TimestampTz started_at;
-	int			quick_ends;		/* orderly ends soon after the start, in a
-								 * row */
+	int			quick_ends;		/* orderly ends soon after the start, in a row */
 } LauncherEntry;
 
 /* What it remembers of the recorder. */

@@ -251,7 +251,9 @@ insert_columns(int32 mapping, TargetTable *target, List *names)
 
 	catalog_begin(&access);
 	foreach(lc, names)
+	{
 		insert_column(mapping, ++position, target_column(target, lfirst(lc)));
+	}
 	catalog_end(&access);
 }
 
@@ -282,8 +284,10 @@ view_statement(const char *view, Query *query, List *names)
 	initStringInfo(&sql);
 	appendStringInfo(&sql, "CREATE VIEW bluegreen.%s (", view);
 	foreach(lc, names)
+	{
 		appendStringInfo(&sql, "%s%s", lc == list_head(names) ? "" : ", ",
 						 quote_identifier(lfirst(lc)));
+	}
 	appendStringInfo(&sql, ") AS %s", pg_get_querydef(query, false));
 	return sql.data;
 }
@@ -490,8 +494,10 @@ schema_tables(const char *schema, List *exclude)
 		ListCell   *lc;
 
 		foreach(lc, exclude)
+		{
 			if (strcmp(lfirst(lc), name) == 0)
 				break;
+		}
 		if (lc != NULL)
 			continue;
 		oldcontext = MemoryContextSwitchTo(access.context);
@@ -584,7 +590,9 @@ mappings_remove_all(int32 deployment)
 	ListCell   *lc;
 
 	foreach(lc, mappings)
+	{
 		remove_mapping(lfirst(lc));
+	}
 }
 
 /*

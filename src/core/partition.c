@@ -74,18 +74,23 @@ log_change(Oid parent)
 	StringInfoData content;
 	CatalogAccess access;
 	CatalogArgs args = {0};
+	CatalogArgs none = {0};
 	ListCell   *lc;
 
 	initStringInfo(&content);
 	appendStringInfo(&content, "%u", parent);
 	if (get_rel_relispartition(parent))
+	{
 		foreach(lc, get_partition_ancestors(parent))
+		{
 			appendStringInfo(&content, " %u", lfirst_oid(lc));
+		}
+	}
 	catalog_begin(&access);
 	catalog_arg_text(&args, content.data);
 	catalog_run("INSERT INTO bluegreen.partition_change VALUES ($1)", &args,
 				SPI_OK_INSERT);
-	catalog_run("DELETE FROM bluegreen.partition_change", &(CatalogArgs) {0},
+	catalog_run("DELETE FROM bluegreen.partition_change", &none,
 				SPI_OK_DELETE);
 	catalog_end(&access);
 }

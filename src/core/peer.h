@@ -50,7 +50,8 @@ typedef struct PeerResult
 /* One remote error, in fixed storage so that it outlives every context. */
 typedef struct PeerError
 {
-	char		sqlstate[6];	/* "" = no error; "08006" for a lost connection */
+	char		sqlstate[6];	/* "" = no error; "08006" for a lost
+								 * connection */
 	char		message[512];
 	char		detail[512];
 	char		hint[256];

@@ -60,8 +60,8 @@ struct Peer
 	PeerError	loss;			/* why, if lost */
 	char		last_words[512];	/* of a FATAL that the server sent */
 
-	size_t		unsent;			/* at most so many bytes are in libpq's
-								 * output buffer */
+	size_t		unsent;			/* at most so many bytes are in libpq's output
+								 * buffer */
 
 	char	   *copy_sql;		/* the COPY that runs */
 

@@ -9,29 +9,29 @@
 #define BG_SETTINGS_H
 
 /* postmaster */
-extern int	bg_max_streams;			/* stream slots in shared memory */
-extern int	bg_max_tables;			/* mapped tables with counters */
+extern int	bg_max_streams;		/* stream slots in shared memory */
+extern int	bg_max_tables;		/* mapped tables with counters */
 
 /* copy */
-extern int	bg_copy_workers;		/* copy workers per stream */
-extern int	bg_copy_chunk_rows;		/* rows aimed at per chunk */
+extern int	bg_copy_workers;	/* copy workers per stream */
+extern int	bg_copy_chunk_rows; /* rows aimed at per chunk */
 
 /* apply */
-extern int	bg_batch_rows;			/* a batch is sent at this many rows ... */
-extern int	bg_batch_size;			/* ... or kilobytes ... */
-extern int	bg_batch_delay;			/* ... or milliseconds since its first row */
+extern int	bg_batch_rows;		/* a batch is sent at this many rows ... */
+extern int	bg_batch_size;		/* ... or kilobytes ... */
+extern int	bg_batch_delay;		/* ... or milliseconds since its first row */
 
 /* peer */
-extern int	bg_connect_timeout;		/* seconds */
-extern int	bg_peer_timeout;		/* ms without any answer = dead peer */
+extern int	bg_connect_timeout; /* seconds */
+extern int	bg_peer_timeout;	/* ms without any answer = dead peer */
 
 /* worker */
-extern int	bg_restart_delay;		/* ms, first delay of the back-off */
+extern int	bg_restart_delay;	/* ms, first delay of the back-off */
 extern int	bg_restart_delay_max;	/* ms, its ceiling */
 extern int	bg_idle_progress_interval;	/* ms between idle progress marks */
 
 /* history */
-extern int	bg_event_retention;		/* minutes */
+extern int	bg_event_retention; /* minutes */
 
 extern void settings_define(void);
 

@@ -33,9 +33,10 @@ typedef enum StreamState
 {
 	STREAM_STOPPED,				/* -> STARTING (start) */
 	STREAM_STARTING,			/* -> COPYING, STREAMING, ERROR, LOST, STOPPED */
-	STREAM_COPYING,				/* -> STREAMING, ERROR, LOST, STOPPED, STARTING */
-	STREAM_STREAMING,			/* -> COPYING (new table), ERROR, LOST, STOPPED,
-								 * STARTING (reload) */
+	STREAM_COPYING,				/* -> STREAMING, ERROR, LOST, STOPPED,
+								 * STARTING */
+	STREAM_STREAMING,			/* -> COPYING (new table), ERROR, LOST,
+								 * STOPPED, STARTING (reload) */
 	STREAM_ERROR,				/* -> STARTING (next try), STOPPED */
 	STREAM_LOST					/* final: drop or start anew */
 } StreamState;
@@ -82,8 +83,8 @@ typedef struct CopyShared
 	bool		key_only;		/* recopy of the one key in upper */
 	char		lower[BG_BOUND_SIZE];	/* text[] literal */
 	char		upper[BG_BOUND_SIZE];
-	XLogRecPtr	lsn;			/* P, once it is known and if nobody else wrote
-								 * the table when S was taken (patches) */
+	XLogRecPtr	lsn;			/* P, once it is known and if nobody else
+								 * wrote the table when S was taken (patches) */
 	TimestampTz started_at;
 	int64		rows;			/* copied so far in this chunk */
 } CopyShared;
@@ -107,9 +108,10 @@ typedef struct StreamShared
 								 * the launcher: not given back while it lives */
 
 	slock_t		mutex;
-	ConditionVariable changed;	/* broadcast by stream_set_state(), when pid is
-								 * cleared, and when applied_lsn advances; init
-								 * with the entry array, not with the entry */
+	ConditionVariable changed;	/* broadcast by stream_set_state(), when pid
+								 * is cleared, and when applied_lsn advances;
+								 * init with the entry array, not with the
+								 * entry */
 	/* everything from here on starts at zero in a new entry */
 	pid_t		pid;			/* worker, 0 = none */
 	struct Latch *latch;		/* its latch while pid != 0 */
@@ -153,8 +155,8 @@ typedef struct StreamShared
 	bool		waiting_for_chunk;	/* the stream stands still for a chunk */
 	CopyShared	copy[BG_MAX_COPY_WORKERS];
 	RecopyRequest recopy;
-	StreamError copy_error;		/* why a copy worker ended; the stream's worker
-								 * takes it over */
+	StreamError copy_error;		/* why a copy worker ended; the stream's
+								 * worker takes it over */
 } StreamShared;
 
 /* Counters and state of one mapping, in a shared hash table. */

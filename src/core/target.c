@@ -240,8 +240,10 @@ name_list(List *names)
 
 	initStringInfo(&buf);
 	foreach(lc, names)
+	{
 		appendStringInfo(&buf, "%s%s", buf.len > 0 ? ", " : "",
 						 quote_identifier(lfirst(lc)));
+	}
 	return buf.data;
 }
 

@@ -14,12 +14,14 @@
 typedef struct TargetColumn
 {
 	char	   *name;
-	char	   *type;			/* format_type() with schema, e.g. numeric(10,2),
-								 * app.mood; pg_catalog types unqualified */
+	char	   *type;			/* format_type() with schema, e.g.
+								 * numeric(10,2), app.mood; pg_catalog types
+								 * unqualified */
 	char	   *type_schema;
 	char	   *type_name;		/* pg_type.typname (arrays: _int4) */
 	char		type_kind;		/* pg_type.typtype: b c d e r m */
-	bool		is_array;		/* true array (typelem with array subscripting) */
+	bool		is_array;		/* true array (typelem with array
+								 * subscripting) */
 	bool		has_binary;		/* send and receive functions exist for it and
 								 * for all that it is made of */
 	Oid			type_oid;		/* on the peer; built-in ones equal ours */

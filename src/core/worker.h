@@ -14,8 +14,8 @@
 /* entry points, found by name in the library */
 extern PGDLLEXPORT void bluegreen_launcher_main(Datum arg);
 extern PGDLLEXPORT void bluegreen_stream_main(Datum arg);	/* stream/sync.c */
-extern PGDLLEXPORT void bluegreen_copy_main(Datum arg);		/* stream/copy.c */
-extern PGDLLEXPORT void bluegreen_recorder_main(Datum arg);	/* core/event.c */
+extern PGDLLEXPORT void bluegreen_copy_main(Datum arg); /* stream/copy.c */
+extern PGDLLEXPORT void bluegreen_recorder_main(Datum arg); /* core/event.c */
 
 extern void launcher_register(void);
 
@@ -69,6 +69,7 @@ extern void settings_restore(int guc_level);
 extern void wake_register(void);
 extern void wake_before_wait(StreamShared *s);
 extern void wake_after_wait(StreamShared *s);
+
 /* Largest commit position published by a backend (maybe not flushed). */
 extern XLogRecPtr wake_last_commit(void);
 

@@ -78,15 +78,17 @@ apply_create(Peer *peer, StreamShared *shared, const char *origin,
 	apply->writers = palloc0_array(TargetWriter *,
 								   Max(list_length(transforms), 1));
 	foreach(lc, transforms)
+	{
 		apply->writers[apply->nwriters++] = target_writer_create(peer,
 																 lfirst(lc));
+	}
 	apply->max_expected = 64;
 	apply->expected = palloc0_array(Expectation, apply->max_expected);
 	prune_conflicts(peer);
 	apply->commit_position = peer_statement_create(
-											  "SELECT bluegreen.commit_position("
-											  "$1::pg_catalog.pg_lsn, $2::pg_catalog.timestamptz), "
-											  "pg_catalog.pg_current_xact_id()", 2, NULL);
+												   "SELECT bluegreen.commit_position("
+												   "$1::pg_catalog.pg_lsn, $2::pg_catalog.timestamptz), "
+												   "pg_catalog.pg_current_xact_id()", 2, NULL);
 	peer_pipeline_enter(peer);
 	return apply;
 }

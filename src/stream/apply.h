@@ -19,8 +19,8 @@ typedef enum ApplyState
 {
 	APPLY_IDLE,					/* -> ROWS, COMMIT (a batch without rows) */
 	APPLY_ROWS,					/* rows sent -> OPEN, COMMIT */
-	APPLY_OPEN,					/* transaction open, no answer due
-								 * -> ROWS, COMMIT */
+	APPLY_OPEN,					/* transaction open, no answer due -> ROWS,
+								 * COMMIT */
 	APPLY_COMMIT				/* COMMIT sent -> IDLE */
 } ApplyState;
 

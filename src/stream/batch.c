@@ -91,7 +91,9 @@ batch_create(List *transforms)
 										   ALLOCSET_DEFAULT_SIZES);
 	batch->tables = palloc0_array(BatchTable, Max(list_length(transforms), 1));
 	foreach(lc, transforms)
+	{
 		batch->tables[batch->ntables++].transform = lfirst(lc);
+	}
 	return batch;
 }
 
@@ -489,7 +491,7 @@ compare_rows(const void *a, const void *b, void *arg)
  * rows in the same order in every batch.  nrows entries in
  * CurrentMemoryContext.
  */
-BatchRow **
+BatchRow  **
 batch_sorted_rows(BatchTable *table)
 {
 	BatchRow  **rows = palloc_array(BatchRow *, Max(table->nrows, 1));

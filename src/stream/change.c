@@ -36,6 +36,7 @@ append_column(StringInfo out, TransformColumn *column, Datum value,
 	else
 	{
 		text = OutputFunctionCall(&column->output, value);
+
 		appendStringInfoString(out, quote_literal_cstr(text));
 		pfree(text);
 	}

@@ -21,8 +21,8 @@ typedef enum ChangeKind
 	CHANGE_PATCH,				/* update if there */
 	CHANGE_DELETE,				/* mirror: the row is there */
 	CHANGE_DELETE_IF_THERE,
-	CHANGE_MOVE					/* mirror: the key changes, and the row's other
-								 * columns must be carried along */
+	CHANGE_MOVE					/* mirror: the key changes, and the row's
+								 * other columns must be carried along */
 } ChangeKind;
 
 extern const char *const change_kind_names[];

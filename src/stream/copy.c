@@ -52,7 +52,7 @@
 	Int32GetDatum((stream) * BG_MAX_COPY_WORKERS + (slot))
 
 #define REPLAN_MS		1000
-#define LOCK_TIMEOUT	"10s"		/* on the target, see load_tables() */
+#define LOCK_TIMEOUT	"10s"	/* on the target, see load_tables() */
 
 static CopyState *my_state = NULL;
 
@@ -249,7 +249,9 @@ load_tables(CopyState *state)
 						   psprintf("%s_c%d", state->origin,
 									(int) (state->slot - state->shared->copy) + 1));
 	foreach(lc, rows)
+	{
 		state->tables = lappend(state->tables, make_table(state, lfirst(lc)));
+	}
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(state->context);

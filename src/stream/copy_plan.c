@@ -78,7 +78,9 @@ estimate_rows(const CopyTable *table)
 	if (!table->partitioned)
 		return (int64) estimate_one(source);
 	foreach(lc, find_all_inheritors(source, AccessShareLock, NULL))
+	{
 		total += estimate_one(lfirst_oid(lc));
+	}
 	return (int64) total;
 }
 
@@ -373,6 +375,7 @@ copy_plan(CopyState *state, CopyJob *job)
 	if (plan_recopy(state, job))
 		result = COPY_CHUNK;
 	else
+	{
 		foreach(lc, state->tables)
 		{
 			CopyStep	step = plan_table(state, lfirst(lc), job);
@@ -385,6 +388,7 @@ copy_plan(CopyState *state, CopyJob *job)
 			if (step == COPY_WAIT)
 				result = COPY_WAIT;
 		}
+	}
 	MemoryContextSwitchTo(old);
 	PopActiveSnapshot();
 	CommitTransactionCommand();

@@ -105,6 +105,7 @@ append_text(StringInfo out, TransformColumn *column, Datum value, bool isnull)
 		return;
 	}
 	text = OutputFunctionCall(&column->output, value);
+
 	for (const char *p = text; *p; p++)
 	{
 		const char *found = strchr(special, *p);

@@ -66,8 +66,10 @@ decode_create(List *transforms, const ChangeSink *sink)
 												  "pg_bluegreen change",
 												  ALLOCSET_DEFAULT_SIZES);
 	foreach(lc, transforms)
+	{
 		state->max_columns = Max(state->max_columns,
 								 ((Transform *) lfirst(lc))->ncolumns);
+	}
 	scratch_init(&state->scratch, Max(state->max_columns, 1));
 	scratch_init(&state->old_scratch, Max(state->max_columns, 1));
 	relation_entries_create(state);

@@ -17,8 +17,8 @@ typedef struct GateTable
 	TableShared *stats;
 	ChunkDirectory *directory;
 	bool		passed;			/* the stream is past the table's last P */
-	bool		truncated;		/* by the current transaction: its further rows
-								 * belong to chunks to come */
+	bool		truncated;		/* by the current transaction: its further
+								 * rows belong to chunks to come */
 } GateTable;
 
 typedef struct Gate

@@ -209,7 +209,9 @@ sink_truncate(void *arg, List *transforms, bool cascade,
 
 	/* before a copy is waited for, which may wait for us */
 	foreach(lc, transforms)
+	{
 		apply_check_truncate(lfirst(lc));
+	}
 	worker->has_rows = true;
 	send_part(worker);
 	foreach(lc, transforms)

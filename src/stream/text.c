@@ -72,9 +72,11 @@ text_truncate(void *arg, List *transforms, bool cascade,
 	initStringInfo(&line);
 	appendStringInfoString(&line, "truncate");
 	foreach(lc, transforms)
+	{
 		appendStringInfo(&line, "%s %s",
 						 lc == list_head(transforms) ? "" : ",",
 						 mapping_target_name(((Transform *) lfirst(lc))->row));
+	}
 	text_line(arg, line.data);
 }
 

@@ -63,8 +63,8 @@ typedef struct Transform
 	Bitmapset  *filter_reads;
 	Bitmapset  *key_reads;
 	Bitmapset  *reads;			/* all of the above and the columns' */
-	bool		runs_user_code; /* user-defined functions: needs a snapshot and
-								 * the owner's identity */
+	bool		runs_user_code; /* user-defined functions: needs a snapshot
+								 * and the owner's identity */
 	TupleDesc	source_desc;	/* copy of the source's descriptor */
 	SourceAttribute *source;	/* per attribute, natts of source_desc */
 	Bitmapset  *identity;		/* replica identity columns; all if FULL */

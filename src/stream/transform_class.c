@@ -165,6 +165,7 @@ static const struct
 	const char *construct;
 	const char *hint;
 }			refused_nodes[] = {
+
 	{T_SubLink, "a subquery",
 	"Keep the value in the source table, or compute it on the target."},
 	{T_Aggref, "an aggregate function",
@@ -212,11 +213,13 @@ check_arguments(const FuncExpr *call, const ClassContext *context)
 	if (func_volatile(call->funcid) == PROVOLATILE_IMMUTABLE)
 		return;
 	foreach(lc, call->args)
+	{
 		if (is_object_name(exprType(lfirst(lc))))
 			refuse(context,
 				   psprintf("a value of type %s in a STABLE function",
 							format_type_be(exprType(lfirst(lc)))),
 				   "Use the column as it is, or its OID.");
+	}
 }
 
 static bool
