@@ -382,19 +382,13 @@ FROM bluegreen.deployment d
 
 CREATE VIEW bluegreen.stat_table AS
 SELECT d.name AS deployment,
-	m.source::regclass AS source,
 	format('%I.%I', m.target_schema, m.target_table) AS target,
 	coalesce(t.state, 'waiting') AS state,
 	t.inserts,
 	t.updates,
 	t.deletes,
-	t.truncates,
 	t.filtered,
-	t.conflicts,
-	t.copied_rows,
-	t.copied_bytes,
-	t.copy_started_at,
-	t.copy_finished_at
+	t.conflicts
 FROM bluegreen.table_mapping m
 	JOIN bluegreen.deployment d ON d.id = m.deployment
 	LEFT JOIN bluegreen.table_state() t ON t.mapping = m.id
@@ -420,7 +414,6 @@ ORDER BY s.deployment, s.direction;
 
 CREATE VIEW bluegreen.copy_progress AS
 SELECT d.name AS deployment,
-	m.source::regclass AS source,
 	format('%I.%I', m.target_schema, m.target_table) AS target,
 	t.state,
 	p.rows,

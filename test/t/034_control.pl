@@ -218,7 +218,7 @@ $writer->query(
 $blue->safe_psql(q{SELECT bluegreen.map_table('d', 'u')});
 $blue->safe_psql('INSERT INTO u VALUES (20002, 2)');
 ok( $blue->poll_query_until(q{SELECT EXISTS (SELECT FROM bluegreen.stat_table
-		WHERE source = 'u'::regclass AND state <> 'streaming')
+		WHERE target = 'public.u' AND state <> 'streaming')
 		AND EXISTS (SELECT FROM pg_locks l JOIN pg_stat_activity a USING (pid)
 			WHERE a.backend_type = 'pg_bluegreen copy'
 			AND l.locktype = 'transactionid' AND NOT l.granted)}),
@@ -269,7 +269,7 @@ sub width
 	  or diag($out);
 	return;
 }
-width($_) for qw(status copy_progress);
+width($_) for qw(status stat_table copy_progress);
 
 #
 # Restarts: no setting says which streams there are
