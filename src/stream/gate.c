@@ -27,13 +27,14 @@
 #include "core/worker.h"
 #include "miscadmin.h"
 #include "storage/latch.h"
-#include "storage/lmgr.h"
 #include "storage/procarray.h"
 #include "stream/copy.h"
 #include "stream/gate.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+
+#define XID_WAIT_MS	10			/* between looks at a transaction that ends */
 
 /*
  * Has the stream, which begins at the target's progress, passed the table's
@@ -91,15 +92,34 @@ gate_table(Gate *gate, const Transform *transform)
 }
 
 /*
+ * End the worker if it was asked to end: in the middle of a transaction, which
+ * is rolled back on the target and decoded again some day.
+ */
+void
+gate_check_stop(const StreamShared *shared)
+{
+	worker_check();
+	if (shared->stop_requested || shared->reload)
+		ereport(ERROR,
+				(errcode(ERRCODE_QUERY_CANCELED),
+				 errmsg("stream is asked to stop in the middle of a transaction")));
+}
+
+/*
  * Wait until the transaction, whose commit is decoded, has ended for everybody.
+ * Mostly it has.  Where it waits for a standby it may take as long as that, so
+ * look up now and then; its lock would not let us.
  */
 static void
 wait_for_xid(Gate *gate, TransactionId xid)
 {
-	if (gate->xid_waited)
-		return;
-	if (TransactionIdIsInProgress(xid))
-		XactLockTableWait(xid, NULL, NULL, XLTW_None);
+	while (!gate->xid_waited && TransactionIdIsInProgress(xid))
+	{
+		gate_check_stop(gate->shared);
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT |
+						 WL_EXIT_ON_PM_DEATH, XID_WAIT_MS, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+	}
 	gate->xid_waited = true;
 }
 
@@ -139,11 +159,7 @@ wait_for_chunk(Gate *gate, GateTable *table, ReorderBufferTXN *txn)
 					  1000, PG_WAIT_EXTENSION) & WL_TIMEOUT)
 			copy_launch_workers(shared);	/* if one has died */
 		ResetLatch(MyLatch);
-		worker_check();
-		if (shared->stop_requested || shared->reload)
-			ereport(ERROR,
-					(errcode(ERRCODE_QUERY_CANCELED),
-					 errmsg("stream is asked to stop while it waits for a chunk")));
+		gate_check_stop(shared);
 	}
 }
 

@@ -23,6 +23,8 @@
 #include "utils/lsyscache.h"
 #include "utils/timestamp.h"
 
+#define STOP_ROWS	4096		/* rows between looks at whether to stop */
+
 /* Which counter a change goes to. */
 static pg_atomic_uint64 *
 counter_of(TableShared *stats, ChangeKind kind)
@@ -174,9 +176,11 @@ sink_row(void *arg, const RowChange *change)
 	MappingRow *row = change->transform->row;
 	TableShared *stats = table_shared_get(row->id, row->deployment);
 
+	/* in a large transaction the end may be far */
+	if (++worker->shared->rows % STOP_ROWS == 0)
+		gate_check_stop(worker->shared);
 	CHECK_FOR_INTERRUPTS();
 	worker->has_rows = true;
-	worker->shared->rows++;
 	pg_atomic_fetch_add_u64(counter_of(stats, change->kind), 1);
 	if (worker->careful)
 		apply_carefully(worker, change);
