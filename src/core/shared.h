@@ -152,7 +152,6 @@ typedef struct StreamShared
 	/* copy: protected by bg_shared->chunk_lock */
 	uint64		chunk_version;	/* changes whenever a chunk is announced,
 								 * finished or given up */
-	bool		waiting_for_chunk;	/* the stream stands still for a chunk */
 	CopyShared	copy[BG_MAX_COPY_WORKERS];
 	RecopyRequest recopy;
 	StreamError copy_error;		/* why a copy worker ended; the stream's

@@ -149,9 +149,8 @@ wait_for_chunk(Gate *gate, GateTable *table, ReorderBufferTXN *txn)
 	{
 		if (txn)
 			gate->settle(gate->settle_arg, txn);
-		LWLockAcquire(shared_chunk_lock(), LW_EXCLUSIVE);
+		LWLockAcquire(shared_chunk_lock(), LW_SHARED);
 		version = shared->chunk_version;
-		shared->waiting_for_chunk = version == table->directory->version;
 		LWLockRelease(shared_chunk_lock());
 		if (version != table->directory->version)
 			break;

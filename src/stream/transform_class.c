@@ -68,7 +68,6 @@ typedef struct ClassContext
 {
 	const char *source;			/* name of the table, for messages */
 	bool		user_code;
-	bool		commit_functions;
 } ClassContext;
 
 static void
@@ -138,13 +137,12 @@ check_function(Oid funcid, void *arg)
 	if (funcid >= FirstNormalObjectId || proc->prolang == SQLlanguageId)
 		context->user_code = true;
 
-	if (funcid == transform_commit_time_oid() ||
-		funcid == transform_commit_lsn_oid())
-		context->commit_functions = true;
-	else if (proc->proretset)
+	if (proc->proretset)
 		refuse(context, "a set-returning function",
 			   "A transform gives at most one row for a row.");
 	else if (proc->provolatile != PROVOLATILE_IMMUTABLE &&
+			 funcid != transform_commit_time_oid() &&
+			 funcid != transform_commit_lsn_oid() &&
 			 !stable_is_allowed(funcid, proc))
 	{
 		what = psprintf("the %s function %s",
