@@ -67,4 +67,5 @@ _PG_init(void)
 		launcher_register();
 	wake_register();
 	partition_hook_install();
+	owner_watch_install();
 }

@@ -101,8 +101,11 @@ extern MappingRow *mapping_load(int32 id);
 /* "schema.table", quoted where needed */
 extern char *mapping_target_name(const MappingRow *row);
 
-/* Error unless the current user is the deployment's owner or a superuser. */
+/* Error unless the current user has the rights of the deployment's owner. */
 extern void deployment_check_owner(const Deployment *deployment);
+
+/* Error unless workers can run as a role: a deployment's owner (owner.c). */
+extern void owner_check(Oid owner, const char *deployment);
 
 /* Origin name on the target, unique over all source clusters. */
 extern char *stream_origin_name(uint64 system_identifier, Oid dboid,

@@ -65,7 +65,8 @@ check_server(const char *name)
 /*
  * bluegreen.create_deployment(name name, server name) returns integer: the new
  * deployment's id; it belongs to the current user.  Errors: no such server, a
- * server of another wrapper, no USAGE on it, the name is taken.
+ * server of another wrapper, no USAGE on it, a role that workers cannot run
+ * as, the name is taken.
  */
 Datum
 bluegreen_create_deployment(PG_FUNCTION_ARGS)
@@ -81,6 +82,7 @@ bluegreen_create_deployment(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_NAME),
 				 errmsg("the name of a deployment must not be empty")));
 	check_server(server);
+	owner_check(GetUserId(), name);
 	catalog_arg_name(&args, name);
 	catalog_arg(&args, OIDOID, ObjectIdGetDatum(GetUserId()));
 	catalog_arg_name(&args, server);

@@ -564,7 +564,7 @@ bluegreen_recorder_main(Datum arg)
 	Oid			dboid = DatumGetObjectId(arg);
 	Event	   *batch;
 
-	worker_start(dboid, "bluegreen recorder");
+	worker_start(dboid, InvalidOid, "bluegreen recorder");
 	recorder_attach(dboid);
 	batch = MemoryContextAlloc(TopMemoryContext, sizeof(Event) * RECORD_BATCH);
 

@@ -283,7 +283,7 @@ worker_ended(StreamShared *s, LauncherEntry *entry)
 
 	if (!claimed)
 		report_failure(s, ERRCODE_INTERNAL_ERROR,
-					   "stream worker ended before it could start its work",
+					   "stream worker ended before it had connected as the deployment's owner",
 					   "See the server log.");
 }
 

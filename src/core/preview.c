@@ -226,7 +226,7 @@ bluegreen_preview(PG_FUNCTION_ARGS)
 	Oid			userid;
 	int			sec_context;
 	int			guc_level;
-	int			found;
+	volatile int found = 0;
 
 	if (n < 0)
 		ereport(ERROR,

@@ -116,6 +116,9 @@ typedef struct StreamShared
 	pid_t		pid;			/* worker, 0 = none */
 	struct Latch *latch;		/* its latch while pid != 0 */
 	bool		claimed;		/* the worker that was started last came up */
+	Oid			owner;			/* of the deployment, as far as is known */
+	bool		owner_checked;	/* the next worker may connect as he, see
+								 * owner.c */
 	StreamState state;
 	bool		stop_requested; /* launcher leaves it alone until start() */
 	bool		reload;			/* worker should read its mappings again */

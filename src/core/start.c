@@ -118,6 +118,8 @@ step_create_slot(StartPlan *plan)
 	plan->stream = stream_shared_create(plan->slot_name);
 	SpinLockAcquire(&plan->stream->mutex);
 	plan->stream->stop_requested = true;	/* until all is registered */
+	plan->stream->owner = plan->deployment->owner;
+	plan->stream->owner_checked = true;
 	SpinLockRelease(&plan->stream->mutex);
 
 	catalog_begin(&access);
@@ -318,6 +320,7 @@ start_locked(StartPlan *plan)
 	bool		has_slot;
 
 	plan->deployment = deployment;
+	owner_check(deployment->owner, deployment->name);
 	stream_slot_name(plan->slot_name, MyDatabaseId, deployment->id, 'f');
 	has_slot = SearchNamedReplicationSlot(plan->slot_name, true) != NULL;
 	if (XLogRecPtrIsInvalid(deployment->slot_lsn))

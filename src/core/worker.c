@@ -108,18 +108,19 @@ settings_restore(int guc_level)
 }
 
 /*
- * Make this background worker a session of database dboid, as the bootstrap
+ * Make this background worker a session of database dboid as a role, which
+ * must be allowed to log in, or if userid is invalid as the bootstrap
  * superuser.  Signals must still be blocked, as they are when a worker's main
  * function is called.
  */
 void
-worker_start(Oid dboid, const char *application_name)
+worker_start(Oid dboid, Oid userid, const char *application_name)
 {
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
 	BackgroundWorkerUnblockSignals();
 
-	BackgroundWorkerInitializeConnectionByOid(dboid, InvalidOid, 0);
+	BackgroundWorkerInitializeConnectionByOid(dboid, userid, 0);
 
 	worker_pin_settings();
 	SetConfigOption("application_name", application_name,
@@ -181,7 +182,6 @@ worker_attach_stream(int index)
 	{
 		s->pid = MyProcPid;
 		s->latch = MyLatch;
-		s->claimed = true;
 	}
 	SpinLockRelease(&s->mutex);
 

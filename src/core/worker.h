@@ -9,6 +9,7 @@
 #ifndef BG_WORKER_H
 #define BG_WORKER_H
 
+#include "compat.h"
 #include "core/shared.h"
 
 /* entry points, found by name in the library */
@@ -28,10 +29,23 @@ extern void launcher_register(void);
 extern StreamShared *worker_attach_stream(int index);
 
 /*
- * Signals, database connection (as the bootstrap superuser), search_path and
- * the pinned settings; application_name is shown in pg_stat_activity.
+ * Signals, database connection as a role (InvalidOid: as the bootstrap
+ * superuser), search_path and the pinned settings; application_name is shown
+ * in pg_stat_activity.
  */
-extern void worker_start(Oid dboid, const char *application_name);
+extern void worker_start(Oid dboid, Oid userid, const char *application_name);
+
+/*
+ * As whom a stream's worker runs (owner.c): the owner that it connects as,
+ * InvalidOid if that has to be found out; finding it out, which ends the
+ * process; checking it when connected.
+ */
+extern Oid	worker_take_owner(StreamShared *s);
+extern pg_noreturn void worker_find_owner(StreamShared *s);
+extern void worker_keep_owner(StreamShared *s, const char *deployment);
+
+/* Workers of a role that is altered start again; from _PG_init(). */
+extern void owner_watch_install(void);
 
 /* CHECK_FOR_INTERRUPTS, and read the configuration again after SIGHUP. */
 extern void worker_check(void);

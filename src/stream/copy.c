@@ -28,7 +28,7 @@
 
 #include "access/xact.h"
 #include "compat.h"
-#include "core/catalog.h"
+#include "core/definition.h"
 #include "core/event.h"
 #include "core/settings.h"
 #include "core/worker.h"
@@ -130,9 +130,8 @@ void
 copy_log_chunk(CopyState *state, const CopyJob *job, int64 rows, int64 bytes,
 			   const char *snapshot, XLogRecPtr p)
 {
-	Oid			types[12];
-	Datum		values[12];
-	char		nulls[13] = "            ";
+	CatalogAccess access;
+	CatalogArgs args = {0};
 	KeySpace   *space = job->table->directory->space;
 	const char *texts[12];
 
@@ -152,36 +151,25 @@ copy_log_chunk(CopyState *state, const CopyJob *job, int64 rows, int64 bytes,
 	texts[10] = pstrdup(timestamptz_to_str(state->slot->started_at));
 	texts[11] = pstrdup(timestamptz_to_str(GetCurrentTimestamp()));
 
-	SPI_connect();
-	/* numbers begin anew when a table that is being copied is truncated */
-	if (SPI_execute(psprintf("DELETE FROM bluegreen.chunk_log "
-							 "WHERE mapping = %s AND number >= %s "
-							 "AND generation < %s",
-							 texts[1], texts[2], texts[3]),
-					false, 0) != SPI_OK_DELETE)
-		elog(ERROR, "could not forget chunks of an earlier copy");
+	catalog_begin(&access);
 	for (int i = 0; i < lengthof(texts); i++)
-	{
-		types[i] = TEXTOID;
-		nulls[i] = texts[i] ? ' ' : 'n';
-		values[i] = texts[i] ? CStringGetTextDatum(texts[i]) : (Datum) 0;
-	}
-	if (SPI_execute_with_args("INSERT INTO bluegreen.chunk_log (deployment, "
-							  "mapping, number, generation, lower, upper, "
-							  "snapshot, lsn, row_count, byte_count, "
-							  "started_at, finished_at) "
-							  "SELECT $1::integer, $2::integer, $3::integer, "
-							  "$4::bigint, $5::text[], $6::text[], "
-							  "$7::pg_snapshot, $8::pg_lsn, $9::bigint, "
-							  "$10::bigint, $11::timestamptz, "
-							  "$12::timestamptz "
-							  "WHERE EXISTS (SELECT FROM bluegreen.table_mapping "
-							  "WHERE id = $2::integer) "
-							  "ON CONFLICT (mapping, number) DO NOTHING",
-							  lengthof(texts), types, values, nulls, false,
-							  0) != SPI_OK_INSERT)
-		elog(ERROR, "could not record a chunk");
-	SPI_finish();
+		catalog_arg_text(&args, texts[i]);
+	/* numbers begin anew when a table that is being copied is truncated */
+	catalog_run(psprintf("DELETE FROM bluegreen.chunk_log "
+						 "WHERE mapping = %s AND number >= %s "
+						 "AND generation < %s",
+						 texts[1], texts[2], texts[3]), NULL, SPI_OK_DELETE);
+	catalog_run("INSERT INTO bluegreen.chunk_log (deployment, mapping, number, "
+				"generation, lower, upper, snapshot, lsn, row_count, "
+				"byte_count, started_at, finished_at) "
+				"SELECT $1::integer, $2::integer, $3::integer, $4::bigint, "
+				"$5::text[], $6::text[], $7::pg_snapshot, $8::pg_lsn, "
+				"$9::bigint, $10::bigint, $11::timestamptz, $12::timestamptz "
+				"WHERE EXISTS (SELECT FROM bluegreen.table_mapping "
+				"WHERE id = $2::integer) "
+				"ON CONFLICT (mapping, number) DO NOTHING", &args,
+				SPI_OK_INSERT);
+	catalog_end(&access);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(state->context);
@@ -438,7 +426,9 @@ bluegreen_copy_main(Datum arg)
 												 ALLOCSET_DEFAULT_SIZES);
 	if (!take_slot(state, slot))
 		proc_exit(0);
-	worker_start(state->shared->dboid, "pg_bluegreen copy");
+	/* the stream's worker runs as that owner, too */
+	worker_start(state->shared->dboid, state->shared->owner,
+				 "pg_bluegreen copy");
 	PG_TRY();
 	{
 		if (load_tables(state))

@@ -212,6 +212,7 @@ static void
 run_query(CopyReceiver *receiver, const CopyJob *job, TimestampTz moment)
 {
 	Query	   *query = copy_build_query(job, moment);
+	int			guc_level = NewGUCNestLevel();
 	QueryDesc  *desc;
 	PlannedStmt *plan;
 	Oid			userid;
@@ -228,6 +229,7 @@ run_query(CopyReceiver *receiver, const CopyJob *job, TimestampTz moment)
 	ExecutorFinish(desc);
 	ExecutorEnd(desc);
 	FreeQueryDesc(desc);
+	AtEOXact_GUC(false, guc_level);
 	SetUserIdAndSecContext(userid, sec_context);
 }
 

@@ -5,8 +5,9 @@
  *
  * The launcher starts one worker per slot of ours.  The worker
  *
- *	1. reads the deployment and its mappings and compiles the transforms, in
- *	   an ordinary transaction under the current catalogs;
+ *	1. connects as the deployment's owner (owner.c), reads the deployment and
+ *	   its mappings and compiles the transforms, in an ordinary transaction
+ *	   under the current catalogs;
  *	2. connects to the peer, becomes the owner of the stream's replication
  *	   origin, reads how far the target is, and raises the generation of
  *	   tables that are not copied yet;
@@ -76,6 +77,9 @@ load_mappings(StreamWorker *worker)
 	if (deployment == NULL || deployment->desired != DESIRED_STARTED ||
 		XLogRecPtrIsInvalid(deployment->slot_lsn))
 		leave_alone(worker);
+	if (deployment->owner != GetUserId())
+		proc_exit(0);			/* the next worker finds out */
+	worker_keep_owner(shared, deployment->name);
 	source_check_place(deployment);
 	worker->deployment = deployment;
 	worker->rows = mappings_load(deployment->id, shared->direction);
@@ -396,6 +400,7 @@ void
 bluegreen_stream_main(Datum arg)
 {
 	StreamShared *shared = worker_attach_stream(DatumGetInt32(arg));
+	Oid			owner = worker_take_owner(shared);
 	StreamWorker *worker;
 	XLogRecPtr	careful_before = shared->careful_until;
 
@@ -404,11 +409,16 @@ bluegreen_stream_main(Datum arg)
 	worker->context = AllocSetContextCreate(TopMemoryContext,
 											"pg_bluegreen stream",
 											ALLOCSET_DEFAULT_SIZES);
-	worker_start(shared->dboid, "pg_bluegreen stream");
+	worker_start(shared->dboid, owner, "pg_bluegreen stream");
+	SpinLockAcquire(&shared->mutex);
+	shared->claimed = true;
+	SpinLockRelease(&shared->mutex);
 	before_shmem_exit(end_copy_workers, PointerGetDatum(worker));
 	MemoryContextSwitchTo(worker->context);
 	PG_TRY();
 	{
+		if (!OidIsValid(owner))
+			worker_find_owner(shared);
 		prepare(worker);
 		begin_decoding(worker);
 		decode_loop(worker);

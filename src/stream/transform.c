@@ -374,6 +374,7 @@ transform_compile(MappingRow *row)
 {
 	Transform  *transform = palloc0_object(Transform);
 	Relation	source = table_open(row->source, AccessShareLock);
+	int			guc_level = NewGUCNestLevel();
 	Oid			userid;
 	int			sec_context;
 
@@ -385,6 +386,7 @@ transform_compile(MappingRow *row)
 	remember_source(transform, source);
 	compile_columns(transform, source);
 	compile_filter(transform, source);
+	AtEOXact_GUC(false, guc_level);
 	SetUserIdAndSecContext(userid, sec_context);
 
 	transform_find_identity(transform, source);
@@ -485,7 +487,8 @@ transform_key_equal(Transform *transform, const Datum *a, const Datum *b)
 /*
  * Before evaluating: user-defined code runs as the mapping's owner and under
  * the active (in decoding: historic) snapshot, without which functions in SQL
- * crash and functions in PL/pgSQL fail.
+ * crash and functions in PL/pgSQL fail.  Settings that it makes last until
+ * transform_leave().
  */
 void
 transform_enter(Transform *transform, TransformUser *saved)
@@ -493,6 +496,7 @@ transform_enter(Transform *transform, TransformUser *saved)
 	saved->switched = transform->runs_user_code;
 	if (!saved->switched)
 		return;
+	saved->guc_level = NewGUCNestLevel();
 	GetUserIdAndSecContext(&saved->userid, &saved->sec_context);
 	SetUserIdAndSecContext(transform->row->owner,
 						   saved->sec_context |
@@ -510,5 +514,6 @@ transform_leave(const TransformUser *saved)
 	if (!saved->switched)
 		return;
 	PopActiveSnapshot();
+	AtEOXact_GUC(false, saved->guc_level);
 	SetUserIdAndSecContext(saved->userid, saved->sec_context);
 }

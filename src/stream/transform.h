@@ -133,6 +133,7 @@ typedef struct TransformUser
 {
 	Oid			userid;
 	int			sec_context;
+	int			guc_level;
 	bool		switched;
 } TransformUser;
 

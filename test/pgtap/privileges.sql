@@ -131,6 +131,30 @@ SELECT is(why($$SELECT bluegreen.create_deployment('joes', 'green')$$),
 RESET ROLE;
 GRANT USAGE ON FOREIGN SERVER green TO tap_joe, tap_jack;
 SET ROLE tap_joe;
+SELECT is(why($$SELECT bluegreen.create_deployment('joes', 'green')$$),
+	E'42501 owner "tap_joe" of deployment "joes" lacks the attribute REPLICATION\nA stream runs as the deployment''s owner, which must be allowed to log in and to replicate.\nUse ALTER ROLE tap_joe REPLICATION.',
+	'the role must be allowed to replicate');
+RESET ROLE;
+ALTER ROLE tap_joe NOLOGIN REPLICATION;
+ALTER ROLE tap_jack REPLICATION;
+SET ROLE tap_joe;
+SELECT is(why($$SELECT bluegreen.create_deployment('joes', 'green')$$),
+	E'42501 owner "tap_joe" of deployment "joes" lacks the attribute LOGIN\nA stream runs as the deployment''s owner, which must be allowed to log in and to replicate.\nUse ALTER ROLE tap_joe LOGIN.',
+	'and to log in');
+RESET ROLE;
+ALTER ROLE tap_joe LOGIN;
+SELECT format('REVOKE CONNECT ON DATABASE %I FROM PUBLIC', current_database())
+	AS revoke_connect \gset
+:revoke_connect;
+SET ROLE tap_joe;
+SELECT is(why($$SELECT bluegreen.create_deployment('joes', 'green')$$),
+	format(E'42501 owner "tap_joe" of deployment "joes" lacks CONNECT on database "%s"\nUse GRANT CONNECT ON DATABASE %1$I TO tap_joe.',
+		current_database()), 'and to connect');
+RESET ROLE;
+SELECT format('GRANT CONNECT ON DATABASE %I TO PUBLIC', current_database())
+	AS grant_connect \gset
+:grant_connect;
+SET ROLE tap_joe;
 SELECT is(why($$SELECT bluegreen.create_deployment('joes', 'green')$$), 'ok',
 	'with USAGE on the server it can define a deployment');
 SELECT is(why($$SELECT bluegreen.create_deployment('more', 'others')$$),

@@ -59,9 +59,10 @@ sub data_dir { return "$_[0]{root}$_[0]{dir}/data" }
 
 sub connstr
 {
-	my ($self, $dbname) = @_;
+	my ($self, $dbname, $user) = @_;
 	$dbname //= 'postgres';
-	return "host=127.0.0.1 port=$self->{port} user=postgres dbname=$dbname";
+	$user //= 'postgres';
+	return "host=127.0.0.1 port=$self->{port} user=$user dbname=$dbname";
 }
 
 # The server's log; from a position of earlier, if given (length of log then).
@@ -79,6 +80,20 @@ sub append_conf
 	open my $out, '>>', $self->data_dir . '/postgresql.conf' or croak $!;
 	print $out "$lines\n";
 	close $out;
+	return;
+}
+
+# Ask these roles for a password (SCRAM); nobody else is asked.
+sub require_password
+{
+	my ($self, @roles) = @_;
+	my $file = $self->data_dir . '/pg_hba.conf';
+	my $rules = slurp($file);
+	open my $out, '>', $file or croak $!;
+	print $out "host all $_ all scram-sha-256\n" for @roles;
+	print $out $rules;
+	close $out;
+	$self->reload;
 	return;
 }
 
@@ -166,7 +181,8 @@ sub destroy
 #
 
 # Run SQL.  Options: timeout => seconds, stdout/stderr => \$scalar,
-# extra_params => [psql arguments], on_error_stop => 0, on_error_die => 1.
+# extra_params => [psql arguments], on_error_stop => 0, on_error_die => 1,
+# user => a role other than postgres.
 # In list context (status, stdout, stderr), else the status of psql.
 sub psql
 {
@@ -175,8 +191,8 @@ sub psql
 	my ($out, $err) = ('', '');
 	my $stop = $options{on_error_stop} // 1;
 	my @command = (
-		"$self->{client}/psql", '-XAtq', '-d', $self->connstr($dbname),
-		'-v', "ON_ERROR_STOP=$stop", '-f', '-',
+		"$self->{client}/psql", '-XAtq',
+		'-d', $self->connstr($dbname, $options{user}), '-v', "ON_ERROR_STOP=$stop", '-f', '-',
 		@{ $options{extra_params} || [] });
 	my $seconds = $options{timeout} || TIMEOUT;
 
