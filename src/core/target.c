@@ -22,6 +22,8 @@
  *
  * A type travels in binary if everything that it is made of does: array
  * elements, domains' base types, ranges' subtypes, fields of composite types.
+ * The reg* types do not: their binary form is an OID, and an object has
+ * another one on another cluster.
  */
 static const char describe_sql[] =
 "WITH RECURSIVE target AS ("
@@ -52,7 +54,9 @@ static const char describe_sql[] =
 "          AND f.attnum > 0 AND NOT f.attisdropped) x(type)),"
 " wire AS ("
 "  SELECT p.whole, pg_catalog.bool_and(t.typsend::pg_catalog.oid <> 0"
-"      AND t.typreceive::pg_catalog.oid <> 0) AS has_binary"
+"      AND t.typreceive::pg_catalog.oid <> 0"
+"      AND (t.typname !~ '^reg' OR t.typnamespace <>"
+"        'pg_catalog'::pg_catalog.regnamespace)) AS has_binary"
 "  FROM part p JOIN pg_catalog.pg_type t ON t.oid = p.type GROUP BY p.whole)"
 " SELECT target.relkind, target.relpersistence, target.is_system,"
 "   target.has_incoming_fk, a.attname,"

@@ -22,8 +22,8 @@ typedef struct TargetColumn
 	char		type_kind;		/* pg_type.typtype: b c d e r m */
 	bool		is_array;		/* true array (typelem with array
 								 * subscripting) */
-	bool		has_binary;		/* send and receive functions exist for it and
-								 * for all that it is made of */
+	bool		has_binary;		/* its binary form means the same on two
+								 * clusters: see describe_sql in target.c */
 	Oid			type_oid;		/* on the peer; built-in ones equal ours */
 	bool		not_null;
 	bool		has_default;	/* default or identity, not generated */

@@ -81,7 +81,7 @@ begin_array(StringInfo out, const TransformColumn *column, int n,
 	pq_sendint32(out, 1);		/* dimensions */
 	pq_sendint32(out, has_null ? 1 : 0);
 	pq_sendint32(out, column->def->wire == WIRE_BINARY ?
-				 column->type : TEXTOID);
+				 column->type : BPCHAROID);
 	pq_sendint32(out, n);
 	pq_sendint32(out, 1);		/* lower bound */
 }

@@ -8,8 +8,9 @@
  *		UPDATE t SET a = u.c1 FROM ROWS FROM (unnest($1::int4[]), ...) AS u(c0, c1)
  *			WHERE t.id OPERATOR(pg_catalog.=) u.c0
  *
- * Array-typed columns and types without a binary form travel as text, since
- * unnest() would flatten an array of arrays, and are cast on the target.  The
+ * Array-typed columns and types without a binary form travel as text (in a
+ * bpchar), since unnest() would flatten an array of arrays, and are cast on the
+ * target.  The
  * peer's search_path is empty, so types are named with their schema and the
  * key is compared with the equality operator of the target's own index.
  *

@@ -246,11 +246,15 @@ compile_column(Transform *transform, int i, TargetEntry *tle, Relation source)
 	get_typlenbyval(column->type, &column->typlen, &column->typbyval);
 	column->reads = reads_of((Node *) expr, transform->source_desc);
 	column->depends_on_commit = commit_function_walker((Node *) expr, NULL);
-	/* "no length", since a plain char or bit means one of length 1 */
+	/*
+	 * "no length", since a plain char or bit means one of length 1.  What goes
+	 * as text is carried as bpchar: a cast from there is the type's input
+	 * function, while text has casts of its own (to regclass, or a user's).
+	 */
 	column->carrier = column->def->wire == WIRE_BINARY ?
 		format_type_extended(column->type, -1, FORMAT_TYPE_TYPEMOD_GIVEN |
 							 FORMAT_TYPE_FORCE_QUALIFY) :
-		pstrdup("pg_catalog.text");
+		pstrdup("pg_catalog.bpchar");
 	column->source_attno = plain_column(expr);
 	if (column->source_attno == 0)
 		column->state = ExecInitExpr(expression_planner(expr), NULL);

@@ -1,5 +1,7 @@
-# Every common built-in type, with NULLs and extreme values, arrives unchanged
-# by copy and by stream, under both replica identities.
+# Every type of pg_catalog that can be stored, types of users and of contrib,
+# and arrays of them all, with NULLs and extreme values, arrive unchanged by
+# copy and by stream, under both replica identities.  So do tables whose names
+# are as odd as can be.
 use strict;
 use warnings;
 
@@ -28,7 +30,8 @@ my @types = (
 	[ text => "''", "E'\\t\\n\\r\\b\\\\ \\'\"'", "'\\N'", "'grün ☃ 🐘'", 'repeat(\'x\', 100000)' ],
 	[ 'varchar(10)' => "'abc  '", "''" ],
 	[ 'char(5)' => "'ab'", "''" ],
-	[ '"char"' => "'x'" ],
+	[ bpchar => "'ab  '", "''" ],
+	[ '"char"' => "'x'", "'\\377'", "''" ],
 	[ name => "'a_name'" ],
 	[ bytea => "''", "'\\x00ff5c0a'", 'decode(repeat(\'00ff\', 50000), \'hex\')' ],
 	[ date => "'4713-01-01 BC'", "'5874897-12-31'", "'infinity'" ],
@@ -48,6 +51,7 @@ my @types = (
 	[ macaddr => "'08:00:2b:01:02:03'" ],
 	[ macaddr8 => "'08:00:2b:01:02:03:04:05'" ],
 	[ 'bit(5)' => "B'10101'" ],
+	[ bit => "B'1'" ],
 	[ 'bit varying' => "B''", "B'1' || repeat('10', 500)::varbit" ],
 	[ point => "'(1.5,-2e300)'" ],
 	[ line => "'{1,2,3}'" ],
@@ -62,11 +66,41 @@ my @types = (
 	[ numrange => "'[1.10,2.0]'" ],
 	[ tstzrange => "'[2026-01-01 00:00+00,infinity)'" ],
 	[ daterange => "'(,2026-01-01)'" ],
+	[ int8range => "'[-9223372036854775808,9223372036854775807)'" ],
+	[ tsrange => "'[-infinity,4714-11-24 BC)'" ],
 	[ int8multirange => "'{[1,3),[5,7)}'", "'{}'" ],
+	[ int4multirange => "'{(,2147483647)}'", "'{}'" ],
+	[ nummultirange => "'{[1.10,2.0],(2.1,)}'" ],
+	[ tsmultirange => "'{[2026-01-01,infinity]}'" ],
+	[ tstzmultirange => "'{[2026-01-01 00:00+00,2026-01-02 00:00+00)}'" ],
+	[ datemultirange => "'{[2026-01-01,2026-02-01),[infinity,infinity]}'" ],
 	[ pg_lsn => "'FFFFFFFF/FFFFFFFF'" ],
+	[ pg_snapshot => "'10:20:10,14,15'" ],
+	[ txid_snapshot => "'10:20:10,14,15'" ],
 	[ oid => '4294967295' ],
+	[ xid => "'4294967295'" ],
+	[ cid => "'4294967295'" ],
 	[ xid8 => "'18446744073709551615'" ],
 	[ tid => "'(4294967295,65535)'" ],
+	[ refcursor => "'a cursor'" ],
+	[ int2vector => "'1 -2 3'", "''" ],
+	[ oidvector => "'1 4294967295'" ],
+	[ 'int2vector[]' => q('{"1 2","3"}'), "'{}'" ],
+	[ 'oidvector[]' => q('{"1 2","4294967295"}') ],
+	[ aclitem => q{'"odd role"=arwdDxt/postgres'}, "'=r/postgres'" ],
+	[ regclass => q{'"Odd space".t'}, "'pg_catalog.pg_class'", '0' ],
+	[ regcollation => q{'"Odd space"."C"'} ],
+	[ regconfig => q{'"Odd space".search'} ],
+	[ regdictionary => q{'"Odd space".words'} ],
+	[ regnamespace => q{'"Odd space"'} ],
+	[ regoper => q{'"Odd space".<#>'} ],
+	[ regoperator => q{'"Odd space".<#>(integer,color)'} ],
+	[ regproc => q{'"Odd space".f'} ],
+	[ regprocedure => q{'"Odd space".f(integer,color)'} ],
+	[ regrole => q{'"odd role"'} ],
+	[ regtype => q{'color'}, q{'color[]'} ],
+	[ regnames => q{'{"\"Odd space\".t",NULL}'} ],
+	[ referring => q{'("\"Odd space\".t",x)'} ],
 	[ 'integer[]' => "'{}'", "'{1,NULL,3}'", "'[0:1][2:3]={{1,2},{3,4}}'" ],
 	[ 'text[]' => q('{"a,b","","\"\\\\",NULL,"NULL"}') ],
 	[ 'numeric[]' => "'{1.0,NaN}'" ],
@@ -78,7 +112,40 @@ my @types = (
 	[ percent => '0', '100' ],
 	[ pair => "'(1,\"a,b\")'", "'(,)'" ],
 	[ 'pair[]' => "ARRAY[ROW(1, 'x')::pair, NULL]" ],
-	[ span => "'[1.5,2.5)'" ]);
+	[ span => "'[1.5,2.5)'" ],
+	[ span_multirange => "'{[1.5,2.5),[NaN,)}'" ],
+	[ nothing => "'()'" ],
+	[ nested => q{'("(1,\\"a,b\\")","{red,NULL}",50)'}, "'(,,)'" ],
+	[ list => "'{1,NULL}'", "'[5:6]={1,2}'" ],
+	[ 'list[]' => q('{"{1,2}",NULL}') ],
+	[ 'regnames[]' => q('{"{pg_class}",NULL}') ],
+	[ citext => "'GroßStadt ☃'", "''" ],
+	[ hstore => q{'a=>1, "b c"=>NULL, ""=>"\"\\\\"'}, "''" ],
+	[ ltree => "'Top.Science.Astronomy'", "''" ],
+	[ lquery => "'Top.*{1,3}.!pizza\@*'" ],
+	[ ltxtquery => "'Europe & Russia*\@ & !Transportation'" ],
+	[ cube => "'(1,2,NaN),(3,4,1e300)'" ],
+	[ isbn => "'978-0-393-04002-9'" ],
+	[ seg => "'1.0 .. ~2.50'" ],
+	[ query_int => "'1&(2|!3)'" ]);
+my @extensions = qw(citext hstore ltree cube isn seg intarray);
+
+# and an array of each, with NULLs and bounds of its own
+sub array_of
+{
+	my ($type, @values) = @_;
+	my ($first, $last) = map { "($_)::$type" } @values[ 0, -1 ];
+	my $matrix = "ARRAY[[$first, NULL], [NULL, $last]]";
+	return [
+		"${type}[]",
+		"ARRAY[$last, NULL, $first]",
+		"('[3:4][-1:0]=' || ($matrix)::text)::${type}[]",
+		"'{}'"
+	];
+}
+# arrays of arrays, in disguise, have no array constructor
+my $no_array = qr/\]$|^(int2vector|oidvector|list|regnames)$/;
+push @types, map { array_of(@$_) } grep { $_->[0] !~ $no_array } @types;
 
 my $rows = 0;
 foreach my $type (@types)
@@ -86,13 +153,32 @@ foreach my $type (@types)
 	$rows = @$type - 1 if @$type - 1 > $rows;
 }
 
+# objects have other OIDs on green
+$green->safe_psql('CREATE TABLE one (a text); CREATE TABLE two (a text)');
 foreach my $node ($blue, $green)
 {
+	$node->safe_psql("CREATE EXTENSION $_") for @extensions;
 	$node->safe_psql(
 		q{CREATE TYPE color AS ENUM ('red', 'green', 'blue');
 		CREATE DOMAIN percent AS int CHECK (VALUE BETWEEN 0 AND 100);
+		CREATE DOMAIN list AS int[];
 		CREATE TYPE pair AS (n int, t text);
-		CREATE TYPE span AS RANGE (subtype = float8);});
+		CREATE TYPE nothing AS ();
+		CREATE TYPE nested AS (p pair, c color[], d percent);
+		CREATE TYPE span AS RANGE (subtype = float8,
+			multirange_type_name = span_multirange);
+		CREATE DOMAIN regnames AS regclass[];
+		CREATE TYPE referring AS (r regclass, t text);
+		CREATE ROLE "odd role";
+		CREATE SCHEMA "Odd space"
+			CREATE TABLE t (id int);
+		CREATE FUNCTION "Odd space".f(int, color) RETURNS bool
+			LANGUAGE sql AS 'SELECT true';
+		CREATE OPERATOR "Odd space".<#> (leftarg = int, rightarg = color,
+			function = "Odd space".f);
+		CREATE COLLATION "Odd space"."C" (locale = 'C');
+		CREATE TEXT SEARCH CONFIGURATION "Odd space".search (COPY = simple);
+		CREATE TEXT SEARCH DICTIONARY "Odd space".words (TEMPLATE = simple);});
 	foreach my $table (qw(by_key by_row))
 	{
 		my $n = 0;
@@ -102,6 +188,24 @@ foreach my $node ($blue, $green)
 		  if $table eq 'by_row';
 	}
 }
+
+is( $blue->safe_psql(q{SELECT string_agg(t.typname, ' ' ORDER BY t.typname)
+		FROM pg_type t
+		WHERE t.typnamespace = 'pg_catalog'::regnamespace
+			AND t.typtype IN ('b', 'r', 'm')
+			AND NOT EXISTS (SELECT FROM pg_type e WHERE e.typarray = t.oid)
+			AND NOT EXISTS (SELECT FROM pg_attribute a
+				WHERE a.attrelid = 'by_key'::regclass AND a.attnum > 0
+					AND a.atttypid = t.oid)
+			-- no value of these can be put in by a user
+			AND t.typname NOT IN ('gtsvector', 'pg_node_tree')
+			AND t.typname !~ '^pg_(brin|ndistinct|dependencies|mcv_list)'}),
+	'',
+	'no built-in type is left out');
+isnt(
+	$blue->safe_psql(q{SELECT '"Odd space".t'::regclass::oid}),
+	$green->safe_psql(q{SELECT '"Odd space".t'::regclass::oid}),
+	'objects have other OIDs on the two sides');
 
 # Rows of all values in turn, a row of NULLs, and a row per column in which
 # only that one is set.
@@ -179,5 +283,49 @@ wait_for_sync('types');
 same('deleted');
 is( $green->safe_psql(q{SELECT count(*) FROM bluegreen.conflict}),
 	0, 'every row was found');
+
+#
+# Names: every ASCII character, 63 bytes, more bytes than letters
+#
+sub quoted { my ($name) = @_; return '"' . $name =~ s/"/""/gr . '"' }
+
+my @ascii = map { chr } 1 .. 127;
+my ($schema, $table, @columns) = map { quoted($_) } (
+	"a.\"b'; --\\\n%s \$1",
+	join('', @ascii[ 50 .. 112 ]),
+	join('', @ascii[ 0 .. 59 ]),
+	join('', @ascii[ 60 .. 122 ]),
+	join('', @ascii[ 0 .. 3, 113 .. 126 ]) . 'Größe ☃',
+	'select', '☃' x 21, 'Key');
+my $odd = "$schema.$table";
+foreach my $node ($blue, $green)
+{
+	$node->safe_psql("CREATE SCHEMA $schema; CREATE TABLE $odd ("
+		  . join(', ', map { "$_ text" } @columns)
+		  . ", a color[], \"i.d\" int GENERATED ALWAYS AS IDENTITY,"
+		  . " PRIMARY KEY (\"i.d\", $columns[-1]))");
+}
+my $deployment = "E'the\\n''\"\\\\% deployment'";
+$blue->safe_psql(
+	"INSERT INTO $odd SELECT 'a', 'b', 'c', 'd', 'e', 'k'
+		FROM generate_series(1, 3);
+	SELECT bluegreen.create_deployment($deployment, 'green');
+	SELECT bluegreen.map_table($deployment, \$odd\$$odd\$odd\$);
+	CALL bluegreen.start($deployment);");
+$blue->safe_psql("CALL bluegreen.wait_for_sync($deployment, '180 s')");
+compare_tables("TABLE $odd", "TABLE $odd", 'odd names, copied');
+$blue->safe_psql(
+	"INSERT INTO $odd SELECT 'f', 'g', 'h', 'i', 'j', 'k', '{red}'
+		FROM generate_series(1, 3);
+	UPDATE $odd SET $columns[0] = 'new', $columns[2] = NULL
+		WHERE \"i.d\" IN (1, 4);
+	UPDATE $odd SET $columns[-1] = 'moved' WHERE \"i.d\" IN (2, 5);
+	DELETE FROM $odd WHERE \"i.d\" IN (3, 6);");
+$blue->safe_psql("CALL bluegreen.wait_for_sync($deployment, '180 s')");
+compare_tables("TABLE $odd", "TABLE $odd", 'odd names, streamed');
+is( $blue->safe_psql(
+		"SELECT count(*) FROM bluegreen.status WHERE state = 'streaming'"),
+	2,
+	'a deployment may have an odd name, too');
 
 done_testing();
