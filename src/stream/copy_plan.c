@@ -162,6 +162,20 @@ find_upper(CopyTable *table, Datum *lower, Datum *gap_upper, int64 rows)
 }
 
 /*
+ * Rows of the next chunk.  A thousandth of the table at least, or of what is
+ * copied of one that has grown: the copy must catch up with a table that grows
+ * while it is copied, though each chunk costs a look at all of them.
+ */
+static int64
+chunk_rows(TableShared *stats)
+{
+	int64		copied = (int64) pg_atomic_read_u64(&stats->copied_rows);
+
+	return Max((int64) bg_copy_chunk_rows,
+			   Max(stats->estimated_rows, copied) / 1000);
+}
+
+/*
  * Fill in the first gap's beginning as the job.
  */
 static void
@@ -169,15 +183,14 @@ cut_chunk(CopyState *state, CopyTable *table, CopyJob *job)
 {
 	ChunkDirectory *directory = table->directory;
 	bool		first = directory->nchunks == 0;
-	int64		rows = Max((int64) bg_copy_chunk_rows,
-						   table->stats->estimated_rows / 1000);
 
 	if (directory->space->nkeys == 0)
 		return;
 	if (first && (table->stats->estimated_rows <= bg_copy_chunk_rows ||
 				  !copy_save_indexes(state, table)))
 		return;
-	job->upper = find_upper(table, job->lower, job->upper, rows);
+	job->upper = find_upper(table, job->lower, job->upper,
+							chunk_rows(table->stats));
 }
 
 static void

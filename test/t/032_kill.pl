@@ -1,29 +1,44 @@
-# SIGKILL for the stream's worker, a copy worker, blue and green, each during
-# the copy and while streaming, at random points of the load: nothing is lost
-# and nothing is applied twice.
+# SIGKILL for whatever takes part, at random moments under load, half of the
+# times during the copy: the stream's worker, copy workers, the launcher, the
+# recorder, either postmaster, both, the stream's sessions on green.  Nothing is
+# lost, nothing is applied twice, and nothing arrives that blue has forgotten.
+#
+# Environment:
+#	BLUEGREEN_KILLS		how often, default 50
+#	BLUEGREEN_SEED		repeats the choice of victims and moments
 use strict;
 use warnings;
 
 use BlueGreen;
 use File::Temp;
 use IPC::Run;
+use List::Util qw(max);
 use Test::More;
+use Time::HiRes qw(usleep);
 
-my $accounts = 100_000;
+my $kills = $ENV{BLUEGREEN_KILLS} || 50;
 my $seed = $ENV{BLUEGREEN_SEED} || time;
 srand $seed;
-note("BLUEGREEN_SEED=$seed");
+note("BLUEGREEN_SEED=$seed BLUEGREEN_KILLS=$kills");
+
+# enough chunks for half of the kills
+my $accounts = 2_000 * max(50, $kills);
 
 my ($blue, $green) = create_pair(
-	conf => "bluegreen.restart_delay = '100ms'\n"
-	  . "bluegreen.restart_delay_max = '500ms'\n"
-	  . "bluegreen.batch_delay = '20ms'",
-	blue_conf => 'bluegreen.copy_chunk_rows = 200');
+	conf => "bluegreen.restart_delay = '20ms'\n"
+	  . "bluegreen.restart_delay_max = '200ms'\n"
+	  . "bluegreen.batch_delay = '20ms'\n"
+	  . "shared_buffers = '16MB'",
+	blue_conf => "bluegreen.copy_chunk_rows = 200\n"
+	  . "bluegreen.batch_rows = 1000");
 
-# Each transaction adds one to an account, and a row to the ledger.
-my $ddl = qq{
+# Each transaction adds one to an account, and a row to the ledger; some rows
+# of the ledger are confirmed, some are withdrawn.
+my $ddl = q{
 CREATE TABLE account (id int PRIMARY KEY, v int NOT NULL, filler text);
-CREATE TABLE ledger (id bigint PRIMARY KEY, account int NOT NULL);};
+CREATE TABLE ledger (id bigint PRIMARY KEY, account int NOT NULL,
+	v int NOT NULL DEFAULT 0);
+CREATE TABLE attempt (id bigint PRIMARY KEY, v int NOT NULL DEFAULT 0);};
 $_->safe_psql($ddl) for $blue, $green;
 $blue->safe_psql(qq{
 CREATE SEQUENCE number;
@@ -31,48 +46,79 @@ INSERT INTO account SELECT i, 0, repeat('x', 50)
 	FROM generate_series(1, $accounts) i;
 ANALYZE account;});
 
-# Green counts how often each row of the ledger arrives.
+# Green writes down whatever is written, in the same transaction.  Values only
+# grow, so no change may be there twice, and none may come after a later one.
 $green->safe_psql(q{
-CREATE TABLE arrival (id bigint PRIMARY KEY, n int NOT NULL);
-CREATE FUNCTION count_arrival() RETURNS trigger LANGUAGE plpgsql
+CREATE TABLE applied (n bigserial PRIMARY KEY, what text NOT NULL,
+	op text NOT NULL, id bigint NOT NULL, v int NOT NULL);
+CREATE FUNCTION write_down() RETURNS trigger LANGUAGE plpgsql
 SET search_path = public AS $$
+DECLARE
+	r record := coalesce(NEW, OLD);
 BEGIN
-	INSERT INTO arrival VALUES (NEW.id, 1)
-		ON CONFLICT (id) DO UPDATE SET n = arrival.n + 1;
+	INSERT INTO applied (what, op, id, v)
+		VALUES (tg_table_name, tg_op, r.id, r.v);
 	RETURN NULL;
-END $$;
-CREATE TRIGGER arrival AFTER INSERT OR UPDATE ON ledger
-	FOR EACH ROW EXECUTE FUNCTION count_arrival();
-ALTER TABLE ledger ENABLE ALWAYS TRIGGER arrival;});
+END $$;});
+foreach my $table (qw(account ledger attempt))
+{
+	$green->safe_psql(qq{
+CREATE TRIGGER write_down AFTER INSERT OR UPDATE OR DELETE ON $table
+	FOR EACH ROW EXECUTE FUNCTION write_down();
+ALTER TABLE $table ENABLE ALWAYS TRIGGER write_down;});
+}
 
 # Each chunk takes a while, so that there is a copy to be killed.
 $green->safe_psql(q{
 CREATE FUNCTION take_time() RETURNS trigger LANGUAGE plpgsql
 SET search_path = public AS $$
 BEGIN
-	PERFORM pg_sleep(0.03);
+	PERFORM pg_sleep(0.06);
 	RETURN NULL;
 END $$;
 CREATE TRIGGER take_time BEFORE INSERT ON account
 	FOR EACH STATEMENT EXECUTE FUNCTION take_time();
 ALTER TABLE account ENABLE ALWAYS TRIGGER take_time;});
 
-# Load that comes back after a crash of blue.
+#
+# Load that comes back after a crash of blue.  Of what it commits
+# asynchronously blue forgets the last part when it crashes.
+#
 my $files = File::Temp->newdir;
-open my $script, '>', "$files/script" or die $!;
-print $script <<"SQL";
-\\set id random(1, $accounts)
+my $commit = '\set asynchronous random(0, 1)
+\if :asynchronous
+SET LOCAL synchronous_commit = off;
+\endif
+COMMIT;';
+my %scripts = (
+	'small@95' => "\\set id random(1, $accounts)
 BEGIN;
 UPDATE account SET v = v + 1 WHERE id = :id;
+INSERT INTO attempt VALUES (nextval('number'));
 INSERT INTO ledger VALUES (nextval('number'), :id);
-COMMIT;
-SQL
-close $script;
+$commit",
+	'later@4' => "BEGIN;
+UPDATE ledger SET v = v + 1 WHERE id = (SELECT max(id) - 100 FROM ledger);
+DELETE FROM attempt WHERE id = (SELECT min(id) FROM attempt);
+$commit",
+	'giant@1' => "\\set id random(1, $accounts - 1500)
+BEGIN;
+WITH u AS (UPDATE account SET v = v + 1 WHERE id BETWEEN :id AND :id + 1499
+	RETURNING id)
+INSERT INTO ledger SELECT nextval('number'), id FROM u;
+$commit");
+foreach my $name (keys %scripts)
+{
+	open my $script, '>', "$files/$name" =~ s/@.*//r or die $!;
+	print $script "$scripts{$name}\n";
+	close $script;
+}
 my $load = IPC::Run::start(
 	[
 		'bash', '-c',
-		'while [ ! -e "$1/stop" ]; do "$2/pgbench" -n -c 4 -R 800 -T 3600'
-		  . ' -f "$1/script" "$3" >"$1/log" 2>&1 || sleep 0.1; done',
+		'cd "$1"; while [ ! -e stop ]; do "$2/pgbench" -n -c 4 -R 200 -T 3600'
+		  . ' -f small@95 -f later@4 -f giant@1 "$3" >log 2>&1 || sleep 0.05;'
+		  . ' done',
 		'load', "$files", $blue->{client}, $blue->connstr
 	],
 	'<', '/dev/null', '>', '/dev/null', '2>&1');
@@ -95,24 +141,41 @@ sub stop_load
 	return;
 }
 
-# A random moment: some more transactions from now.
-sub wait_a_moment
+#
+# Waiting, never for ever
+#
+sub give_up
 {
-	my $goal = $blue->safe_psql('SELECT count(*) FROM ledger') + int rand 300;
-	$blue->poll_query_until("SELECT count(*) >= $goal FROM ledger")
-	  or die 'there is no load';
-	return;
+	my ($what) = @_;
+	diag("BLUEGREEN_SEED=$seed");
+	foreach my $question (
+		[ $blue => 'SELECT * FROM bluegreen.stat_stream' ],
+		[ $blue => 'SELECT * FROM bluegreen.copy_progress' ],
+		[ $blue => 'SELECT * FROM bluegreen.copy_state()' ],
+		[ $blue => 'SELECT * FROM pg_replication_slots' ],
+		[ $blue => 'SELECT * FROM pg_stat_activity' ],
+		[ $green => 'SELECT * FROM bluegreen.applied_table' ],
+		[ $green => 'SELECT * FROM pg_replication_origin_status' ],
+		[ $green => 'SELECT * FROM pg_stat_activity' ])
+	{
+		my ($node, $sql) = @$question;
+		my (undef, $out, $err) =
+		  $node->psql($sql, extra_params => ['-x'], timeout => 30);
+		diag($node->name, ": $sql\n$out$err");
+	}
+	diag('pgbench: ', BlueGreen::Node::slurp("$files/log"));
+	die "$what\n";
 }
 
+my $applied = 'SELECT coalesce(max(n), 0) FROM applied';
 my $chunks = 'SELECT count(*) FROM bluegreen.applied_chunk';
 
-# ... and when the copy has come this far.
-sub wait_for_chunks
+# Wait until a number on green is above $n.
+sub wait_for_more
 {
-	my ($n) = @_;
-	$n += int rand 10;
-	$green->poll_query_until("SELECT ($chunks) >= $n")
-	  or die "the copy does not get to chunk $n";
+	my ($sql, $n, $what) = @_;
+	$green->poll_query_until("SELECT ($sql) > $n")
+	  or give_up("green does not get $what");
 	return;
 }
 
@@ -122,71 +185,146 @@ sub is_copying
 		WHERE target_table = 'account'}) eq 'copying';
 }
 
+#
+# Victims
+#
+
+# One of a postmaster's children, whatever it is doing; false if there is none.
+sub kill_child
+{
+	my ($node, $pattern) = @_;
+	my @pids = $node->processes($pattern) or return 0;
+	return kill 'KILL', $pids[ rand @pids ];
+}
+
 sub kill_postmaster
 {
-	my ($node) = @_;
-	$node->kill9;
-	$node->start;
+	my (@nodes) = @_;
+	$_->kill9 for @nodes;
+	$_->start for @nodes;
+	return 1;
+}
+
+my %victims = (
+	"the stream's worker" => sub { kill_child($blue, qr/bluegreen stream/) },
+	'a copy worker' => sub { kill_child($blue, qr/bluegreen copy/) },
+	'the launcher' => sub { kill_child($blue, qr/bluegreen launcher/) },
+	'the recorder' => sub { kill_child($blue, qr/bluegreen recorder/) },
+	"a stream's session on green" =>
+	  sub { kill_child($green, qr/postgres: postgres postgres 127/) },
+	'blue' => sub { kill_postmaster($blue) },
+	'green' => sub { kill_postmaster($green) },
+	'both servers' => sub { kill_postmaster($green, $blue) },
+	'no process, but the connections to green' => sub {
+		$green->psql(q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+			WHERE application_name LIKE 'bluegreen%'});
+		return 1;
+	});
+my %done;
+
+# Kill one that exists: first each once, then at random.  Its name.
+sub kill_somebody
+{
+	my ($phase) = @_;
+	my @names = sort keys %victims;
+	my @new = grep { !$done{"$_ $phase"} } @names;
+	for (my $tries = 0; $tries < 1000; $tries++)
+	{
+		my @from = @new && $tries < 20 ? @new : @names;
+		my $name = $from[ rand @from ];
+		if ($victims{$name}->())
+		{
+			$done{"$name $phase"}++;
+			return $name;
+		}
+		usleep(20_000);
+	}
+	give_up('there is nobody to kill');
+}
+
+# The next kill comes some time after the stream goes on; or before it does.
+sub wait_a_moment
+{
+	my ($sql, $n, $what) = @_;
+	wait_for_more($sql, $n, $what) if rand() < 0.75;
+	usleep(rand 150_000);
+	$_->wait_until_up or give_up($_->name . ' does not come up')
+	  for $blue, $green;
 	return;
 }
 
-my @victims = (
-	[ "the stream's worker" => sub { kill9_worker($blue, 'bluegreen stream') } ],
-	[ 'a copy worker' => sub { kill9_worker($blue, 'bluegreen copy') } ],
-	[ 'blue' => sub { kill_postmaster($blue) } ],
-	[ 'green' => sub { kill_postmaster($green) } ]);
-
-$blue->poll_query_until('SELECT count(*) > 100 FROM ledger');
+#
+# The copy
+#
+$blue->poll_query_until('SELECT count(*) > 100 FROM ledger')
+  or give_up('there is no load');
 $blue->safe_psql(q{SELECT bluegreen.create_deployment('kill', 'green');
 	SELECT bluegreen.map_table('kill', 'account');
 	SELECT bluegreen.map_table('kill', 'ledger');
+	SELECT bluegreen.map_table('kill', 'attempt');
 	CALL bluegreen.start('kill');});
 
-my $done = 0;
-foreach my $victim (@victims)
+my $copied = 0;
+for my $n (1 .. $kills / 2)
 {
-	wait_for_chunks($done + 10);
-	$victim->[1]->();
-	ok(is_copying(), "killed during the copy: $victim->[0]");
+	wait_a_moment($chunks, $copied, 'chunks');
+	my $copying = is_copying();
+	my $victim = kill_somebody('copying');
+	$green->wait_until_up;
 	my $now = $green->safe_psql($chunks);
-	cmp_ok($now, '>=', $done, 'chunks that were finished stay finished');
-	$done = $now;
+	ok($copying && $now >= $copied,
+		"kill $n, during the copy: $victim; $now chunks stay finished")
+	  or diag("there were $copied");
+	$copied = $now;
 }
+$green->safe_psql('ALTER TABLE account DISABLE TRIGGER take_time');
 wait_for_sync('kill');
 
-foreach my $round (1, 2)
+#
+# The stream
+#
+for my $n (1 .. $kills - int($kills / 2))
 {
-	foreach my $victim (grep { $_->[0] !~ /copy/ } @victims)
-	{
-		wait_a_moment();
-		$victim->[1]->();
-		is( $green->safe_psql(
-				'SELECT (SELECT sum(v) FROM account) = count(*) FROM ledger'),
-			't',
-			"killed while streaming: $victim->[0];"
-			  . ' green has whole transactions only');
-	}
+	wait_a_moment($applied, $green->safe_psql($applied), 'rows');
+	my $victim = kill_somebody('streaming');
+	$green->wait_until_up;
+	is( $green->safe_psql(
+			'SELECT (SELECT sum(v) FROM account) = count(*) FROM ledger'),
+		't',
+		"kill $n, while streaming: $victim; green has whole transactions only");
 }
+note("killed: $done{$_} times $_") for sort keys %done;
 
-# the peer's end of a connection, and both servers at once
-wait_a_moment();
-$green->safe_psql(q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-	WHERE application_name LIKE 'bluegreen%'});
-wait_a_moment();
-$green->kill9;
-$blue->kill9;
-$_->start for $blue, $green;
-wait_a_moment();
-
+#
+# The end
+#
+wait_for_more($applied, $green->safe_psql($applied), 'rows');
+$blue->wait_until_up;
 stop_load();
 wait_for_sync('kill');
-compare_tables('TABLE account', 'TABLE account', 'all accounts are equal');
-compare_tables('TABLE ledger', 'TABLE ledger', 'the ledger is equal');
-compare_tables('SELECT id, 1 FROM ledger',
-	'SELECT id, n FROM arrival', 'every row arrived exactly once');
-is( $green->safe_psql('SELECT string_agg(c::text, E\'\n\')'
-		  . ' FROM (SELECT * FROM bluegreen.conflict LIMIT 5) c'),
+compare_tables("TABLE $_", "TABLE $_", "$_: every row is equal")
+  for qw(account ledger attempt);
+is( $blue->safe_psql('SELECT (SELECT sum(v) FROM account) = count(*),'
+		  . ' count(*) > 1000, sum(v) > 0 FROM ledger'),
+	't|t|t',
+	'blue has what it promised');
+compare_tables('SELECT id, 1::bigint FROM ledger',
+	q{SELECT id, count(*) FROM applied
+		WHERE what = 'ledger' AND op = 'INSERT' GROUP BY id},
+	'every row of the ledger arrived exactly once');
+is( $green->safe_psql(q{SELECT count(*), min(w::text) FROM (
+		SELECT what, op, id, v, count(*) FROM applied
+		GROUP BY what, op, id, v HAVING count(*) > 1) w}),
+	'0|',
+	'no change was applied twice');
+is( $green->safe_psql(q{SELECT count(*), min(w::text) FROM (
+		SELECT *, lag(v) OVER (PARTITION BY what, id ORDER BY n) AS before
+		FROM applied) w WHERE v < before}),
+	'0|',
+	'and none after a later one');
+is( $green->safe_psql(q{SELECT string_agg(c::text, E'\n')
+		FROM (SELECT * FROM bluegreen.conflict LIMIT 5) c}),
 	'',
-	'and no row was otherwise than expected');
+	'no row was otherwise than expected');
 
 done_testing();

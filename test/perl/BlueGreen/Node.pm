@@ -148,10 +148,21 @@ sub kill9
 	wait_until(sub { !grep { alive($_) } $pid, @children })
 	  or croak "children of $self->{name} live on";
 
-	# A server takes a zombie for a running one, and not every init reaps.
-	wait_until(sub { !kill 0, $pid }, 10)
-	  or unlink $self->data_dir . '/postmaster.pid';
+	# A server takes a zombie for a running one, and not every init reaps soon.
+	unlink $self->data_dir . '/postmaster.pid' if kill 0, $pid;
 	return;
+}
+
+# Pids of the postmaster's children whose title matches: "postgres: checkpointer".
+# Needs no connection.
+sub processes
+{
+	my ($self, $pattern) = @_;
+	my $postmaster = $self->pid or return;
+	return grep {
+		my $title = eval { slurp("/proc/$_/cmdline") } // '';
+		$title =~ $pattern;
+	} children($postmaster);
 }
 
 # Wait until connections are accepted (again).
