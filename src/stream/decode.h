@@ -41,7 +41,8 @@ typedef struct DecodeState
 	int			guc_level;
 	MemoryContext context;		/* of this struct and the relation entries */
 	MemoryContext change_context;	/* reset for each change */
-	struct HTAB *relations;
+	struct HTAB *relations;		/* see relation.c */
+	int			max_relations;	/* look for stale ones at so many */
 	ReorderBufferTXN *txn;		/* current, or NULL */
 	int			max_columns;
 	RowChange	scratch;		/* arrays of max_columns */

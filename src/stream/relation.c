@@ -9,7 +9,11 @@
  * from the catalogs as they were when the change was made; before an entry is
  * used it is compared with what was compiled under the current catalogs, and a
  * difference is an error: an expression compiled for text would read an int as
- * a pointer.  Relcache invalidation makes an entry stale, not gone.
+ * a pointer.
+ *
+ * Relcache invalidation makes an entry stale, not gone, for it may be in use.
+ * Stale entries are given back when new ones are needed and there have come to
+ * be many: else tables that come and go would add up.
  *
  *-------------------------------------------------------------------------
  */
@@ -25,9 +29,29 @@
 #include "utils/rel.h"
 #include "utils/relcache.h"
 
-/* The table that the invalidation callback marks; one state per process. */
-static HTAB *invalidated = NULL;
+#define MIN_ENTRIES		256		/* fewer are not worth a look for stale ones */
 
+/* Whose entries the invalidation callback marks; one state per process. */
+static DecodeState *invalidated = NULL;
+
+static bool
+is_source(const DecodeState *state, Oid relid)
+{
+	ListCell   *lc;
+
+	foreach(lc, state->transforms)
+	{
+		if (((Transform *) lfirst(lc))->row->source == relid)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Relcache callback.  Most relations are no sources, and there may be many
+ * entries: only for a source they are all looked at, since a leaf's entry
+ * depends on its root's columns as well.
+ */
 static void
 invalidate_relation(Datum arg, Oid relid)
 {
@@ -36,16 +60,47 @@ invalidate_relation(Datum arg, Oid relid)
 
 	if (invalidated == NULL)
 		return;
-	hash_seq_init(&status, invalidated);
+	if (OidIsValid(relid) && !is_source(invalidated, relid))
+	{
+		entry = hash_search(invalidated->relations, &relid, HASH_FIND, NULL);
+		if (entry != NULL)
+			entry->valid = false;
+		return;
+	}
+	hash_seq_init(&status, invalidated->relations);
 	while ((entry = hash_seq_search(&status)) != NULL)
 	{
 		if (!OidIsValid(relid) || entry->relid == relid)
 			entry->valid = false;
-		/* a leaf's entry depends on its root's columns as well */
 		for (int i = 0; i < entry->ntransforms; i++)
 			if (entry->transforms[i].transform->row->source == relid)
 				entry->valid = false;
 	}
+}
+
+/*
+ * Give back the stale entries if there have come to be many.  None may be in
+ * use.
+ */
+static void
+forget_stale_entries(DecodeState *state)
+{
+	HASH_SEQ_STATUS status;
+	RelationEntry *entry;
+
+	if (hash_get_num_entries(state->relations) < state->max_relations)
+		return;
+	hash_seq_init(&status, state->relations);
+	while ((entry = hash_seq_search(&status)) != NULL)
+	{
+		if (entry->valid)
+			continue;
+		if (entry->context)
+			MemoryContextDelete(entry->context);
+		hash_search(state->relations, &entry->relid, HASH_REMOVE, NULL);
+	}
+	state->max_relations = Max(hash_get_num_entries(state->relations) * 2,
+							   MIN_ENTRIES);
 }
 
 static void
@@ -72,7 +127,8 @@ relation_entries_create(DecodeState *state)
 
 	state->relations = hash_create("pg_bluegreen relations", 64, &ctl,
 								   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	invalidated = state->relations;
+	state->max_relations = MIN_ENTRIES;
+	invalidated = state;
 	callback->func = forget_entries;
 	MemoryContextRegisterResetCallback(state->context, callback);
 	if (!registered)
@@ -210,25 +266,25 @@ fill_entry(DecodeState *state, RelationEntry *entry, Relation relation)
 
 /*
  * The entry of a relation that a change refers to, brought up to date.  Errors
- * if the relation is no longer what a mapping was compiled for.
+ * if the relation is no longer what a mapping was compiled for.  The entry is
+ * good until the next call.
  */
 RelationEntry *
 relation_entry(DecodeState *state, Relation relation)
 {
 	Oid			relid = RelationGetRelid(relation);
-	bool		found;
-	RelationEntry *entry = hash_search(state->relations, &relid, HASH_ENTER,
-									   &found);
+	RelationEntry *entry = hash_search(state->relations, &relid, HASH_FIND,
+									   NULL);
 	MemoryContext old;
 
-	if (!found)
+	if (entry != NULL && entry->valid)
+		return entry;
+	if (entry == NULL)
 	{
-		entry->valid = false;
-		entry->ntransforms = 0;
+		forget_stale_entries(state);
+		entry = hash_search(state->relations, &relid, HASH_ENTER, NULL);
 		entry->context = NULL;
 	}
-	if (entry->valid)
-		return entry;
 
 	entry->ntransforms = 0;
 	if (entry->context)

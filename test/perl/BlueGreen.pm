@@ -33,7 +33,7 @@ use IPC::Run;
 use Test::More ();
 
 our @EXPORT = qw(create_pair wait_for_sync compare_tables
-  pgbench_start pgbench_stop kill9_worker);
+  pgbench_start pgbench_stop kill9_worker memory_of);
 
 # a user's own settings are not meant for the test's clusters
 delete @ENV{ grep { /^PG/ && !/^PG_/ } keys %ENV };
@@ -211,6 +211,21 @@ sub pgbench_stop
 		  . " pg_stat_activity WHERE application_name = 'pgbench')")
 	  if $bench->{node}->pid;
 	return $alive;
+}
+
+#
+# Processes
+#
+
+# Memory that a process has for itself, in kB: what the server shares, and
+# programs and libraries, are not in it.
+sub memory_of
+{
+	my ($pid) = @_;
+	my $kilobytes = 0;
+	my $rollup = BlueGreen::Node::slurp("/proc/$pid/smaps_rollup");
+	$kilobytes += $1 while $rollup =~ /^(?:Anonymous|Swap): +(\d+) kB/mg;
+	return $kilobytes;
 }
 
 #

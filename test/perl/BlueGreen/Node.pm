@@ -415,7 +415,7 @@ sub wait
 	my ($self) = @_;
 	$self->{timer}->start;
 	$self->{harness}->pump
-	  until $self->{out} =~ /$marker/ && $self->{err} =~ /$marker/;
+	  until $self->{out} =~ /$marker\n/ && $self->{err} =~ /$marker\n/;
 	s/\n?$marker\n// for $self->{out}, $self->{err};
 	return $self->{out};
 }
