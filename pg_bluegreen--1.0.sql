@@ -172,14 +172,14 @@ CREATE FOREIGN DATA WRAPPER pg_bluegreen
 CREATE FUNCTION bluegreen.create_deployment(name name, server name)
 RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_create_deployment'
-LANGUAGE C STRICT
+LANGUAGE C
 SET search_path = pg_catalog, pg_temp;
 
 CREATE FUNCTION bluegreen.drop_deployment(name name,
 	force boolean DEFAULT false)
 RETURNS void
 AS 'MODULE_PATHNAME', 'bluegreen_drop_deployment'
-LANGUAGE C STRICT
+LANGUAGE C
 SET search_path = pg_catalog, pg_temp;
 
 -- No SET search_path: the names in the transform are the caller's to resolve.
@@ -214,7 +214,7 @@ CREATE FUNCTION bluegreen.preview(deployment name, source regclass,
 	OUT target_row jsonb)
 RETURNS SETOF record
 AS 'MODULE_PATHNAME', 'bluegreen_preview'
-LANGUAGE C STRICT
+LANGUAGE C
 SET search_path = pg_catalog, pg_temp;
 
 -- Not for PUBLIC to lose: like now(), they tell nothing, and a transform that
@@ -251,13 +251,13 @@ LANGUAGE C;
 CREATE FUNCTION bluegreen.skip(deployment name, lsn pg_lsn)
 RETURNS void
 AS 'MODULE_PATHNAME', 'bluegreen_skip'
-LANGUAGE C STRICT
+LANGUAGE C
 SET search_path = pg_catalog, pg_temp;
 
 CREATE FUNCTION bluegreen.confirm_source(deployment name)
 RETURNS void
 AS 'MODULE_PATHNAME', 'bluegreen_confirm_source'
-LANGUAGE C STRICT
+LANGUAGE C
 SET search_path = pg_catalog, pg_temp;
 
 CREATE FUNCTION bluegreen.commit_position(lsn pg_lsn, commit_time timestamptz)
@@ -269,7 +269,7 @@ SET search_path = pg_catalog, pg_temp;
 CREATE FUNCTION bluegreen.reset_stats(deployment name)
 RETURNS void
 AS 'MODULE_PATHNAME', 'bluegreen_reset_stats'
-LANGUAGE C STRICT
+LANGUAGE C
 SET search_path = pg_catalog, pg_temp;
 
 --
@@ -324,6 +324,9 @@ SELECT d.name AS deployment,
 	'forward'::text AS direction,
 	CASE
 		WHEN d.desired = 'defined' THEN 'defined'
+		-- a first start that was killed before it had a slot
+		WHEN r.slot_name IS NULL AND d.desired = 'started'
+			AND d.slot_lsn IS NULL THEN 'defined'
 		WHEN r.slot_name IS NULL AND d.slot_lsn IS NOT NULL THEN 'lost'
 		WHEN d.desired = 'started'
 			THEN coalesce(nullif(s.state, 'stopped'), 'starting')
@@ -367,6 +370,20 @@ SELECT d.name AS deployment,
 	s.error_message,
 	s.error_detail,
 	s.error_hint,
+	CASE
+		WHEN d.desired = 'started' AND d.slot_lsn IS NULL
+			AND r.slot_name IS NOT NULL AND r.active_pid IS NULL
+			THEN 'bluegreen.start() to be called again'
+		ELSE (SELECT string_agg(DISTINCT CASE b.pid
+				WHEN 0 THEN 'a prepared transaction'
+				ELSE 'process ' || b.pid END, ', ')
+			FROM pg_stat_activity a
+				CROSS JOIN LATERAL unnest(pg_blocking_pids(a.pid)) b(pid)
+			WHERE a.wait_event_type = 'Lock'
+				AND (a.pid IN (r.active_pid, s.pid)
+					OR a.pid IN (SELECT c.pid FROM bluegreen.copy_state() c
+						WHERE c.deployment = d.id)))
+	END AS waits_for,
 	d.started_at,
 	s.stats_reset
 FROM bluegreen.deployment d
@@ -408,6 +425,7 @@ SELECT s.deployment,
 		CASE WHEN length(s.error_message) > 40
 			THEN left(s.error_message, 37) || '...'
 			ELSE s.error_message END
+		ELSE left('waits for ' || s.waits_for, 40)
 	END AS error
 FROM bluegreen.stat_stream s
 ORDER BY s.deployment, s.direction;
@@ -633,13 +651,15 @@ COMMENT ON COLUMN bluegreen.status.lag_bytes IS
 COMMENT ON COLUMN bluegreen.status.lag IS
 	'age of the oldest transaction that is not durable on the peer; 0 when nothing is pending';
 COMMENT ON COLUMN bluegreen.status.error IS
-	'start of the error''s message; all of it is in stat_stream';
+	'start of the error''s message, or what is waited for; all of it is in stat_stream';
 COMMENT ON COLUMN bluegreen.stat_stream.wal_kept_bytes IS
 	'WAL that the stream''s slot holds back';
 COMMENT ON COLUMN bluegreen.stat_stream.error_lsn IS
 	'the failing transaction, for bluegreen.skip()';
 COMMENT ON COLUMN bluegreen.stat_stream.careful_batches IS
 	'batches that were done again row by row to find an error''s cause';
+COMMENT ON COLUMN bluegreen.stat_stream.waits_for IS
+	'whose locks or transactions hold up the start, the stream or its copy';
 COMMENT ON COLUMN bluegreen.stat_stream.next_start IS
 	'when the stream is tried again after an error';
 COMMENT ON COLUMN bluegreen.chunk.lower IS

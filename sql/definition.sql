@@ -91,7 +91,7 @@ CREATE SERVER other FOREIGN DATA WRAPPER other_wrapper;
 SELECT try($$SELECT bluegreen.create_deployment('d', 'nowhere')$$);
 SELECT try($$SELECT bluegreen.create_deployment('d', 'other')$$);
 SELECT try($$SELECT bluegreen.create_deployment('', 'green')$$);
-SELECT bluegreen.create_deployment(NULL, 'green') IS NULL;
+SELECT try($$SELECT bluegreen.create_deployment(NULL, 'green')$$);
 SELECT bluegreen.create_deployment('d', 'green');
 SELECT try($$SELECT bluegreen.create_deployment('d', 'green')$$);
 SELECT try($$SELECT bluegreen.drop_deployment('nope')$$);

@@ -16,9 +16,11 @@
 #include "access/xact.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_type.h"
+#include "commands/trigger.h"
 #include "core/definition.h"
 #include "core/event.h"
 #include "executor/spi.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -82,6 +84,11 @@ catalog_begin(CatalogAccess *access)
 	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID,
 						   access->sec_context | SECURITY_LOCAL_USERID_CHANGE);
 	access->guc_level = search_path_pin();
+	/* the tables' foreign keys cascade */
+	if (SessionReplicationRole != SESSION_REPLICATION_ROLE_ORIGIN)
+		(void) set_config_option("session_replication_role", "origin",
+								 PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE,
+								 true, 0, false);
 }
 
 /*
@@ -475,4 +482,19 @@ stream_origin_name(uint64 system_identifier, Oid dboid, int32 deployment,
 {
 	return psprintf("bluegreen_" UINT64_FORMAT "_%u_%d_%c",
 					system_identifier, dboid, deployment, direction);
+}
+
+/*
+ * First part of the application_name of a deployment's sessions on its target.
+ * What follows tells them from each other, so a long name is cut here, not
+ * there.
+ */
+char *
+stream_application_name(const Deployment *deployment)
+{
+	int			room = NAMEDATALEN - 1 - strlen("bluegreen  forward control");
+
+	return psprintf("bluegreen %.*s",
+					pg_mbcliplen(deployment->name, strlen(deployment->name),
+								 room), deployment->name);
 }

@@ -111,6 +111,9 @@ extern void owner_check(Oid owner, const char *deployment);
 extern char *stream_origin_name(uint64 system_identifier, Oid dboid,
 								int32 deployment, char direction);
 
+/* What its sessions on the target are called, before what they are for. */
+extern char *stream_application_name(const Deployment *deployment);
+
 /* Refuse to drop the extension while there are deployments; from _PG_init(). */
 extern void deployment_guard_install(void);
 

@@ -83,26 +83,49 @@ control_unlock(int32 deployment)
 }
 
 /*
- * Begin a procedure that commits: error in a transaction block or if one of
- * the first nrequired arguments is null (procedures can't be STRICT); SPI that
- * may end transactions.
+ * Error if an argument is null.  Functions of ours are not STRICT: one that
+ * silently did nothing would pass for one that did what it was asked for.
  */
 void
-procedure_begin(FunctionCallInfo fcinfo, const char *name, int nrequired)
+require_argument(FunctionCallInfo fcinfo, int i, const char *name)
+{
+	if (PG_ARGISNULL(i))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("argument \"%s\" must not be null", name)));
+}
+
+/*
+ * Error if nothing can be written: on a standby, or in a transaction that is
+ * read-only.
+ */
+void
+require_writable(const char *function)
+{
+	if (RecoveryInProgress())
+		ereport(ERROR,
+				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
+				 errmsg("cannot execute %s during recovery", function),
+				 errhint("Call it on the primary.")));
+	PreventCommandIfReadOnly(function);
+}
+
+/*
+ * Begin a procedure that commits: error in a transaction block, or where
+ * nothing can be written; SPI that may end transactions.
+ */
+void
+procedure_begin(FunctionCallInfo fcinfo, const char *name)
 {
 	CallContext *context = (CallContext *) fcinfo->context;
 
-	for (int i = 0; i < nrequired; i++)
-		if (PG_ARGISNULL(i))
-			ereport(ERROR,
-					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg("argument %d of %s must not be null",
-							i + 1, name)));
+	require_argument(fcinfo, 0, "deployment");
 	if (context == NULL || !IsA(context, CallContext) || context->atomic)
 		ereport(ERROR,
 				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
 				 errmsg("%s cannot run inside a transaction block", name),
 				 errhint("Call it at top level; it commits while it runs.")));
+	require_writable(name);
 	if (SPI_connect_ext(SPI_OPT_NONATOMIC) != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 }
@@ -318,7 +341,8 @@ stop_locked(const char *name)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("deployment \"%s\" has not been started",
-						deployment->name)));
+						deployment->name),
+				 errhint("Use CALL bluegreen.start().")));
 	if (deployment->desired == DESIRED_STARTED)
 	{
 		catalog_update_deployment(deployment->id, "desired = 'stopped'");
@@ -340,7 +364,7 @@ bluegreen_stop(PG_FUNCTION_ARGS)
 	char	   *name;
 	int32		id;
 
-	procedure_begin(fcinfo, "bluegreen.stop", 1);
+	procedure_begin(fcinfo, "bluegreen.stop");
 	shared_require();
 	name = pstrdup(NameStr(*PG_GETARG_NAME(0)));
 	id = procedure_lock(name)->id;
@@ -502,11 +526,12 @@ bluegreen_wait_for_sync(PG_FUNCTION_ARGS)
 	char	   *name;
 	Deployment *deployment;
 	StreamShared *s;
-	XLogRecPtr	goal = sync_position();
+	XLogRecPtr	goal;
 	TimestampTz end = DT_NOEND;
 
-	procedure_begin(fcinfo, "bluegreen.wait_for_sync", 1);
+	procedure_begin(fcinfo, "bluegreen.wait_for_sync");
 	shared_require();
+	goal = sync_position();
 	name = pstrdup(NameStr(*PG_GETARG_NAME(0)));
 	if (!PG_ARGISNULL(1))
 		end = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
@@ -569,12 +594,16 @@ check_skippable(const Deployment *deployment, XLogRecPtr lsn)
 Datum
 bluegreen_skip(PG_FUNCTION_ARGS)
 {
-	XLogRecPtr	lsn = PG_GETARG_LSN(1);
+	XLogRecPtr	lsn;
 	Deployment *deployment;
 	CatalogAccess access;
 	CatalogArgs args = {0};
 
+	require_argument(fcinfo, 0, "deployment");
+	require_argument(fcinfo, 1, "lsn");
+	require_writable("bluegreen.skip");
 	shared_require();
+	lsn = PG_GETARG_LSN(1);
 	deployment = deployment_lock(NameStr(*PG_GETARG_NAME(0)));
 	check_skippable(deployment, lsn);
 	catalog_begin(&access);
@@ -600,6 +629,7 @@ bluegreen_reset_stats(PG_FUNCTION_ARGS)
 	Deployment *deployment;
 	StreamShared *s;
 
+	require_argument(fcinfo, 0, "deployment");
 	shared_require();
 	deployment = deployment_load_by_name(NameStr(*PG_GETARG_NAME(0)), false);
 	deployment_check_owner(deployment);

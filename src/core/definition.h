@@ -71,13 +71,14 @@ extern Peer *registry_connect(const Deployment *deployment);
 extern char *registry_origin(const Deployment *deployment);
 extern void registry_create(Peer *peer, const Deployment *deployment,
 							XLogRecPtr slot_lsn);
+extern void registry_try_sessions(const Deployment *deployment);
 extern void registry_remove(Peer *peer, const char *origin);
-extern char *registry_first_nonempty(Peer *peer, List *mappings);
 
 /* ---- control.c ---- */
 
-extern void procedure_begin(FunctionCallInfo fcinfo, const char *name,
-							int nrequired);
+extern void require_argument(FunctionCallInfo fcinfo, int i, const char *name);
+extern void require_writable(const char *function);
+extern void procedure_begin(FunctionCallInfo fcinfo, const char *name);
 extern void procedure_end(void);
 extern Deployment *procedure_lock(const char *name);
 extern void control_lock(int32 deployment, bool session);
@@ -109,6 +110,15 @@ extern void target_check_columns(const MapRequest *request,
 								 TargetTable *target, List *names);
 extern bool target_has_other_columns(TargetTable *target, List *names);
 extern WireKind target_wire_kind(const TargetColumn *column);
+
+/* ---- ready.c: what a first start asks of both sides ---- */
+
+extern void ready_source(const Deployment *deployment, const char *slot_name,
+						 List *mappings);
+extern void ready_peer(Peer *peer, List *mappings, bool allow_nonempty);
+extern void ready_target_rights(Peer *peer, const MapRequest *request);
+extern void ready_warn(const Deployment *deployment, Peer *peer);
+extern void ready_announce_wait(const Deployment *deployment);
 
 /* ---- mapping.c ---- */
 

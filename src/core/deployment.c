@@ -17,6 +17,7 @@
 #include "catalog/namespace.h"
 #include "catalog/objectaccess.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_foreign_server.h"
 #include "catalog/pg_type.h"
 #include "core/definition.h"
 #include "core/event.h"
@@ -71,12 +72,17 @@ check_server(const char *name)
 Datum
 bluegreen_create_deployment(PG_FUNCTION_ARGS)
 {
-	char	   *name = NameStr(*PG_GETARG_NAME(0));
-	char	   *server = NameStr(*PG_GETARG_NAME(1));
+	char	   *name;
+	char	   *server;
 	CatalogAccess access;
 	CatalogArgs args = {0};
 	int32		id;
 
+	require_argument(fcinfo, 0, "name");
+	require_argument(fcinfo, 1, "server");
+	require_writable("bluegreen.create_deployment");
+	name = NameStr(*PG_GETARG_NAME(0));
+	server = NameStr(*PG_GETARG_NAME(1));
 	if (name[0] == '\0')
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_NAME),
@@ -177,11 +183,17 @@ delete_deployment(const Deployment *deployment)
 Datum
 bluegreen_drop_deployment(PG_FUNCTION_ARGS)
 {
-	char	   *name = NameStr(*PG_GETARG_NAME(0));
-	bool		force = PG_GETARG_BOOL(1);
-	Deployment *deployment = deployment_load_by_name(name, false);
+	char	   *name;
+	bool		force;
+	Deployment *deployment;
 	char		slot_name[NAMEDATALEN];
 
+	require_argument(fcinfo, 0, "name");
+	require_argument(fcinfo, 1, "force");
+	require_writable("bluegreen.drop_deployment");
+	name = NameStr(*PG_GETARG_NAME(0));
+	force = PG_GETARG_BOOL(1);
+	deployment = deployment_load_by_name(name, false);
 	deployment_check_owner(deployment);
 	control_lock(deployment->id, false);
 	deployment = deployment_lock(name);
@@ -203,6 +215,9 @@ bluegreen_drop_deployment(PG_FUNCTION_ARGS)
 /* ---- guard ---- */
 
 static object_access_hook_type next_object_access_hook = NULL;
+
+static const char guard_hint[] =
+"Use bluegreen.unmap_table() for a table that is to be dropped, or bluegreen.drop_deployment() for all.";
 
 static bool
 is_deployment_table(Oid relation)
@@ -237,7 +252,35 @@ check_no_deployment(Oid relation)
 				 errmsg("cannot drop extension \"%s\" because there are deployments",
 						BG_EXTENSION),
 				 errdetail("A CASCADE that reaches a mapping's transform would drop the whole extension, too, and leave replication slots behind."),
-				 errhint("Use bluegreen.unmap_table() for a table that is to be dropped, or bluegreen.drop_deployment() for all.")));
+				 errhint("%s", guard_hint)));
+}
+
+/*
+ * Error if a deployment's peer is this foreign server.
+ */
+static void
+check_server_unused(Oid serverid)
+{
+	Oid			relation = get_relname_relid("deployment",
+											 get_namespace_oid(BG_SCHEMA, true));
+	char	   *server = GetForeignServer(serverid)->servername;
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	if (!OidIsValid(relation))
+		return;
+	catalog_begin(&access);
+	catalog_arg_name(&args, server);
+	if (catalog_run("SELECT name::text FROM bluegreen.deployment "
+					"WHERE server = $1 ORDER BY name", &args,
+					SPI_OK_SELECT) > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
+				 errmsg("cannot drop server \"%s\" because deployment \"%s\" uses it",
+						server, catalog_text(&access, 0, 1)),
+				 errdetail("A CASCADE that reaches a mapping's transform would drop the whole extension, and the server with it."),
+				 errhint("%s", guard_hint)));
+	catalog_end(&access);
 }
 
 /*
@@ -254,6 +297,8 @@ guard_object_access(ObjectAccessType access, Oid classId, Oid objectId,
 	if (access == OAT_DROP && classId == RelationRelationId && subId == 0 &&
 		is_deployment_table(objectId))
 		check_no_deployment(objectId);
+	if (access == OAT_DROP && classId == ForeignServerRelationId)
+		check_server_unused(objectId);
 }
 
 /*

@@ -45,6 +45,7 @@
 #define LAUNCHER_RESTART_TIME	5	/* seconds */
 #define LAUNCHER_INTERVAL		10000	/* ms between looks at the slots */
 #define MAX_QUICK_ENDS			3	/* orderly ends in a row without delay */
+#define PROBE_TIME				5000	/* ms, if nobody ends it */
 #define MAX_RECORDER_TRIES		10	/* then a database's events are dropped */
 
 /* What the launcher remembers of an entry's worker. */
@@ -117,6 +118,43 @@ start_worker(const char *function, const char *type, const char *name,
 	if (!RegisterDynamicBackgroundWorker(&worker, &handle))
 		return NULL;
 	return handle;
+}
+
+/*
+ * Entry point of a worker that takes up room until it is told to end.
+ */
+void
+bluegreen_probe_main(Datum arg)
+{
+	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+	BackgroundWorkerUnblockSignals();
+	if (!ShutdownRequestPending)
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 PROBE_TIME, PG_WAIT_EXTENSION);
+	proc_exit(0);
+}
+
+/*
+ * Is there room for n more workers?  Nothing tells, so it is tried.  Waits
+ * until the room is free again.
+ */
+bool
+workers_are_free(int n)
+{
+	BackgroundWorkerHandle **handles = palloc0_array(BackgroundWorkerHandle *, n);
+	int			started = 0;
+
+	while (started < n &&
+		   (handles[started] = start_worker("bluegreen_probe_main",
+											"pg_bluegreen probe", "",
+											(Datum) 0)) != NULL)
+		started++;
+	for (int i = 0; i < started; i++)
+		TerminateBackgroundWorker(handles[i]);
+	for (int i = 0; i < started; i++)
+		(void) WaitForBackgroundWorkerShutdown(handles[i]);
+	return started == n;
 }
 
 /* Is a registered worker still there?  Frees the handle if it is not. */

@@ -63,15 +63,6 @@ enum
 	ARG_DIRECTION
 };
 
-static void
-require_argument(FunctionCallInfo fcinfo, int i, const char *name)
-{
-	if (PG_ARGISNULL(i))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("argument \"%s\" must not be null", name)));
-}
-
 /*
  * An argument that is one of three words.
  */
@@ -387,6 +378,8 @@ map_one(const Deployment *deployment, Peer *peer, MapRequest *request)
 							request->source);
 	names = output_names(query);
 	target_check_columns(request, target, names);
+	if (deployment->desired == DESIRED_STARTED)
+		ready_target_rights(peer, request);
 	id = insert_mapping(deployment, request,
 						target_has_other_columns(target, names));
 	insert_columns(id, target, names);
@@ -447,6 +440,7 @@ bluegreen_map_table(PG_FUNCTION_ARGS)
 	require_argument(fcinfo, ARG_DEPLOYMENT, "deployment");
 	require_argument(fcinfo, ARG_SOURCE, "source");
 	refuse_unsupported(fcinfo);
+	require_writable("bluegreen.map_table");
 	request.source = PG_GETARG_OID(ARG_SOURCE);
 	request.on_write = word_argument(fcinfo, ARG_ON_WRITE, "on_write",
 									 on_write_names);
@@ -528,6 +522,7 @@ bluegreen_map_schema(PG_FUNCTION_ARGS)
 	require_argument(fcinfo, 0, "deployment");
 	require_argument(fcinfo, 1, "schema");
 	require_argument(fcinfo, 3, "exclude");
+	require_writable("bluegreen.map_schema");
 	InitMaterializedSRF(fcinfo, 0);
 	schema = NameStr(*PG_GETARG_NAME(1));
 	deployment = deployment_lock(NameStr(*PG_GETARG_NAME(0)));
@@ -610,6 +605,7 @@ bluegreen_unmap_table(PG_FUNCTION_ARGS)
 
 	require_argument(fcinfo, 0, "deployment");
 	require_argument(fcinfo, 1, "source");
+	require_writable("bluegreen.unmap_table");
 	request.source = PG_GETARG_OID(1);
 	deployment = deployment_lock(NameStr(*PG_GETARG_NAME(0)));
 	if (!PG_ARGISNULL(2))

@@ -73,9 +73,12 @@ bluegreen_confirm_source(PG_FUNCTION_ARGS)
 	Deployment *deployment;
 	CatalogAccess access;
 	CatalogArgs args = {0};
-	char	   *place = source_place();
+	char	   *place;
 
+	require_argument(fcinfo, 0, "deployment");
+	require_writable("bluegreen.confirm_source");
 	shared_require();
+	place = source_place();
 	deployment = deployment_lock(NameStr(*PG_GETARG_NAME(0)));
 	catalog_begin(&access);
 	catalog_arg_int4(&args, deployment->id);

@@ -218,8 +218,8 @@ preview_source(ReturnSetInfo *rsinfo, List *mappings, Oid source, int n)
 Datum
 bluegreen_preview(PG_FUNCTION_ARGS)
 {
-	Oid			source = PG_GETARG_OID(1);
-	int			n = PG_GETARG_INT32(2);
+	Oid			source;
+	int			n;
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	Deployment *deployment;
 	List	   *mappings;
@@ -228,6 +228,11 @@ bluegreen_preview(PG_FUNCTION_ARGS)
 	int			guc_level;
 	volatile int found = 0;
 
+	require_argument(fcinfo, 0, "deployment");
+	require_argument(fcinfo, 1, "source");
+	require_argument(fcinfo, 2, "n");
+	source = PG_GETARG_OID(1);
+	n = PG_GETARG_INT32(2);
 	if (n < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

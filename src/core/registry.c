@@ -15,8 +15,10 @@
 
 #include "access/xlog.h"
 #include "core/definition.h"
+#include "core/settings.h"
 #include "miscadmin.h"
 #include "storage/latch.h"
+#include "stream/progress.h"
 #include "utils/builtins.h"
 #include "utils/wait_event.h"
 
@@ -25,30 +27,16 @@
 #define ORIGIN_RETRIES		100
 
 /*
- * Connect to a deployment's peer as its owner.  Errors: no connection; the
- * extension is missing there or has another version.
+ * Connect to a deployment's peer as its owner.  Errors: no connection; those
+ * of target_check_peer().
  */
 Peer *
 registry_connect(const Deployment *deployment)
 {
 	Peer	   *peer = peer_connect(deployment->server, deployment->owner,
 									"bluegreen control");
-	char	   *version = target_extension_version(peer);
 
-	if (version == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("extension \"%s\" is not installed on %s",
-						BG_EXTENSION, peer_description(peer)),
-				 errhint("Run CREATE EXTENSION %s there.", BG_EXTENSION)));
-	if (strcmp(version, BG_VERSION) != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("extension \"%s\" has version %s on %s and version %s here",
-						BG_EXTENSION, version, peer_description(peer),
-						BG_VERSION),
-				 errhint("Install the same version on both sides and run ALTER EXTENSION %s UPDATE.",
-						 BG_EXTENSION)));
+	target_check_peer(peer);
 	return peer;
 }
 
@@ -162,25 +150,33 @@ registry_create(Peer *peer, const Deployment *deployment, XLogRecPtr slot_lsn)
 }
 
 /*
- * Name of the first target table that has a row, or NULL.  Errors: a target
- * table that is gone or may not be read.
+ * Be for a moment what a worker will be on the peer.
  */
-char *
-registry_first_nonempty(Peer *peer, List *mappings)
+static void
+try_session(const Deployment *deployment, const char *application_name,
+			const char *origin)
 {
-	ListCell   *lc;
+	Peer	   *peer = peer_connect(deployment->server, deployment->owner,
+									application_name);
 
-	foreach(lc, mappings)
-	{
-		char	   *name = mapping_target_name(lfirst(lc));
-		PeerResult *result =
-			peer_query(peer,
-					   psprintf("SELECT EXISTS (SELECT FROM %s)", name),
-					   0, NULL);
+	peer_on_connect_apply(peer);
+	progress_session_setup(peer, origin);
+	peer_close(peer);
+}
 
-		CHECK_FOR_INTERRUPTS();
-		if (result->values[0][0][0] == 't')
-			return name;
-	}
-	return NULL;
+/*
+ * Error if the peer has no room for the stream's origin or that of a copy
+ * worker, or does not let its role do what a worker does first.  The sessions
+ * have the names of the workers', which end them if they are still there.
+ */
+void
+registry_try_sessions(const Deployment *deployment)
+{
+	char	   *origin = registry_origin(deployment);
+	char	   *name = stream_application_name(deployment);
+
+	try_session(deployment, psprintf("%s forward", name), origin);
+	if (bg_copy_workers > 0)
+		try_session(deployment, psprintf("%s copy 1", name),
+					psprintf("%s_c1", origin));
 }

@@ -548,6 +548,22 @@ launcher_attach(void)
 }
 
 /*
+ * Is there a launcher?  Takes a spinlock.
+ */
+bool
+launcher_is_running(void)
+{
+	bool		result;
+
+	if (bg_shared == NULL)
+		return false;
+	SpinLockAcquire(&bg_shared->launcher_mutex);
+	result = bg_shared->launcher_latch != NULL;
+	SpinLockRelease(&bg_shared->launcher_mutex);
+	return result;
+}
+
+/*
  * Make the launcher look at slots and entries now.  Safe in any process.
  */
 void

@@ -213,6 +213,7 @@ extern int	stream_shared_index(const StreamShared *s);
 extern void stream_set_state(StreamShared *s, StreamState state);
 extern void stream_wake(StreamShared *s);
 extern void launcher_wake(void);
+extern bool launcher_is_running(void);
 extern void launcher_attach(void);	/* by the launcher itself */
 extern void stream_request_reload(Oid dboid, int32 deployment);
 

@@ -50,61 +50,6 @@ typedef struct StartPlan
 typedef void (*StartStep) (StartPlan *plan);
 
 /*
- * What this side must offer before anything is changed.
- */
-static void
-check_source_ready(StartPlan *plan, List *mappings)
-{
-	int			in_use = 0;
-
-	if (wal_level < WAL_LEVEL_LOGICAL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("cannot start deployment \"%s\" because \"wal_level\" is not \"logical\"",
-						plan->deployment->name),
-				 errhint("Set \"wal_level\" to \"logical\" and restart the server.")));
-	if (mappings == NIL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("deployment \"%s\" has no mappings",
-						plan->deployment->name),
-				 errhint("Use bluegreen.map_table() or bluegreen.map_schema().")));
-
-	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
-	for (int i = 0; i < max_replication_slots; i++)
-		if (ReplicationSlotCtl->replication_slots[i].in_use)
-			in_use++;
-	LWLockRelease(ReplicationSlotControlLock);
-	if (in_use >= max_replication_slots &&
-		SearchNamedReplicationSlot(plan->slot_name, true) == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("cannot start deployment \"%s\" because all %d replication slots are in use",
-						plan->deployment->name, max_replication_slots),
-				 errhint("Drop a slot that is not needed, or increase \"max_replication_slots\".")));
-}
-
-/*
- * What the peer must offer; leaves the connection open.
- */
-static void
-check_peer_ready(StartPlan *plan, List *mappings)
-{
-	char	   *table;
-
-	plan->peer = registry_connect(plan->deployment);
-	if (plan->allow_nonempty)
-		return;
-	table = registry_first_nonempty(plan->peer, mappings);
-	if (table != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("target table \"%s\" on %s is not empty",
-						table, peer_description(plan->peer)),
-				 errhint("Empty it, or call bluegreen.start with allow_nonempty => true if the rows there may stay.")));
-}
-
-/*
  * Create the slot.  The transaction must have written nothing.
  */
 static void
@@ -113,6 +58,7 @@ step_create_slot(StartPlan *plan)
 	CatalogAccess access;
 	CatalogArgs args = {0};
 
+	ready_announce_wait(plan->deployment);
 	control_stop_stream(plan->slot_name);	/* left by a crash */
 	control_drop_slot(plan->slot_name);
 	plan->stream = stream_shared_create(plan->slot_name);
@@ -142,6 +88,7 @@ step_register(StartPlan *plan)
 
 	plan->registered = true;
 	registry_create(plan->peer, plan->deployment, plan->slot_lsn);
+	registry_try_sessions(plan->deployment);
 
 	catalog_begin(&access);
 	catalog_arg_int4(&args, plan->deployment->id);
@@ -209,7 +156,8 @@ step_forget_source(StartPlan *plan)
 	(void) stream_shared_remove(plan->slot_name);
 	catalog_update_deployment(plan->deployment->id,
 							  "desired = 'defined', slot_lsn = NULL, "
-							  "system_identifier = NULL, started_at = NULL");
+							  "system_identifier = NULL, source_place = NULL, "
+							  "started_at = NULL");
 }
 
 /*
@@ -250,8 +198,10 @@ start_first(StartPlan *plan)
 	CatalogArgs args = {0};
 	ErrorData  *error;
 
-	check_source_ready(plan, mappings);
-	check_peer_ready(plan, mappings);
+	ready_source(plan->deployment, plan->slot_name, mappings);
+	plan->peer = registry_connect(plan->deployment);
+	ready_peer(plan->peer, mappings, plan->allow_nonempty);
+	ready_warn(plan->deployment, plan->peer);
 
 	catalog_begin(&access);
 	catalog_arg_int4(&args, plan->deployment->id);
@@ -348,7 +298,8 @@ bluegreen_start(PG_FUNCTION_ARGS)
 	StartPlan  *plan;
 	int32		id;
 
-	procedure_begin(fcinfo, "bluegreen.start", 2);
+	require_argument(fcinfo, 1, "allow_nonempty");
+	procedure_begin(fcinfo, "bluegreen.start");
 	shared_require();
 	plan = palloc0(sizeof(StartPlan));
 	plan->allow_nonempty = PG_GETARG_BOOL(1);

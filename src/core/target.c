@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * target.c
- *		What the peer says about a target table.
+ *		What the peer says about itself and about a target table.
  *
  * Two queries to the peer's catalogs, good for all versions that we support:
  * the table with its columns, and its unique indexes.  Which index is the
@@ -13,9 +13,11 @@
 #include "postgres.h"
 
 #include "catalog/pg_class.h"
-#include "core/target.h"
+#include "core/definition.h"
 #include "lib/stringinfo.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/timestamp.h"
 
 /*
  * $1 schema, $2 table.  One row per column, or one without a column.
@@ -414,15 +416,74 @@ target_describe(Peer *peer, const char *schema, const char *table, List *key)
 }
 
 /*
- * Version of the extension on the peer, palloc'ed, or NULL.  Waits for the
- * peer; raises its errors.
+ * What a peer says about itself.  $1: start time of our postmaster in its own
+ * unit, $2: our database.
  */
-char *
-target_extension_version(Peer *peer)
-{
-	PeerResult *result =
-		peer_query(peer, "SELECT extversion FROM pg_catalog.pg_extension"
-				   " WHERE extname = 'pg_bluegreen'", 0, NULL);
+static const char identify_sql[] =
+"SELECT (SELECT extversion FROM pg_catalog.pg_extension"
+"   WHERE extname = '" BG_EXTENSION "'),"
+"  pg_catalog.pg_is_in_recovery(),"
+"  (pg_catalog.date_part('epoch', pg_catalog.pg_postmaster_start_time()"
+"    - '2000-01-01 00:00:00+00'::pg_catalog.timestamptz) * 1000000)"
+"    ::pg_catalog.int8 = $1::pg_catalog.int8"
+"  AND (SELECT oid FROM pg_catalog.pg_database"
+"    WHERE datname = pg_catalog.current_database()) = $2::pg_catalog.oid";
 
-	return result->ntuples > 0 ? result->values[0][0] : NULL;
+/*
+ * Both sides must have the same major version of the extension: what one side
+ * asks of the other's tables and functions stays within one.
+ */
+static void
+check_version(Peer *peer, const char *version)
+{
+	int			here = atoi(BG_VERSION);
+	int			there;
+
+	if (version == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("extension \"%s\" is not installed on %s",
+						BG_EXTENSION, peer_description(peer)),
+				 errhint("Run CREATE EXTENSION %s; there.", BG_EXTENSION)));
+	there = atoi(version);
+	if (there == here)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("extension \"%s\" has version %s on %s, but version %s here",
+					BG_EXTENSION, version, peer_description(peer), BG_VERSION),
+			 errdetail("Both sides must have the same major version."),
+			 there < here ?
+			 errhint("Install version %d on the peer's server, and run ALTER EXTENSION %s UPDATE; there.",
+					 here, BG_EXTENSION) :
+			 errhint("Install version %d on this server, restart it, and run ALTER EXTENSION %s UPDATE;",
+					 there, BG_EXTENSION)));
+}
+
+/*
+ * Error unless a peer can be one: the extension is there in a version that
+ * works with ours, it is no standby, and it is not this very database.  A
+ * physical copy has our system identifier and OIDs, but started at another
+ * time.
+ */
+void
+target_check_peer(Peer *peer)
+{
+	const char *const args[] = {psprintf(INT64_FORMAT, (int64) PgStartTime),
+	psprintf("%u", MyDatabaseId)};
+	PeerResult *result = peer_query(peer, identify_sql, 2, args);
+	char	  **row = result->values[0];
+
+	if (row[2][0] == 't')
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("peer %s is this database itself",
+						peer_description(peer)),
+				 errhint("Set host, port and dbname of the peer with ALTER SERVER.")));
+	if (row[1][0] == 't')
+		ereport(ERROR,
+				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
+				 errmsg("peer %s is a standby", peer_description(peer)),
+				 errhint("Set host and port of the peer's primary with ALTER SERVER, or promote the standby.")));
+	check_version(peer, row[0]);
 }

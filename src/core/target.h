@@ -58,7 +58,7 @@ extern TargetTable *target_describe(Peer *peer, const char *schema,
 									const char *table, List *key);
 extern TargetColumn *target_column(TargetTable *table, const char *name);
 
-/* Version of the extension on the peer, or NULL if it is not installed. */
-extern char *target_extension_version(Peer *peer);
+/* Error unless a peer can be one: version, no standby, another database. */
+extern void target_check_peer(Peer *peer);
 
 #endif							/* BG_TARGET_H */

@@ -17,8 +17,12 @@ extern PGDLLEXPORT void bluegreen_launcher_main(Datum arg);
 extern PGDLLEXPORT void bluegreen_stream_main(Datum arg);	/* stream/sync.c */
 extern PGDLLEXPORT void bluegreen_copy_main(Datum arg); /* stream/copy.c */
 extern PGDLLEXPORT void bluegreen_recorder_main(Datum arg); /* core/event.c */
+extern PGDLLEXPORT void bluegreen_probe_main(Datum arg);
 
 extern void launcher_register(void);
+
+/* Is there room for n more background workers? */
+extern bool workers_are_free(int n);
 
 /*
  * A stream worker's first call (index = its bgw_main_arg): it takes over the

@@ -217,7 +217,7 @@ load_tables(CopyState *state)
 	if (state->deployment == NULL || state->deployment->mapping_version != known)
 		return false;
 	rows = mappings_load(state->deployment->id, state->shared->direction);
-	name = psprintf("bluegreen %s copy %d", state->deployment->name,
+	name = psprintf("%s copy %d", stream_application_name(state->deployment),
 					(int) (state->slot - state->shared->copy) + 1);
 	state->origin =
 		stream_origin_name(state->deployment->system_identifier, MyDatabaseId,

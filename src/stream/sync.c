@@ -34,6 +34,7 @@
 #include "core/event.h"
 #include "core/partition.h"
 #include "core/place.h"
+#include "core/target.h"
 #include "core/worker.h"
 #include "miscadmin.h"
 #include "replication/decode.h"
@@ -97,7 +98,7 @@ load_mappings(StreamWorker *worker)
 										MyDatabaseId, deployment->id,
 										shared->direction);
 	worker->application_name =
-		psprintf("bluegreen %s %s", deployment->name,
+		psprintf("%s %s", stream_application_name(deployment),
 				 shared->direction == 'f' ? "forward" : "backward");
 }
 
@@ -167,6 +168,7 @@ connect_peer(StreamWorker *worker)
 	worker->peer = peer_connect(deployment->server, deployment->owner,
 								worker->application_name);
 	peer_keep(worker->peer);
+	target_check_peer(worker->peer);
 	peer_on_connect_apply(worker->peer);
 	progress_check_stream(worker->peer, worker->origin, deployment);
 	progress_session_setup(worker->peer, worker->origin);
