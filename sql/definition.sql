@@ -222,7 +222,7 @@ SELECT count(*) FROM bluegreen.mapping WHERE deployment = 'e';
 SELECT try($$SELECT bluegreen.map_schema('e', 'app', 'nowhere', '{unlogged}')$$);
 
 -- a user who is not the owner
-CREATE ROLE regress_bluegreen_other;
+CREATE ROLE regress_bluegreen_other LOGIN REPLICATION;
 SET ROLE regress_bluegreen_other;
 SELECT try($$SELECT bluegreen.create_deployment('f', 'green')$$);
 SELECT try($$SELECT * FROM bluegreen.deployment$$);

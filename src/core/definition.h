@@ -70,7 +70,7 @@ extern void deployment_bump_version(int32 deployment);
 extern Peer *registry_connect(const Deployment *deployment);
 extern char *registry_origin(const Deployment *deployment);
 extern void registry_create(Peer *peer, const Deployment *deployment,
-							XLogRecPtr slot_lsn);
+							XLogRecPtr slot_lsn, bool *registered);
 extern void registry_try_sessions(const Deployment *deployment);
 extern void registry_remove(Peer *peer, const char *origin);
 

@@ -28,6 +28,7 @@
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/memutils.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #define FDW_NAME			"pg_bluegreen"
@@ -329,7 +330,9 @@ connect_failed(const char *server, const char *detail)
 	ereport(ERROR,
 			(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
 			 errmsg("could not connect to peer of server \"%s\"", server),
-			 errdetail_internal("%s", detail)));
+			 errdetail_internal("%s", detail),
+			 errhint("If it is not just away, use ALTER SERVER %s OPTIONS (SET ...), or ALTER USER MAPPING for its user and password.",
+					 quote_identifier(server))));
 }
 
 /*
@@ -432,6 +435,28 @@ secure_session(Peer *peer)
 			   " '10s', false) END", 0, NULL);
 }
 
+/* The mapping of a user, or that of PUBLIC. */
+static UserMapping *
+require_user_mapping(ForeignServer *server, Oid userid)
+{
+	char	   *name = GetUserNameFromId(userid, false);
+
+	if (!SearchSysCacheExists2(USERMAPPINGUSERSERVER,
+							   ObjectIdGetDatum(userid),
+							   ObjectIdGetDatum(server->serverid)) &&
+		!SearchSysCacheExists2(USERMAPPINGUSERSERVER,
+							   ObjectIdGetDatum(InvalidOid),
+							   ObjectIdGetDatum(server->serverid)))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("user mapping not found for user \"%s\", server \"%s\"",
+						name, server->servername),
+				 errhint("Use CREATE USER MAPPING FOR %s SERVER %s OPTIONS (user '...', password '...');",
+						 quote_identifier(name),
+						 quote_identifier(server->servername))));
+	return GetUserMapping(userid, server->serverid);
+}
+
 /*
  * Connect to a foreign server of ours as its mapping for a user says.
  *
@@ -443,7 +468,7 @@ Peer *
 peer_connect(const char *servername, Oid userid, const char *application_name)
 {
 	ForeignServer *server = GetForeignServerByName(servername, false);
-	UserMapping *user = GetUserMapping(userid, server->serverid);
+	UserMapping *user = require_user_mapping(server, userid);
 	ConnectParams params;
 	Peer	   *peer;
 

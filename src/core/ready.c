@@ -203,7 +203,7 @@ warn_of_slot_limit(const Deployment *deployment)
 		return;
 	ereport(WARNING,
 			(errmsg("\"max_slot_wal_keep_size\" (%d MB) is less than the tables to copy (" INT64_FORMAT " MB)",
-					max_slot_wal_keep_size_mb, size / (1024 * 1024)),
+					max_slot_wal_keep_size_mb, (size + 1024 * 1024 - 1) / (1024 * 1024)),
 			 errdetail("If more WAL than that is written while the stream has to wait, its slot is invalidated and deployment \"%s\" is lost.",
 					   deployment->name),
 			 errhint("Increase \"max_slot_wal_keep_size\", or use ALTER SYSTEM SET max_slot_wal_keep_size = -1; and SELECT pg_reload_conf();")));

@@ -128,10 +128,11 @@ registry_remove(Peer *peer, const char *origin)
 
 /*
  * Register a stream on the peer with the first position of its slot, in one
- * transaction there.
+ * transaction there; *registered is set as soon as that may have committed.
  */
 void
-registry_create(Peer *peer, const Deployment *deployment, XLogRecPtr slot_lsn)
+registry_create(Peer *peer, const Deployment *deployment, XLogRecPtr slot_lsn,
+				bool *registered)
 {
 	char	   *origin = registry_origin(deployment);
 	const char *args[] = {origin, deployment->name,
@@ -146,6 +147,7 @@ registry_create(Peer *peer, const Deployment *deployment, XLogRecPtr slot_lsn)
 	(void) peer_query(peer,
 					  "SELECT pg_catalog.pg_replication_origin_create($1)",
 					  1, args);
+	*registered = true;
 	peer_command(peer, "COMMIT");
 }
 

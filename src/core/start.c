@@ -86,8 +86,8 @@ step_register(StartPlan *plan)
 	CatalogAccess access;
 	CatalogArgs args = {0};
 
-	plan->registered = true;
-	registry_create(plan->peer, plan->deployment, plan->slot_lsn);
+	registry_create(plan->peer, plan->deployment, plan->slot_lsn,
+					&plan->registered);
 	registry_try_sessions(plan->deployment);
 
 	catalog_begin(&access);
@@ -198,6 +198,8 @@ start_first(StartPlan *plan)
 	CatalogArgs args = {0};
 	ErrorData  *error;
 
+	/* a start that was interrupted may have come so far */
+	plan->registered = plan->deployment->desired != DESIRED_DEFINED;
 	ready_source(plan->deployment, plan->slot_name, mappings);
 	plan->peer = registry_connect(plan->deployment);
 	ready_peer(plan->peer, mappings, plan->allow_nonempty);

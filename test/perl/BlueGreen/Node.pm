@@ -23,7 +23,8 @@ use constant TIMEOUT => $ENV{PG_TEST_TIMEOUT_DEFAULT} || 180;
 my $conf_file = __FILE__ =~ s{perl/BlueGreen/Node\.pm$}{cluster.conf}r;
 
 # Make and start a cluster.  $place: { root, bindir, client, work }; $conf:
-# lines for postgresql.conf; %options: initdb => [arguments].
+# lines for postgresql.conf; %options: initdb => [arguments], or standby_of =>
+# a node, whose streaming standby it becomes.
 sub new
 {
 	my ($class, $name, $place, $conf, %options) = @_;
@@ -35,19 +36,37 @@ sub new
 	}, $class;
 
 	$self->_server('mkdir', '-p', $self->{dir});
+	if ($options{standby_of})
+	{
+		$self->_server(
+			"$self->{bindir}/pg_basebackup",
+			'-D', "$self->{dir}/data", '-d', $options{standby_of}->connstr,
+			qw(-R -c fast --no-sync));
+	}
+	else
+	{
+		$self->_init(@{ $options{initdb} || [] });
+	}
+	$self->append_conf("port = $self->{port}");
+	$self->append_conf($conf) if defined $conf;
+	$self->start;
+	return $self;
+}
+
+# A new cluster with what all of them have in postgresql.conf.
+sub _init
+{
+	my ($self, @arguments) = @_;
 	$self->_server("$self->{bindir}/initdb",
 		'-D', "$self->{dir}/data", qw(-U postgres -A trust --no-sync),
-		qw(--locale=C -E UTF8), @{ $options{initdb} || [] });
+		qw(--locale=C -E UTF8), @arguments);
 	$self->append_conf(slurp($conf_file));
 	my $known =
 	  $self->_server("$self->{bindir}/postgres", '--describe-config');
 	$self->append_conf(
 		"output_plugin_libraries = 'pgoutput, test_decoding, pg_bluegreen'")
 	  if $known =~ /^output_plugin_libraries\t/m;
-	$self->append_conf("port = $self->{port}");
-	$self->append_conf($conf) if defined $conf;
-	$self->start;
-	return $self;
+	return;
 }
 
 sub name { return $_[0]{name} }
