@@ -14,7 +14,7 @@
  * Nothing is confirmed to the slot that the target does not hold durably.  An
  * idle stream, or one that sees only tables that are not mapped, marks its
  * progress on the target now and then with an empty transaction, so that the
- * slot can let go of WAL.
+ * slot can let go of WAL.  A stream with nothing to do at all writes nothing.
  *
  *-------------------------------------------------------------------------
  */
@@ -38,6 +38,7 @@
 #include "utils/timestamp.h"
 
 #define TICK_MS		1000		/* how often to look after things */
+#define MARK_WAL	(64 * 1024) /* bytes that are worth a progress mark */
 
 /* XLogReaderState has no room for our own pointer: it holds the decoder's. */
 static StreamWorker *the_worker = NULL;
@@ -102,15 +103,21 @@ publish(StreamWorker *worker)
 }
 
 /*
- * With nothing to send for a while, record on the target how far we are.
+ * With nothing to send for a while, record on the target how far we are.  The
+ * mark is a commit there.  If the target is on this server, or is the source
+ * of a stream to here, that commit comes back as WAL to decode, and marks
+ * would feed each other for ever; so a mark is for much more WAL than the
+ * marks of many streams make.
  */
 static void
 mark_progress(StreamWorker *worker, TimestampTz now)
 {
 	ApplyPosition position = {.end_lsn = worker->decoded};
+	XLogRecPtr	marked = Max(worker->apply->applied.end_lsn,
+							 worker->progress);
 
 	if (!is_idle(worker) || now < worker->next_mark ||
-		worker->decoded <= Max(worker->apply->applied.end_lsn, worker->progress))
+		worker->decoded < marked + MARK_WAL)
 		return;
 	worker->next_mark = TimestampTzPlusMilliseconds(now,
 													bg_idle_progress_interval);

@@ -30,10 +30,11 @@ use Carp;
 use Exporter 'import';
 use File::Temp;
 use IPC::Run;
+use POSIX ();
 use Test::More ();
 
 our @EXPORT = qw(create_pair wait_for_sync compare_tables
-  pgbench_start pgbench_stop kill9_worker memory_of);
+  pgbench_start pgbench_stop kill9_worker memory_of usage_of);
 
 # a user's own settings are not meant for the test's clusters
 delete @ENV{ grep { /^PG/ && !/^PG_/ } keys %ENV };
@@ -226,6 +227,20 @@ sub memory_of
 	my $rollup = BlueGreen::Node::slurp("/proc/$pid/smaps_rollup");
 	$kilobytes += $1 while $rollup =~ /^(?:Anonymous|Swap): +(\d+) kB/mg;
 	return $kilobytes;
+}
+
+# Processor time in seconds that a process has used, and how often it has gone
+# to sleep.
+sub usage_of
+{
+	my ($pid) = @_;
+	my ($fields) =
+	  BlueGreen::Node::slurp("/proc/$pid/stat") =~ /\) (.*)/;
+	my ($user, $system) = (split / /, $fields)[ 11, 12 ];
+	my ($sleeps) = BlueGreen::Node::slurp("/proc/$pid/status") =~
+	  /^voluntary_ctxt_switches:\s+(\d+)/m;
+	my $hertz = POSIX::sysconf(POSIX::_SC_CLK_TCK());
+	return (($user + $system) / $hertz, $sleeps);
 }
 
 #

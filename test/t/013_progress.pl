@@ -212,7 +212,8 @@ $green->start;
 $blue->safe_psql(q{INSERT INTO storm VALUES (-4, 'will be gone')});
 wait_for_sync('p');
 $position = insert_position();
-$blue->safe_psql(q{INSERT INTO unmapped VALUES ('x')});
+$blue->safe_psql(q{INSERT INTO unmapped
+	SELECT repeat('x', 1000) FROM generate_series(1, 100)});
 $blue->poll_query_until("SELECT confirmed_flush_lsn - '0/0' > $position"
 	  . " FROM pg_replication_slots WHERE slot_name = '$slot'");
 $green->stop;
