@@ -93,6 +93,8 @@ CREATE TABLE bluegreen.applied_stream (
 	name text PRIMARY KEY,			-- origin name
 	deployment name NOT NULL,
 	slot_lsn pg_lsn NOT NULL,		-- the slot's first position
+	timeline bigint NOT NULL,		-- of the source that writes
+	lost text,						-- why no source may go on writing
 	created_at timestamptz NOT NULL DEFAULT now()
 );
 
@@ -316,6 +318,12 @@ AS 'MODULE_PATHNAME', 'bluegreen_copy_state'
 LANGUAGE C VOLATILE STRICT ROWS 16
 SET search_path = pg_catalog, pg_temp;
 
+CREATE FUNCTION bluegreen.slot_state(slot_name name,
+	OUT message text, OUT detail text, OUT hint text)
+AS 'MODULE_PATHNAME', 'bluegreen_slot_state'
+LANGUAGE C VOLATILE STRICT
+SET search_path = pg_catalog, pg_temp;
+
 --
 -- Views
 --
@@ -323,11 +331,12 @@ CREATE VIEW bluegreen.stat_stream AS
 SELECT d.name AS deployment,
 	'forward'::text AS direction,
 	CASE
+		WHEN pg_is_in_recovery() THEN 'standby'
 		WHEN d.desired = 'defined' THEN 'defined'
 		-- a first start that was killed before it had a slot
 		WHEN r.slot_name IS NULL AND d.desired = 'started'
 			AND d.slot_lsn IS NULL THEN 'defined'
-		WHEN r.slot_name IS NULL AND d.slot_lsn IS NOT NULL THEN 'lost'
+		WHEN l.message IS NOT NULL THEN 'lost'
 		WHEN d.desired = 'started'
 			THEN coalesce(nullif(s.state, 'stopped'), 'starting')
 		WHEN s.pid IS NOT NULL THEN s.state
@@ -367,9 +376,11 @@ SELECT d.name AS deployment,
 	s.error_lsn,
 	s.error_relation,
 	s.error_key,
-	s.error_message,
-	s.error_detail,
-	s.error_hint,
+	coalesce(l.message, s.error_message) AS error_message,
+	CASE WHEN l.message IS NULL THEN s.error_detail ELSE l.detail END
+		AS error_detail,
+	CASE WHEN l.message IS NULL THEN s.error_hint ELSE l.hint END
+		AS error_hint,
 	CASE
 		WHEN d.desired = 'started' AND d.slot_lsn IS NULL
 			AND r.slot_name IS NOT NULL AND r.active_pid IS NULL
@@ -395,7 +406,9 @@ FROM bluegreen.deployment d
 		FROM pg_database b WHERE b.datname = current_database()) n
 	LEFT JOIN bluegreen.stream_state() s
 		ON s.deployment = d.id AND s.direction = 'forward'
-	LEFT JOIN pg_replication_slots r ON r.slot_name = n.slot_name::name;
+	LEFT JOIN pg_replication_slots r ON r.slot_name = n.slot_name::name
+	LEFT JOIN LATERAL bluegreen.slot_state(n.slot_name::name) l
+		ON d.slot_lsn IS NOT NULL;
 
 CREATE VIEW bluegreen.stat_table AS
 SELECT d.name AS deployment,
@@ -421,7 +434,7 @@ SELECT s.deployment,
 		WHERE t.deployment = s.deployment) AS tables,
 	s.lag_bytes,
 	date_trunc('milliseconds', s.lag) AS lag,
-	CASE WHEN s.state IN ('error', 'lost') OR s.failures > 0 THEN
+	CASE WHEN s.state IN ('error', 'lost', 'standby') OR s.failures > 0 THEN
 		CASE WHEN length(s.error_message) > 40
 			THEN left(s.error_message, 37) || '...'
 			ELSE s.error_message END
@@ -548,10 +561,11 @@ REVOKE ALL ON FUNCTION bluegreen.reset_stats(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.stream_state() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.table_state() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.copy_state() FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.slot_state(name) FROM PUBLIC;
 
 -- A view's functions run with its reader's rights.
 GRANT EXECUTE ON FUNCTION bluegreen.stream_state(), bluegreen.table_state(),
-	bluegreen.copy_state() TO pg_monitor;
+	bluegreen.copy_state(), bluegreen.slot_state(name) TO pg_monitor;
 GRANT SELECT ON bluegreen.status, bluegreen.stat_stream, bluegreen.stat_table,
 	bluegreen.copy_progress, bluegreen.chunk, bluegreen.conflict,
 	bluegreen.event, bluegreen.mapping TO pg_monitor;
@@ -624,6 +638,8 @@ COMMENT ON FUNCTION bluegreen.table_state() IS
 	'counters of mapped tables as the workers show them; see view stat_table';
 COMMENT ON FUNCTION bluegreen.copy_state() IS
 	'copy workers and their chunks; see view chunk';
+COMMENT ON FUNCTION bluegreen.slot_state(name) IS
+	'what is wrong with a stream''s slot, nulls if nothing is; on a standby: if it were promoted';
 
 COMMENT ON VIEW bluegreen.status IS
 	'one line per stream: how far it is and what is wrong';
@@ -643,7 +659,7 @@ COMMENT ON VIEW bluegreen.mapping IS
 	'mappings with their transforms';
 
 COMMENT ON COLUMN bluegreen.status.state IS
-	'defined, starting, copying, streaming, stopped, error or lost';
+	'defined, starting, copying, streaming, stopped, error, lost; standby on a standby';
 COMMENT ON COLUMN bluegreen.status.tables IS
 	'how many of the mapped tables are copied and follow';
 COMMENT ON COLUMN bluegreen.status.lag_bytes IS

@@ -122,6 +122,44 @@ slot_is_invalidated(const ReplicationSlot *slot)
 #endif
 }
 
+/*
+ * The setting that made the server invalidate a slot.  On 15 there is only
+ * one; 16 adds conflicts of a standby and wal_level, 18 the idle timeout.
+ */
+static inline const char *
+slot_invalidation_setting(const ReplicationSlot *slot)
+{
+#if PG_VERSION_NUM >= 160000
+	switch (slot->data.invalidated)
+	{
+		case RS_INVAL_HORIZON:
+			return "hot_standby_feedback";
+		case RS_INVAL_WAL_LEVEL:
+			return "wal_level";
+#if PG_VERSION_NUM >= 180000
+		case RS_INVAL_IDLE_TIMEOUT:
+			return "idle_replication_slot_timeout";
+#endif
+		default:
+			break;
+	}
+#endif
+	return "max_slot_wal_keep_size";
+}
+
+/*
+ * 17 can synchronize slots to standbys (failover slots), and has
+ * synchronized_standby_slots: standbys that must have received what is decoded
+ * before it is sent.
+ */
+#if PG_VERSION_NUM >= 170000
+#define STANDBY_SLOT_HINT \
+	"See the server log and the documentation of \"sync_replication_slots\"."
+#else
+#define STANDBY_SLOT_HINT \
+	"Servers before version 17 do not synchronize slots to standbys."
+#endif
+
 /* The two tuples of a change. */
 #define change_new_tuple(change) change_tuple((change)->data.tp.newtuple)
 #define change_old_tuple(change) change_tuple((change)->data.tp.oldtuple)

@@ -21,6 +21,7 @@
 #include "catalog/pg_type.h"
 #include "core/definition.h"
 #include "core/event.h"
+#include "core/lost.h"
 #include "core/shared.h"
 #include "executor/spi.h"
 #include "funcapi.h"
@@ -308,7 +309,8 @@ control_drop_slot(const char *slot_name)
 }
 
 /*
- * Allow the launcher to run the stream, at once.
+ * Allow the launcher to run the stream, at once.  One that is lost is looked
+ * at again: what was wrong may have been put right.
  */
 void
 control_release_stream(StreamShared *s)
@@ -319,7 +321,7 @@ control_release_stream(StreamShared *s)
 	s->stop_requested = false;
 	s->next_start = 0;
 	s->failures = 0;
-	failed = s->state == STREAM_ERROR;
+	failed = s->state == STREAM_ERROR || s->state == STREAM_LOST;
 	/* a worker that is on its way already has not read what is new */
 	if (s->pid != 0 && failed)
 		s->reload = true;
@@ -501,9 +503,13 @@ static StreamShared *
 sync_stream(const Deployment *deployment)
 {
 	char		slot_name[NAMEDATALEN];
+	LostReason	reason;
 	StreamShared *s;
 
 	stream_slot_name(slot_name, MyDatabaseId, deployment->id, 'f');
+	reason = lost_by_slot(slot_name);
+	if (!XLogRecPtrIsInvalid(deployment->slot_lsn) && reason.message != NULL)
+		lost_report(deployment->name, &reason);
 	s = stream_shared_find(slot_name);
 	if (deployment->desired != DESIRED_STARTED || s == NULL)
 		ereport(ERROR,

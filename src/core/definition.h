@@ -72,6 +72,7 @@ extern char *registry_origin(const Deployment *deployment);
 extern void registry_create(Peer *peer, const Deployment *deployment,
 							XLogRecPtr slot_lsn, bool *registered);
 extern void registry_try_sessions(const Deployment *deployment);
+extern void registry_check_source(Peer *peer, const Deployment *deployment);
 extern void registry_remove(Peer *peer, const char *origin);
 
 /* ---- control.c ---- */

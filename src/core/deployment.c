@@ -21,6 +21,7 @@
 #include "catalog/pg_type.h"
 #include "core/definition.h"
 #include "core/event.h"
+#include "core/place.h"
 #include "executor/spi.h"
 #include "foreign/foreign.h"
 #include "miscadmin.h"
@@ -109,11 +110,25 @@ bluegreen_create_deployment(PG_FUNCTION_ARGS)
 
 /* ---- drop ---- */
 
+/*
+ * Remove the registration on the peer.  Errors: it belongs to another server:
+ * to the original of a copy, or to the successor of a source that was replaced.
+ */
 static void
 clean_peer(const Deployment *deployment)
 {
-	Peer	   *peer = registry_connect(deployment);
+	Peer	   *peer;
 
+	if (!source_is_here(deployment))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("deployment \"%s\" was started at another place, and may run there",
+						deployment->name),
+				 errdetail("It was started at %s; this is %s.",
+						   deployment->source_place, source_place()),
+				 errhint("To drop it here and leave the peer alone, use force => true. If this server has taken the source's place, call bluegreen.confirm_source() first.")));
+	peer = registry_connect(deployment);
+	registry_check_source(peer, deployment);
 	registry_remove(peer, registry_origin(deployment));
 	peer_close(peer);
 }
@@ -150,7 +165,7 @@ try_clean_peer(const Deployment *deployment)
 						deployment->name, deployment->server,
 						error->message),
 				 error->detail ? errdetail_internal("%s", error->detail) : 0,
-				 errhint("On the peer, delete the row \"%s\" from bluegreen.applied_stream and drop the replication origins whose names begin with it.",
+				 errhint("If no other server is the deployment's source: delete the row \"%s\" from bluegreen.applied_stream on the peer, and drop the replication origins whose names begin with it.",
 						 registry_origin(deployment))));
 	}
 	PG_END_TRY();

@@ -29,6 +29,7 @@
 #include "compat.h"
 
 #include "core/event.h"
+#include "core/lost.h"
 #include "core/settings.h"
 #include "core/shared.h"
 #include "core/worker.h"
@@ -392,6 +393,27 @@ entry_is_served(StreamShared *s, LauncherEntry *entry)
 }
 
 /*
+ * The slot of an entry is gone: give the entry back.  If nobody has asked the
+ * stream to stop, as who drops a deployment does, then it is lost; from now on
+ * the deployment's row says so (view stat_stream), but it is history, too.
+ */
+static void
+forget_entry(StreamShared *s)
+{
+	Oid			dboid = s->dboid;
+	int32		deployment = s->deployment;
+	LostReason	reason = lost_by_slot(s->slot_name);
+	bool		wanted;
+
+	SpinLockAcquire(&s->mutex);
+	wanted = !s->stop_requested && s->state != STREAM_LOST;
+	SpinLockRelease(&s->mutex);
+	if (stream_shared_remove(s->slot_name) && wanted && reason.message != NULL)
+		event_record(dboid, deployment, EVENT_LOST, InvalidXLogRecPtr,
+					 reason.message, reason.detail);
+}
+
+/*
  * Look after one entry.  Returns when it wants to be looked at again, or 0.
  */
 static TimestampTz
@@ -405,7 +427,7 @@ tend_entry(int index)
 		return 0;
 	if (!slot_was_seen(s->slot_name))
 	{
-		stream_shared_remove(s->slot_name);
+		forget_entry(s);
 		return 0;
 	}
 

@@ -11,6 +11,11 @@
  * itself elsewhere stops before it connects, until a human says that this is
  * the source now (bluegreen.confirm_source).
  *
+ * The target notes the timeline of the source that writes to it.  A worker on
+ * a later timeline checks that the target has nothing that its own history
+ * lacks (stream/progress.c); one on an earlier timeline, of a source that was
+ * replaced, is turned away.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -18,6 +23,7 @@
 #include <limits.h>
 #include <unistd.h>
 
+#include "access/timeline.h"
 #include "access/xlog.h"
 #include "compat.h"
 #include "core/definition.h"
@@ -43,6 +49,48 @@ source_place(void)
 }
 
 /*
+ * Is this the place at which the deployment was started or confirmed?
+ */
+bool
+source_is_here(const Deployment *deployment)
+{
+	return deployment->source_place == NULL ||
+		strcmp(deployment->source_place, source_place()) == 0;
+}
+
+/*
+ * The timeline (as text) of the source that the target follows; *end is the
+ * position up to which this server has its WAL: the last one for the timeline
+ * that it is on, the one at which it was left for those before.  Errors: it is
+ * not in this server's history, so another server has become the source.
+ */
+TimeLineID
+source_check_timeline(const Deployment *deployment, const char *known,
+					  XLogRecPtr *end)
+{
+	TimeLineID	timeline = (TimeLineID) strtoul(known, NULL, 10);
+	TimeLineID	here = GetWALInsertionTimeLine();
+	List	   *history;
+
+	if (timeline == here)
+	{
+		*end = GetFlushRecPtr(NULL);
+		return timeline;
+	}
+	history = readTimeLineHistory(here);
+	if (!tliInHistory(timeline, history))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("another server is the source of deployment \"%s\"",
+						deployment->name),
+				 errdetail("The target follows a source on timeline %u, which is not in the history of this server, on timeline %u.",
+						   timeline, here),
+				 errhint("If this server was replaced, do not use it any more. Do not drop the deployment here, except with force.")));
+	*end = tliSwitchPoint(timeline, history, NULL);
+	return timeline;
+}
+
+/*
  * Error if the deployment was started at another place than this.
  */
 void
@@ -50,8 +98,7 @@ source_check_place(const Deployment *deployment)
 {
 	char	   *here = source_place();
 
-	if (deployment->source_place == NULL ||
-		strcmp(deployment->source_place, here) == 0)
+	if (source_is_here(deployment))
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

@@ -11,6 +11,9 @@
 #include "core/catalog.h"
 
 extern char *source_place(void);
+extern bool source_is_here(const Deployment *deployment);
+extern TimeLineID source_check_timeline(const Deployment *deployment,
+										const char *known, XLogRecPtr *end);
 extern void source_check_place(const Deployment *deployment);
 
 #endif							/* BG_PLACE_H */

@@ -15,6 +15,7 @@
 
 #include "access/xlog.h"
 #include "core/definition.h"
+#include "core/place.h"
 #include "core/settings.h"
 #include "miscadmin.h"
 #include "storage/latch.h"
@@ -110,6 +111,24 @@ drop_origins(Peer *peer, const char *origin)
 }
 
 /*
+ * Error if the peer follows another server than this one.  One that does not
+ * know the stream follows nobody.
+ */
+void
+registry_check_source(Peer *peer, const Deployment *deployment)
+{
+	const char *args[] = {registry_origin(deployment)};
+	XLogRecPtr	end;
+	PeerResult *result =
+		peer_query(peer,
+				   "SELECT timeline FROM bluegreen.applied_stream "
+				   "WHERE name = $1", 1, args);
+
+	if (result->ntuples > 0)
+		(void) source_check_timeline(deployment, result->values[0][0], &end);
+}
+
+/*
  * Remove everything that a stream left on the peer.  Nothing left is fine.
  */
 void
@@ -136,14 +155,15 @@ registry_create(Peer *peer, const Deployment *deployment, XLogRecPtr slot_lsn,
 {
 	char	   *origin = registry_origin(deployment);
 	const char *args[] = {origin, deployment->name,
-	psprintf("%X/%X", LSN_FORMAT_ARGS(slot_lsn))};
+		psprintf("%X/%X", LSN_FORMAT_ARGS(slot_lsn)),
+	psprintf("%u", GetWALInsertionTimeLine())};
 
 	registry_remove(peer, origin);
 	peer_command(peer, "BEGIN");
 	(void) peer_query(peer,
 					  "INSERT INTO bluegreen.applied_stream "
-					  "(name, deployment, slot_lsn) "
-					  "VALUES ($1, $2::name, $3::pg_lsn)", 3, args);
+					  "(name, deployment, slot_lsn, timeline) "
+					  "VALUES ($1, $2::name, $3::pg_lsn, $4::bigint)", 4, args);
 	(void) peer_query(peer,
 					  "SELECT pg_catalog.pg_replication_origin_create($1)",
 					  1, args);

@@ -38,7 +38,7 @@ typedef enum StreamState
 	STREAM_STREAMING,			/* -> COPYING (new table), ERROR, LOST,
 								 * STOPPED, STARTING (reload) */
 	STREAM_ERROR,				/* -> STARTING (next try), STOPPED */
-	STREAM_LOST					/* final: drop or start anew */
+	STREAM_LOST					/* -> STARTING (start, which looks again) */
 } StreamState;
 
 extern const char *const stream_state_names[];	/* 'stopped', 'starting', ... */

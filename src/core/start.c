@@ -23,6 +23,7 @@
 #include "catalog/pg_type.h"
 #include "core/definition.h"
 #include "core/event.h"
+#include "core/lost.h"
 #include "core/place.h"
 #include "core/shared.h"
 #include "executor/spi.h"
@@ -269,21 +270,16 @@ static void
 start_locked(StartPlan *plan)
 {
 	Deployment *deployment = deployment_lock(plan->deployment->name);
-	bool		has_slot;
+	LostReason	reason;
 
 	plan->deployment = deployment;
 	owner_check(deployment->owner, deployment->name);
 	stream_slot_name(plan->slot_name, MyDatabaseId, deployment->id, 'f');
-	has_slot = SearchNamedReplicationSlot(plan->slot_name, true) != NULL;
+	reason = lost_by_slot(plan->slot_name);
 	if (XLogRecPtrIsInvalid(deployment->slot_lsn))
 		start_first(plan);
-	else if (!has_slot)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("deployment \"%s\" has lost its replication slot \"%s\"",
-						deployment->name, plan->slot_name),
-				 errdetail("Changes since the slot was dropped may be missing on the peer."),
-				 errhint("Drop the deployment, empty the target tables and create it again.")));
+	else if (reason.message != NULL)
+		lost_report(deployment->name, &reason);
 	else if (deployment->desired == DESIRED_STARTED)
 		start_running(plan);
 	else

@@ -5,8 +5,8 @@
  *
  * The position is the progress of the stream's replication origin, advanced
  * by the commits that carry the data.  Beside it bluegreen.applied_stream says
- * that this target belongs to this stream at all, and bluegreen.applied_table
- * has a row per mapping with the generation of its copy.
+ * that this target belongs to this stream at all, and to which source of it, and
+ * bluegreen.applied_table has a row per mapping with the generation of its copy.
  *
  * Raising a generation waits for the chunk transactions that hold the row FOR
  * SHARE, and makes those fail that come later: so nothing that a dead copy
@@ -17,7 +17,10 @@
  */
 #include "postgres.h"
 
+#include "access/xlog.h"
 #include "compat.h"
+#include "core/lost.h"
+#include "core/place.h"
 #include "miscadmin.h"
 #include "stream/copy.h"
 #include "stream/progress.h"
@@ -82,18 +85,34 @@ progress_read(Peer *peer)
 }
 
 /*
- * Error if the target does not belong to this stream: another database than
- * the one that start() registered with, or one that was restored since.
+ * The target is ahead of this server, or was found to be before.
+ */
+static pg_noreturn void
+raise_ahead(char *detail)
+{
+	LostReason	reason = {"target is ahead of this server", detail};
+
+	lost_raise(&reason);
+}
+
+/*
+ * Error if this source may not write to the target: that belongs to another
+ * database than the one that start() registered with, was restored since, is
+ * ahead of the source, or follows another server.  To be called before the
+ * session takes over the origin, which would end another source's session, and
+ * again after that, because only then nobody else can take over.
  */
 void
 progress_check_stream(Peer *peer, const char *origin,
 					  const Deployment *deployment)
 {
 	const char *args[] = {origin};
+	XLogRecPtr	end;
 	PeerResult *result;
 
 	result = peer_query(peer,
-						"SELECT 1 FROM bluegreen.applied_stream WHERE name = $1",
+						"SELECT timeline, lost FROM bluegreen.applied_stream "
+						"WHERE name = $1",
 						1, args);
 	if (result->ntuples == 0)
 		ereport(ERROR,
@@ -102,6 +121,55 @@ progress_check_stream(Peer *peer, const char *origin,
 						peer_description(peer), deployment->name),
 				 errdetail("Its database is not the one that the deployment was started with, or it was put back to an earlier state."),
 				 errhint("Point the server at the right database, or drop the deployment and start anew.")));
+	if (result->values[0][1] != NULL)
+		raise_ahead(result->values[0][1]);
+	(void) source_check_timeline(deployment, result->values[0][0], &end);
+}
+
+/*
+ * Make this server the source that the target follows.  The session owns the
+ * origin.  What the target has, by the stream or in chunks, must be in this
+ * server's history: not if a standby was promoted that had not received it, or
+ * if this server was put back to an earlier state.  The latter cannot be seen
+ * any more once there is new WAL, so the target keeps it in mind.
+ */
+void
+progress_take_over(Peer *peer, const char *origin,
+				   const Deployment *deployment, XLogRecPtr progress)
+{
+	const char *args[] = {origin, NULL};
+	TimeLineID	here = GetWALInsertionTimeLine();
+	TimeLineID	timeline;
+	XLogRecPtr	end;
+	XLogRecPtr	reached;
+	PeerResult *result;
+
+	result = peer_query(peer,
+						"SELECT s.timeline, (SELECT COALESCE("
+						"pg_catalog.max(c.lsn), '0/0') "
+						"FROM bluegreen.applied_chunk c WHERE c.stream = s.name) "
+						"FROM bluegreen.applied_stream s WHERE s.name = $1",
+						1, args);
+	timeline = source_check_timeline(deployment, result->values[0][0], &end);
+	reached = DatumGetLSN(DirectFunctionCall1(pg_lsn_in,
+											  CStringGetDatum(result->values[0][1])));
+	reached = Max(reached, progress);
+	if (reached > end)
+	{
+		args[1] = psprintf("The target has what the source had up to %X/%X of timeline %u; this server, on timeline %u, has that timeline only up to %X/%X.",
+						   LSN_FORMAT_ARGS(reached), timeline, here,
+						   LSN_FORMAT_ARGS(end));
+		peer_query(peer,
+				   "UPDATE bluegreen.applied_stream SET lost = $2 "
+				   "WHERE name = $1", 2, args);
+		raise_ahead(unconstify(char *, args[1]));
+	}
+	if (timeline == here)
+		return;
+	args[1] = psprintf("%u", here);
+	peer_query(peer,
+			   "UPDATE bluegreen.applied_stream SET timeline = $2::bigint "
+			   "WHERE name = $1", 2, args);
 }
 
 /*

@@ -22,7 +22,7 @@
  *
  * confirmed_flush ahead of the target's progress means that WAL which the
  * target needs may be gone: the slot was made anew, or the target was put
- * back.  The stream is lost then, and says so.
+ * back.  The stream is lost then, and says so (core/lost.c).
  *
  *-------------------------------------------------------------------------
  */
@@ -32,6 +32,7 @@
 #include "access/xlogutils.h"
 #include "compat.h"
 #include "core/event.h"
+#include "core/lost.h"
 #include "core/partition.h"
 #include "core/place.h"
 #include "core/target.h"
@@ -172,7 +173,10 @@ connect_peer(StreamWorker *worker)
 	peer_on_connect_apply(worker->peer);
 	progress_check_stream(worker->peer, worker->origin, deployment);
 	progress_session_setup(worker->peer, worker->origin);
+	progress_check_stream(worker->peer, worker->origin, deployment);
 	worker->progress = progress_read(worker->peer);
+	progress_take_over(worker->peer, worker->origin, deployment,
+					   worker->progress);
 	copy_stop_workers(worker->shared);
 	progress_register_tables(worker->peer, worker->origin, worker->rows);
 	copy_forget_orphans(worker->shared);
@@ -196,6 +200,15 @@ connect_peer(StreamWorker *worker)
 								 worker->transforms);
 }
 
+static void
+check_slot(const StreamWorker *worker)
+{
+	LostReason	reason = lost_by_slot(worker->shared->slot_name);
+
+	if (reason.message != NULL)
+		lost_raise(&reason);
+}
+
 /*
  * Everything that needs a transaction.  What it makes lives in
  * worker->context.
@@ -209,6 +222,7 @@ prepare(StreamWorker *worker)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	MemoryContextSwitchTo(worker->context);
 	load_mappings(worker);
+	check_slot(worker);			/* whatever the peer is up to */
 	SpinLockAcquire(&shared->mutex);
 	shared->mapping_version = worker->deployment->mapping_version;
 	SpinLockRelease(&shared->mutex);
@@ -219,24 +233,25 @@ prepare(StreamWorker *worker)
 	MemoryContextSwitchTo(worker->context);
 }
 
+/*
+ * The slot is ours and valid, but has it been moved?
+ */
 static void
 check_not_lost(const StreamWorker *worker)
 {
 	XLogRecPtr	confirmed = MyReplicationSlot->data.confirmed_flush;
 	XLogRecPtr	target = Max(worker->progress, worker->deployment->slot_lsn);
+	LostReason	reason;
 
-	if (confirmed <= target && !slot_is_invalidated(MyReplicationSlot))
+	check_slot(worker);
+	if (confirmed <= target)
 		return;
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("stream of deployment \"%s\" is lost",
-					worker->deployment->name),
-			 slot_is_invalidated(MyReplicationSlot) ?
-			 errdetail("Its slot was invalidated, and WAL that the target needs may be gone.") :
-			 errdetail("Slot \"%s\" is at %X/%X but the target has only what came before %X/%X: the slot was made anew, or the target was put back.",
-					   worker->shared->slot_name,
-					   LSN_FORMAT_ARGS(confirmed), LSN_FORMAT_ARGS(target)),
-			 errhint("Drop the deployment, empty the target tables and start anew.")));
+	reason.message = "replication slot is ahead of the target";
+	reason.detail = psprintf("Slot \"%s\" was confirmed up to %X/%X, but the target has only what came before %X/%X: the slot was made anew or advanced, or the target was put back.",
+							 worker->shared->slot_name,
+							 LSN_FORMAT_ARGS(confirmed),
+							 LSN_FORMAT_ARGS(target));
+	lost_raise(&reason);
 }
 
 /* The decoder's output functions: our sink writes, not they. */
@@ -261,7 +276,7 @@ begin_decoding(StreamWorker *worker)
 	worker->decode->partition_change = worker->partition_change;
 	gate_init_decode(worker->gate, &worker->decode->gate);
 
-	ReplicationSlotAcquire(worker->shared->slot_name, true, true);
+	ReplicationSlotAcquire(worker->shared->slot_name, true, false);
 	check_not_lost(worker);
 	decode_attach(worker->decode);
 	worker->decoding =
@@ -359,8 +374,7 @@ fail(StreamWorker *worker, XLogRecPtr careful_before)
 {
 	StreamShared *shared = worker->shared;
 	ErrorData  *error = CopyErrorData();
-	bool		lost = MyReplicationSlot != NULL && worker->decoding == NULL &&
-		error->sqlerrcode == ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
+	bool		lost = lost_was_raised();
 	bool		retry_carefully = !worker->careful &&
 		shared->careful_until != careful_before;
 

@@ -71,7 +71,8 @@ SELECT set_eq($$SELECT signature FROM routine
 		('bluegreen.reset_stats(name)'),
 		('bluegreen.stream_state()'),
 		('bluegreen.table_state()'),
-		('bluegreen.copy_state()')) v (f)$$,
+		('bluegreen.copy_state()'),
+		('bluegreen.slot_state(name)')) v (f)$$,
 	'functions with their signatures');
 SELECT set_eq($$SELECT signature FROM routine
 	WHERE prokind = 'p'$$,
@@ -153,7 +154,7 @@ SELECT set_eq($$SELECT signature FROM routine
 	WHERE has_function_privilege('pg_monitor', oid, 'EXECUTE')$$,
 	ARRAY['bluegreen.commit_time()', 'bluegreen.commit_lsn()',
 		'bluegreen.stream_state()', 'bluegreen.table_state()',
-		'bluegreen.copy_state()'],
+		'bluegreen.copy_state()', 'bluegreen.slot_state(name)'],
 	'pg_monitor may execute what the views need, and nothing that acts');
 SELECT is_empty($$SELECT oid::regclass, p
 	FROM pg_class, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE',

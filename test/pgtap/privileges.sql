@@ -81,6 +81,7 @@ FROM (VALUES
 	('function', 'stream_state', $$SELECT * FROM bluegreen.stream_state()$$),
 	('function', 'table_state', $$SELECT * FROM bluegreen.table_state()$$),
 	('function', 'copy_state', $$SELECT * FROM bluegreen.copy_state()$$),
+	('function', 'slot_state', $$SELECT * FROM bluegreen.slot_state('s')$$),
 	('function', 'fdw_validator',
 		$$SELECT bluegreen.fdw_validator('{}', 0)$$)) c (kind, name, call);
 SELECT is(why('SELECT * FROM ' || oid::regclass),

@@ -34,6 +34,17 @@ like(
 	qr/SELECT bluegreen\.confirm_source\('shop'\);/,
 	'and what to do if it is meant to be the source');
 
+my (undef, undef, $error) =
+  $clone->psql(q{SELECT bluegreen.drop_deployment('shop')});
+like(
+	$error,
+	qr/was started at another place, and may run there/,
+	'a clone cannot drop what its original has on the peer');
+(undef, undef, $error) =
+  $clone->psql(q{BEGIN; SELECT bluegreen.drop_deployment('shop', force => true)});
+like($error, qr/WARNING:  could not remove what deployment "shop" left/,
+	'and leaves it alone if it is forced');
+
 $blue->start;
 $blue->safe_psql(q{INSERT INTO t VALUES (3, 'blue again')});
 wait_for_sync('shop');
