@@ -35,6 +35,8 @@ CREATE TABLE bluegreen.table_mapping (
 	on_delete text NOT NULL CHECK (on_delete IN ('delete', 'ignore', 'write')),
 	lookup text,
 	has_other_columns boolean NOT NULL,
+	row_shape text[],				-- of a transform that reads whole rows
+	defined_in pg_snapshot NOT NULL DEFAULT pg_current_snapshot(),
 	UNIQUE (deployment, direction, source, target_schema, target_table)
 );
 
@@ -202,6 +204,14 @@ RETURNS SETOF record
 AS 'MODULE_PATHNAME', 'bluegreen_map_schema'
 LANGUAGE C
 SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.alter_mapping(deployment name, source regclass,
+	target text DEFAULT NULL, transform text DEFAULT NULL,
+	key text[] DEFAULT NULL, on_write text DEFAULT NULL,
+	on_delete text DEFAULT NULL)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_alter_mapping'
+LANGUAGE C;
 
 CREATE FUNCTION bluegreen.unmap_table(deployment name, source regclass,
 	target text DEFAULT NULL)
@@ -548,6 +558,8 @@ REVOKE ALL ON FUNCTION bluegreen.map_table(name, regclass, text, text, text[],
 	text, text, text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.map_schema(name, name, name, name[])
 	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.alter_mapping(name, regclass, text, text,
+	text[], text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.unmap_table(name, regclass, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.preview(name, regclass, integer) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.start(name, boolean) FROM PUBLIC;
@@ -610,6 +622,9 @@ COMMENT ON FUNCTION bluegreen.map_table(name, regclass, text, text, text[],
 	'map a table to a table of the peer through a transform; returns the mapping''s id';
 COMMENT ON FUNCTION bluegreen.map_schema(name, name, name, name[]) IS
 	'map every table of a schema under its own name, all or nothing';
+COMMENT ON FUNCTION bluegreen.alter_mapping(name, regclass, text, text, text[],
+	text, text) IS
+	'change a mapping without a new copy; what is null stays; returns the mapping''s id';
 COMMENT ON FUNCTION bluegreen.unmap_table(name, regclass, text) IS
 	'remove the mappings of a table, or the one to a target; returns how many';
 COMMENT ON FUNCTION bluegreen.preview(name, regclass, integer) IS

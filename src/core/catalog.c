@@ -23,6 +23,7 @@
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
@@ -45,7 +46,7 @@ static const char *const desired_names[] = {"defined", "started", "stopped"};
 	"JOIN bluegreen.deployment od ON od.id = o.deployment " \
 	"WHERE o.id <> m.id AND od.server = d.server " \
 	"AND o.direction = m.direction AND o.target_schema = m.target_schema " \
-	"AND o.target_table = m.target_table) " \
+	"AND o.target_table = m.target_table), m.row_shape, m.defined_in " \
 	"FROM bluegreen.table_mapping m " \
 	"JOIN bluegreen.deployment d ON d.id = m.deployment "
 
@@ -343,6 +344,29 @@ deployment_bump_version(int32 deployment)
 }
 
 /*
+ * A text[] of the current result as a list of strings; NIL if it is NULL.
+ * Made in the caller's context.
+ */
+static List *
+stored_texts(const CatalogAccess *access, uint64 row, int column)
+{
+	MemoryContext oldcontext = MemoryContextSwitchTo(access->context);
+	List	   *result = NIL;
+	Datum	   *values;
+	bool		isnull;
+	Datum		array = catalog_value(row, column, &isnull);
+	int			n = 0;
+
+	if (!isnull)
+		deconstruct_array(DatumGetArrayTypeP(array), TEXTOID, -1, false,
+						  TYPALIGN_INT, &values, NULL, &n);
+	for (int i = 0; i < n; i++)
+		result = lappend(result, TextDatumGetCString(values[i]));
+	MemoryContextSwitchTo(oldcontext);
+	return result;
+}
+
+/*
  * One row of the current result, which is made by MAPPING_SQL; columns are
  * read by load_columns().
  */
@@ -367,6 +391,8 @@ read_mapping(const CatalogAccess *access, uint64 row)
 									 lengthof(on_delete_names), row, 10);
 	mapping->has_other_columns = DatumGetBool(catalog_value(row, 11, NULL));
 	mapping->target_shared = DatumGetBool(catalog_value(row, 12, NULL));
+	mapping->row_shape = stored_texts(access, row, 13);
+	mapping->defined_in = catalog_text(access, row, 14);
 	return mapping;
 }
 

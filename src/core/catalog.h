@@ -22,6 +22,10 @@ typedef enum DesiredState
 	DESIRED_STOPPED				/* -> STARTED */
 } DesiredState;
 
+/* Columns of bluegreen.deployment that are read from the WAL. */
+#define BG_DEPLOYMENT_ID		1
+#define BG_DEPLOYMENT_VERSION	6
+
 typedef struct Deployment
 {
 	int32		id;
@@ -89,6 +93,10 @@ typedef struct MappingRow
 	OnWrite		on_write;
 	OnDelete	on_delete;
 	bool		has_other_columns;	/* target has columns that we don't write */
+	List	   *row_shape;		/* the source's columns when the mapping was
+								 * made, "name type" each; NIL unless the
+								 * transform reads whole rows */
+	char	   *defined_in;		/* pg_snapshot of map_table() */
 	int			ncolumns;
 	MappingColumn *columns;		/* by position */
 } MappingRow;

@@ -552,6 +552,34 @@ bluegreen_wait_for_sync(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
+/*
+ * Wait until a started deployment's stream has durably applied everything that
+ * has been written so far, committed or not.  For a caller who is in a
+ * transaction and keeps others from writing.  Errors: as wait_for_sync(),
+ * without a timeout of its own.
+ */
+void
+control_wait_applied(const Deployment *deployment)
+{
+	StreamShared *s = sync_stream(deployment);
+	SyncView   *view = palloc0(sizeof(SyncView));
+	XLogRecPtr	goal = sync_position();
+
+	XLogFlush(goal);
+	ConditionVariablePrepareToSleep(&s->changed);
+	for (;;)
+	{
+		sync_look(s, view);
+		if (view->applied_lsn >= goal)
+			break;
+		sync_check(deployment->name, view);
+		stream_wake(s);
+		(void) ConditionVariableTimedSleep(&s->changed, SYNC_RECHECK_MS,
+										   PG_WAIT_EXTENSION);
+	}
+	ConditionVariableCancelSleep();
+}
+
 /* ---- skip, reset_stats ---- */
 
 static StreamShared *

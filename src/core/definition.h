@@ -19,6 +19,8 @@
 #include "core/shared.h"
 #include "core/target.h"
 #include "fmgr.h"
+#include "nodes/parsenodes.h"
+#include "utils/array.h"
 
 #define BG_SCHEMA "bluegreen"
 #define BG_EXTENSION "pg_bluegreen"
@@ -90,6 +92,7 @@ extern void control_reload_at_commit(int32 deployment);
 extern void control_retry_at_commit(int32 deployment);
 extern void control_resume_at_abort(int32 deployment);
 extern void control_drop_slot(const char *slot_name);
+extern void control_wait_applied(const Deployment *deployment);
 
 /* ---- mapping_check.c: what a mapping asks of its two tables ---- */
 
@@ -122,6 +125,23 @@ extern void ready_warn(const Deployment *deployment, Peer *peer);
 extern void ready_announce_wait(const Deployment *deployment);
 
 /* ---- mapping.c ---- */
+
+struct Transform;
+
+/* arguments of functions that define mappings */
+extern int	mapping_word_argument(FunctionCallInfo fcinfo, int i,
+								  const char *name, const char *const *words);
+extern List *mapping_names_argument(ArrayType *array, Oid type);
+extern void mapping_resolve_target(MapRequest *request, text *target);
+
+/* what is stored of a mapping */
+extern List *mapping_output_names(Query *query);
+extern void mapping_insert_columns(int32 mapping, TargetTable *target,
+								   List *names);
+extern void mapping_create_view(int32 mapping, Oid owner, Query *query,
+								List *names);
+extern void mapping_drop_view(Oid view);
+extern struct Transform *mapping_check_stored(int32 mapping);
 
 extern void mappings_remove_all(int32 deployment);
 

@@ -288,8 +288,8 @@ report_failure(StreamShared *s, int sqlstate, const char *message,
 	memset(&s->error, 0, sizeof(s->error));
 	s->error.at = now;
 	strlcpy(s->error.sqlstate, code, sizeof(s->error.sqlstate));
-	strlcpy(s->error.message, message, sizeof(s->error.message));
-	strlcpy(s->error.hint, hint, sizeof(s->error.hint));
+	shared_copy_text(s->error.message, sizeof(s->error.message), message);
+	shared_copy_text(s->error.hint, sizeof(s->error.hint), hint);
 	SpinLockRelease(&s->mutex);
 	ConditionVariableBroadcast(&s->changed);
 

@@ -66,8 +66,8 @@ enum
 /*
  * An argument that is one of three words.
  */
-static int
-word_argument(FunctionCallInfo fcinfo, int i, const char *name,
+int
+mapping_word_argument(FunctionCallInfo fcinfo, int i, const char *name,
 			  const char *const *words)
 {
 	char	   *value;
@@ -89,8 +89,8 @@ word_argument(FunctionCallInfo fcinfo, int i, const char *name,
 /*
  * Names of an array argument as a list of char *.
  */
-static List *
-names_argument(ArrayType *array, Oid type)
+List *
+mapping_names_argument(ArrayType *array, Oid type)
 {
 	bool		is_name = type == NAMEOID;
 	List	   *result = NIL;
@@ -121,7 +121,7 @@ key_argument(FunctionCallInfo fcinfo)
 
 	if (PG_ARGISNULL(ARG_KEY))
 		return NIL;
-	key = names_argument(PG_GETARG_ARRAYTYPE_P(ARG_KEY), TEXTOID);
+	key = mapping_names_argument(PG_GETARG_ARRAYTYPE_P(ARG_KEY), TEXTOID);
 	if (key == NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -133,8 +133,8 @@ key_argument(FunctionCallInfo fcinfo)
 /*
  * Fill in the target's name: as given, else the source's.
  */
-static void
-resolve_target(MapRequest *request, text *target)
+void
+mapping_resolve_target(MapRequest *request, text *target)
 {
 	List	   *names = NIL;
 
@@ -233,8 +233,8 @@ insert_column(int32 mapping, int position, const TargetColumn *column)
 /*
  * Insert a row per column, in the order of the transform.
  */
-static void
-insert_columns(int32 mapping, TargetTable *target, List *names)
+void
+mapping_insert_columns(int32 mapping, TargetTable *target, List *names)
 {
 	CatalogAccess access;
 	ListCell   *lc;
@@ -287,8 +287,8 @@ view_statement(const char *view, Query *query, List *names)
  * Create bluegreen.transform_<id> for the deployment's owner and note it in
  * the mapping's row.
  */
-static void
-create_view(int32 mapping, Oid owner, Query *query, List *names)
+void
+mapping_create_view(int32 mapping, Oid owner, Query *query, List *names)
 {
 	char	   *name = psprintf("transform_%d", mapping);
 	CatalogAccess access;
@@ -312,8 +312,8 @@ create_view(int32 mapping, Oid owner, Query *query, List *names)
 /*
  * Drop a mapping's view.  Error if a user's object depends on it.
  */
-static void
-drop_view(Oid view)
+void
+mapping_drop_view(Oid view)
 {
 	ObjectAddress address;
 
@@ -332,8 +332,8 @@ drop_view(Oid view)
 /*
  * Names of the columns that a transform gives, in order.
  */
-static List *
-output_names(Query *query)
+List *
+mapping_output_names(Query *query)
 {
 	List	   *names = NIL;
 	ListCell   *lc;
@@ -349,16 +349,49 @@ output_names(Query *query)
 }
 
 /*
+ * Note the columns of the source, if the transform reads whole rows.
+ */
+static void
+store_row_shape(const Transform *transform)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	List	   *shape = NIL;
+	ListCell   *lc;
+	Datum	   *names;
+	int			n = 0;
+
+	if (transform->reads_whole_row)
+		shape = transform_row_shape(transform);
+	names = palloc_array(Datum, Max(list_length(shape), 1));
+	foreach(lc, shape)
+	{
+		names[n++] = CStringGetTextDatum(lfirst(lc));
+	}
+	catalog_begin(&access);
+	catalog_arg_int4(&args, transform->row->id);
+	catalog_arg(&args, TEXTARRAYOID,
+				PointerGetDatum(construct_array(names, n, TEXTOID, -1, false,
+												TYPALIGN_INT)));
+	catalog_run("UPDATE bluegreen.table_mapping SET row_shape = "
+				"NULLIF($2, '{}') WHERE id = $1", &args, SPI_OK_UPDATE);
+	catalog_end(&access);
+}
+
+/*
  * Compile the stored mapping, which raises the errors of types that do not
  * coerce, and check that changes carry what it needs.
  */
-static void
-check_stored(int32 mapping)
+Transform *
+mapping_check_stored(int32 mapping)
 {
 	int			guc_level = search_path_pin();
+	Transform  *transform = transform_compile(mapping_load(mapping));
 
-	transform_check_identity(transform_compile(mapping_load(mapping)));
+	transform_check_identity(transform);
+	store_row_shape(transform);
 	search_path_restore(guc_level);
+	return transform;
 }
 
 /*
@@ -376,19 +409,19 @@ map_one(const Deployment *deployment, Peer *peer, MapRequest *request)
 	query = transform_parse(request->transform ? request->transform :
 							transform_default(request, target),
 							request->source);
-	names = output_names(query);
+	names = mapping_output_names(query);
 	target_check_columns(request, target, names);
 	if (deployment->desired == DESIRED_STARTED)
 		ready_target_rights(peer, request);
 	id = insert_mapping(deployment, request,
 						target_has_other_columns(target, names));
-	insert_columns(id, target, names);
+	mapping_insert_columns(id, target, names);
 
 	/* literals are the caller's; what is stored must not depend on his style */
 	guc_level = settings_pin_formatting();
-	create_view(id, deployment->owner, query, names);
+	mapping_create_view(id, deployment->owner, query, names);
 	CommandCounterIncrement();
-	check_stored(id);
+	(void) mapping_check_stored(id);
 	settings_restore(guc_level);
 	return id;
 }
@@ -442,9 +475,9 @@ bluegreen_map_table(PG_FUNCTION_ARGS)
 	refuse_unsupported(fcinfo);
 	require_writable("bluegreen.map_table");
 	request.source = PG_GETARG_OID(ARG_SOURCE);
-	request.on_write = word_argument(fcinfo, ARG_ON_WRITE, "on_write",
+	request.on_write = mapping_word_argument(fcinfo, ARG_ON_WRITE, "on_write",
 									 on_write_names);
-	request.on_delete = word_argument(fcinfo, ARG_ON_DELETE, "on_delete",
+	request.on_delete = mapping_word_argument(fcinfo, ARG_ON_DELETE, "on_delete",
 									  on_delete_names);
 	request.key = key_argument(fcinfo);
 	if (!PG_ARGISNULL(ARG_TRANSFORM))
@@ -452,7 +485,7 @@ bluegreen_map_table(PG_FUNCTION_ARGS)
 
 	deployment = deployment_lock(NameStr(*PG_GETARG_NAME(ARG_DEPLOYMENT)));
 	source_check(request.source, deployment->owner);
-	resolve_target(&request, PG_ARGISNULL(ARG_TARGET) ? NULL :
+	mapping_resolve_target(&request, PG_ARGISNULL(ARG_TARGET) ? NULL :
 				   PG_GETARG_TEXT_PP(ARG_TARGET));
 	peer = registry_connect(deployment);
 	id = map_one(deployment, peer, &request);
@@ -526,7 +559,7 @@ bluegreen_map_schema(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	schema = NameStr(*PG_GETARG_NAME(1));
 	deployment = deployment_lock(NameStr(*PG_GETARG_NAME(0)));
-	tables = schema_tables(schema, names_argument(PG_GETARG_ARRAYTYPE_P(3),
+	tables = schema_tables(schema, mapping_names_argument(PG_GETARG_ARRAYTYPE_P(3),
 												  NAMEOID));
 	if (tables == NIL)
 		ereport(ERROR,
@@ -542,7 +575,7 @@ bluegreen_map_schema(PG_FUNCTION_ARGS)
 
 		CHECK_FOR_INTERRUPTS();
 		source_check(request.source, deployment->owner);
-		resolve_target(&request, NULL);
+		mapping_resolve_target(&request, NULL);
 		if (!PG_ARGISNULL(2))
 			request.target_schema = NameStr(*PG_GETARG_NAME(2));
 		values[0] = Int32GetDatum(map_one(deployment, peer, &request));
@@ -566,7 +599,7 @@ remove_mapping(const MappingRow *mapping)
 	CatalogAccess access;
 	CatalogArgs args = {0};
 
-	drop_view(mapping->view);
+	mapping_drop_view(mapping->view);
 	catalog_begin(&access);
 	catalog_arg_int4(&args, mapping->id);
 	catalog_run("DELETE FROM bluegreen.table_mapping WHERE id = $1", &args,
@@ -609,7 +642,7 @@ bluegreen_unmap_table(PG_FUNCTION_ARGS)
 	request.source = PG_GETARG_OID(1);
 	deployment = deployment_lock(NameStr(*PG_GETARG_NAME(0)));
 	if (!PG_ARGISNULL(2))
-		resolve_target(&request, PG_GETARG_TEXT_PP(2));
+		mapping_resolve_target(&request, PG_GETARG_TEXT_PP(2));
 
 	foreach(lc, mappings_load(deployment->id, 'f'))
 	{

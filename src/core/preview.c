@@ -76,28 +76,6 @@ describe_target(Transform *transform)
 }
 
 /*
- * Put a row of the current result, which has the source's live columns after
- * the row as jsonb, into the transform's slot.
- */
-static void
-fill_slot(Transform *transform, HeapTuple tuple, TupleDesc desc)
-{
-	TupleTableSlot *slot = transform->slot;
-	int			column = 2;
-
-	ExecClearTuple(slot);
-	for (int i = 0; i < transform->source_desc->natts; i++)
-	{
-		slot->tts_isnull[i] = true;
-		slot->tts_values[i] = (Datum) 0;
-		if (!transform->source[i].dropped)
-			slot->tts_values[i] = SPI_getbinval(tuple, desc, column++,
-												&slot->tts_isnull[i]);
-	}
-	ExecStoreVirtualTuple(slot);
-}
-
-/*
  * The transformed row as jsonb.
  */
 static Datum
@@ -123,7 +101,7 @@ preview_row(Preview *preview, HeapTuple tuple, TupleDesc desc)
 	bool		nulls[PREVIEW_COLUMNS] = {false, false, false, false};
 	bool		passes;
 
-	fill_slot(preview->transform, tuple, desc);
+	transform_fill_slot(preview->transform, tuple, desc, 2);
 	passes = transform_filter(preview->transform);
 	values[0] = CStringGetTextDatum(mapping_target_name(preview->mapping));
 	values[1] = SPI_getbinval(tuple, desc, 1, &nulls[1]);

@@ -31,6 +31,7 @@
 #include "core/settings.h"
 #include "core/shared.h"
 #include "core/worker.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
@@ -665,4 +666,17 @@ LWLock *
 shared_chunk_lock(void)
 {
 	return bg_shared->chunk_lock;
+}
+
+/*
+ * Copy a text into fixed storage.  One that is too long is cut between two
+ * characters: half of one would not be valid in a view.
+ */
+void
+shared_copy_text(char *to, Size size, const char *text)
+{
+	int			length = pg_mbcliplen(text, strlen(text), size - 1);
+
+	memcpy(to, text, length);
+	to[length] = '\0';
 }

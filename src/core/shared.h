@@ -62,7 +62,7 @@ typedef struct StreamError
 	TimestampTz at;				/* 0 = none */
 	char		sqlstate[6];
 	XLogRecPtr	lsn;			/* commit record of the failing transaction */
-	char		relation[NAMEDATALEN * 2 + 8];
+	char		relation[NAMEDATALEN * 4 + 8];	/* quotes may double it */
 	char		key[512];
 	char		message[1024];
 	char		detail[512];
@@ -221,6 +221,9 @@ extern TableShared *table_shared_get(int32 mapping, int32 deployment);
 extern void table_shared_remove(int32 mapping);
 
 extern LWLock *shared_chunk_lock(void);
+
+/* Into fixed storage; what is too long ends with a whole character. */
+extern void shared_copy_text(char *to, Size size, const char *text);
 
 /* Is pg_bluegreen in shared_preload_libraries?  require raises the error. */
 extern bool shared_is_loaded(void);

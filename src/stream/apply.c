@@ -436,8 +436,8 @@ blame_row(Apply *apply, const RowChange *change)
 	initStringInfo(&key);
 	change_describe_key(&key, change->transform, change->values);
 	SpinLockAcquire(&apply->shared->mutex);
-	strlcpy(error->relation, relation, sizeof(error->relation));
-	strlcpy(error->key, key.data + 1, sizeof(error->key));
+	shared_copy_text(error->relation, sizeof(error->relation), relation);
+	shared_copy_text(error->key, sizeof(error->key), key.data + 1);
 	SpinLockRelease(&apply->shared->mutex);
 	apply->blamed = true;
 	return key.data;

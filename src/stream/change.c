@@ -10,6 +10,7 @@
 #include "compat.h"
 #include "stream/change.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 
 const char *const change_kind_names[] = {
 	[CHANGE_INSERT] = "INSERT",
@@ -71,4 +72,38 @@ change_describe(StringInfo out, const RowChange *change)
 		for (int i = 0; i < transform->ncolumns; i++)
 			append_column(out, &transform->columns[i], change->values[i],
 						  change->isnull[i], change->missing[i]);
+}
+
+/*
+ * Describe the source's row in transform->slot, for an error in evaluating it:
+ * the columns by which people know it.  Those are the chunk key's, else the
+ * replica identity's; of a row that has neither, all.
+ */
+void
+change_describe_source(StringInfo out, Transform *transform)
+{
+	TupleTableSlot *slot = transform->slot;
+	Bitmapset  *columns = transform->chunk_key ? transform->chunk_key :
+		transform->identity;
+
+	resetStringInfo(out);
+	for (int i = 0; i < transform->source_desc->natts; i++)
+	{
+		SourceAttribute *att = &transform->source[i];
+		Oid			function;
+		bool		is_varlena;
+
+		if (att->dropped || slot->tts_isnull[i] ||
+			(columns != NULL && !bms_is_member(i + 1, columns)))
+			continue;
+		getTypeOutputInfo(att->type, &function, &is_varlena);
+		if (is_varlena &&
+			VARATT_IS_EXTERNAL_ONDISK(DatumGetPointer(slot->tts_values[i])))
+			continue;
+		appendStringInfo(out, "%s%s[%s]:%s", out->len > 0 ? " " : "",
+						 quote_identifier(NameStr(att->name)),
+						 format_type_with_typemod(att->type, att->typmod),
+						 quote_literal_cstr(OidOutputFunctionCall(function,
+																  slot->tts_values[i])));
+	}
 }

@@ -52,6 +52,8 @@ typedef struct ChangeSink
 							 bool restart_identity);
 	void		(*commit) (void *arg, ReorderBufferTXN *txn,
 						   XLogRecPtr end_lsn);
+	/* mappings were changed by this transaction; does not return; or NULL */
+	void		(*redefined) (void *arg, ReorderBufferTXN *txn);
 	void		(*message) (void *arg, ReorderBufferTXN *txn, XLogRecPtr lsn,
 							bool transactional, const char *prefix,
 							Size size, const char *content);
@@ -61,5 +63,7 @@ typedef struct ChangeSink
 extern void change_describe(StringInfo out, const RowChange *change);
 extern void change_describe_key(StringInfo out, Transform *transform,
 								const Datum *values);
+
+extern void change_describe_source(StringInfo out, Transform *transform);
 
 #endif							/* BG_CHANGE_H */

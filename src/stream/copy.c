@@ -364,31 +364,36 @@ copy_loop(CopyState *state)
  * with back-off.
  */
 static void
-leave_error(const CopyState *state, const ErrorData *error)
+leave_error(CopyState *state, const ErrorData *error)
 {
 	StreamError *mine = &state->shared->copy_error;
+	const char *key = NULL;
 
 	LWLockReleaseAll();
+	if (state->evaluating)
+		key = copy_find_failing_row(state);
 	LWLockAcquire(shared_chunk_lock(), LW_EXCLUSIVE);
 	mine->at = GetCurrentTimestamp();
 	strlcpy(mine->sqlstate, unpack_sql_state(error->sqlerrcode),
 			sizeof(mine->sqlstate));
-	strlcpy(mine->relation, state->table ?
-			mapping_target_name(state->table->transform->row) : "",
-			sizeof(mine->relation));
-	strlcpy(mine->message, error->message, sizeof(mine->message));
-	strlcpy(mine->detail, error->detail ? error->detail : "",
-			sizeof(mine->detail));
-	strlcpy(mine->hint, error->hint ? error->hint : "", sizeof(mine->hint));
+	shared_copy_text(mine->relation, sizeof(mine->relation), state->table ?
+					 mapping_target_name(state->table->transform->row) : "");
+	shared_copy_text(mine->key, sizeof(mine->key), key ? key : "");
+	shared_copy_text(mine->message, sizeof(mine->message), error->message);
+	shared_copy_text(mine->detail, sizeof(mine->detail),
+					 error->detail ? error->detail : "");
+	shared_copy_text(mine->hint, sizeof(mine->hint),
+					 error->hint ? error->hint : "");
 	LWLockRelease(shared_chunk_lock());
 }
 
 /*
  * In the stream's worker: raise what has ended a copy worker, unless it will
- * pass by itself.
+ * pass by itself.  The table, and the row if it is known, are noted in the
+ * stream's error; *blamed says so.
  */
 void
-copy_check_error(StreamShared *shared)
+copy_check_error(StreamShared *shared, bool *blamed)
 {
 	StreamError error;
 
@@ -398,6 +403,11 @@ copy_check_error(StreamShared *shared)
 	LWLockRelease(shared_chunk_lock());
 	if (error.at == 0 || peer_sqlstate_is_transient(error.sqlstate))
 		return;
+	SpinLockAcquire(&shared->mutex);
+	memcpy(shared->error.relation, error.relation, sizeof(error.relation));
+	memcpy(shared->error.key, error.key, sizeof(error.key));
+	SpinLockRelease(&shared->mutex);
+	*blamed = true;
 	ereport(ERROR,
 			(errcode(MAKE_SQLSTATE(error.sqlstate[0], error.sqlstate[1],
 								   error.sqlstate[2], error.sqlstate[3],
@@ -440,10 +450,14 @@ bluegreen_copy_main(Datum arg)
 	}
 	PG_CATCH();
 	{
-		HOLD_INTERRUPTS();
+		ErrorData  *error;
+
 		MemoryContextSwitchTo(state->context);
-		leave_error(state, CopyErrorData());
+		error = CopyErrorData();
 		EmitErrorReport();
+		FlushErrorState();
+		leave_error(state, error);
+		HOLD_INTERRUPTS();
 		proc_exit(1);
 	}
 	PG_END_TRY();

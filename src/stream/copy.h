@@ -23,6 +23,17 @@ typedef struct CopyTable
 	bool		binary;			/* COPY format */
 } CopyTable;
 
+/* A chunk to copy, or a table to finish. */
+typedef struct CopyJob
+{
+	CopyTable  *table;
+	int64		generation;
+	int			number;
+	Datum	   *lower;
+	Datum	   *upper;
+	bool		key_only;
+} CopyJob;
+
 typedef struct CopyState
 {
 	StreamShared *shared;
@@ -34,6 +45,8 @@ typedef struct CopyState
 	MemoryContext chunk_context;	/* reset after each chunk */
 	List	   *tables;			/* of CopyTable */
 	CopyTable  *table;			/* that is being worked on, for messages */
+	bool		evaluating;		/* rows are being transformed ... */
+	CopyJob		job;			/* ... of this chunk */
 } CopyState;
 
 /* What to do next.  */
@@ -45,22 +58,15 @@ typedef enum CopyStep
 	COPY_DONE					/* every table is streaming */
 } CopyStep;
 
-typedef struct CopyJob
-{
-	CopyTable  *table;
-	int64		generation;
-	int			number;
-	Datum	   *lower;
-	Datum	   *upper;
-	bool		key_only;
-} CopyJob;
-
 /* copy_plan.c */
 extern CopyStep copy_plan(CopyState *state, CopyJob *job);
+extern void copy_append_range(StringInfo sql, const CopyTable *table,
+							  const Datum *lower, const Datum *upper);
 extern void copy_withdraw(CopyState *state);
 
 /* copy_run.c */
 extern bool copy_chunk(CopyState *state, const CopyJob *job);
+extern char *copy_find_failing_row(CopyState *state);
 
 /* copy_query.c */
 extern Query *copy_build_query(const CopyJob *job, TimestampTz moment);
@@ -76,7 +82,7 @@ extern bool copy_finish_table(CopyState *state, const CopyJob *job);
 extern void copy_log_chunk(CopyState *state, const CopyJob *job, int64 rows,
 						   int64 bytes, const char *snapshot, XLogRecPtr p);
 extern void copy_launch_workers(StreamShared *shared);
-extern void copy_check_error(StreamShared *shared);
+extern void copy_check_error(StreamShared *shared, bool *blamed);
 extern void copy_stop_workers(StreamShared *shared);
 extern void copy_forget_orphans(StreamShared *shared);
 

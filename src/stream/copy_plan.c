@@ -114,6 +114,28 @@ key_list(const KeySpace *space)
 }
 
 /*
+ * Append FROM and WHERE of a query over the source's rows in a range of keys.
+ */
+void
+copy_append_range(StringInfo sql, const CopyTable *table, const Datum *lower,
+				  const Datum *upper)
+{
+	KeySpace   *space = table->directory->space;
+	Oid			source = table->transform->row->source;
+
+	appendStringInfo(sql, " FROM %s%s WHERE true",
+					 table->partitioned ? "" : "ONLY ",
+					 quote_qualified_identifier(get_namespace_name(get_rel_namespace(source)),
+												get_rel_name(source)));
+	if (lower)
+		appendStringInfo(sql, " AND ROW(%s) > %s", key_list(space),
+						 literal_row(space, lower));
+	if (upper)
+		appendStringInfo(sql, " AND ROW(%s) <= %s", key_list(space),
+						 literal_row(space, upper));
+}
+
+/*
  * The key at which a chunk of so many rows from lower ends, if that is inside
  * of the gap; otherwise the gap's own upper bound.
  */
@@ -121,22 +143,13 @@ static Datum *
 find_upper(CopyTable *table, Datum *lower, Datum *gap_upper, int64 rows)
 {
 	KeySpace   *space = table->directory->space;
-	Oid			source = table->transform->row->source;
 	char	   *keys = key_list(space);
 	Datum	   *upper = gap_upper;
 	StringInfoData sql;
 
 	initStringInfo(&sql);
-	appendStringInfo(&sql, "SELECT %s FROM %s%s WHERE true", keys,
-					 table->partitioned ? "" : "ONLY ",
-					 quote_qualified_identifier(get_namespace_name(get_rel_namespace(source)),
-												get_rel_name(source)));
-	if (lower)
-		appendStringInfo(&sql, " AND ROW(%s) > %s", keys,
-						 literal_row(space, lower));
-	if (gap_upper)
-		appendStringInfo(&sql, " AND ROW(%s) <= %s", keys,
-						 literal_row(space, gap_upper));
+	appendStringInfo(&sql, "SELECT %s", keys);
+	copy_append_range(&sql, table, lower, gap_upper);
 	appendStringInfo(&sql, " ORDER BY %s OFFSET " INT64_FORMAT " LIMIT 1",
 					 keys, rows - 1);
 

@@ -32,6 +32,7 @@
 #include "catalog/pg_inherits.h"
 #include "compat.h"
 #include "executor/executor.h"
+#include "executor/spi.h"
 #include "lib/stringinfo.h"
 #include "libpq/pqformat.h"
 #include "miscadmin.h"
@@ -153,7 +154,11 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 	MemoryContextReset(receiver->row_context);
 	receiver->rows++;
 	if (receiver->buffer.len >= FLUSH_BYTES)
+	{
+		receiver->state->evaluating = false;
 		receiver_flush(receiver);
+		receiver->state->evaluating = true;
+	}
 	return true;
 }
 
@@ -224,13 +229,102 @@ run_query(CopyReceiver *receiver, const CopyJob *job, TimestampTz moment)
 	plan = pg_plan_query(query, "pg_bluegreen copy", 0, NULL);
 	desc = CreateQueryDesc(plan, "pg_bluegreen copy", GetActiveSnapshot(),
 						   InvalidSnapshot, &receiver->pub, NULL, NULL, 0);
+	receiver->state->job = *job;
+	receiver->state->evaluating = true;
 	ExecutorStart(desc, 0);
 	executor_run(desc, ForwardScanDirection, 0);
 	ExecutorFinish(desc);
+	receiver->state->evaluating = false;
 	ExecutorEnd(desc);
 	FreeQueryDesc(desc);
 	AtEOXact_GUC(false, guc_level);
 	SetUserIdAndSecContext(userid, sec_context);
+}
+
+/*
+ * Evaluate the transform over one row.  For the error that it may raise.
+ */
+static void
+try_row(Transform *transform)
+{
+	Datum	   *values = palloc_array(Datum, transform->ncolumns);
+	bool	   *isnull = palloc_array(bool, transform->ncolumns);
+	bool	   *missing = palloc_array(bool, transform->ncolumns);
+
+	if (transform_filter(transform))
+		transform_row(transform, NULL, values, isnull, missing);
+}
+
+/*
+ * Try the chunk's rows one by one; name is the row that is being tried.
+ */
+static void
+try_rows(const CopyJob *job, StringInfo name)
+{
+	Transform  *transform = job->table->transform;
+	MemoryContext row_context = AllocSetContextCreate(CurrentMemoryContext,
+													  "pg_bluegreen row",
+													  ALLOCSET_DEFAULT_SIZES);
+	StringInfoData sql;
+	Portal		portal;
+
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "SELECT *");
+	copy_append_range(&sql, job->table, job->lower, job->upper);
+	SPI_connect();
+	portal = SPI_cursor_open_with_args(NULL, sql.data, 0, NULL, NULL, NULL,
+									   true, 0);
+	SetUserIdAndSecContext(transform->row->owner,
+						   SECURITY_RESTRICTED_OPERATION);
+	for (;;)
+	{
+		SPI_cursor_fetch(portal, true, 1000);
+		if (SPI_processed == 0)
+			break;
+		for (uint64 i = 0; i < SPI_processed; i++)
+		{
+			MemoryContext old = MemoryContextSwitchTo(row_context);
+
+			CHECK_FOR_INTERRUPTS();
+			transform_fill_slot(transform, SPI_tuptable->vals[i],
+								SPI_tuptable->tupdesc, 1);
+			change_describe_source(name, transform);
+			try_row(transform);
+			MemoryContextSwitchTo(old);
+			MemoryContextReset(row_context);
+		}
+		SPI_freetuptable(SPI_tuptable);
+	}
+}
+
+/*
+ * The transform has failed for some row of the chunk, and the executor does
+ * not say for which.  Find it, in a transaction of its own, that is rolled
+ * back.  NULL if it does not fail again.
+ */
+char *
+copy_find_failing_row(CopyState *state)
+{
+	StringInfo	name = makeStringInfo();
+	volatile bool found = false;
+
+	AbortOutOfAnyTransaction();
+	MemoryContextSwitchTo(state->context);
+	PG_TRY();
+	{
+		StartTransactionCommand();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		try_rows(&state->job, name);
+	}
+	PG_CATCH();
+	{
+		FlushErrorState();
+		found = true;
+	}
+	PG_END_TRY();
+	AbortOutOfAnyTransaction();
+	MemoryContextSwitchTo(state->context);
+	return found ? name->data : NULL;
 }
 
 static char *
@@ -496,11 +590,14 @@ static void
 lock_source(const CopyTable *table)
 {
 	Relation	source;
+	Misfit		misfit;
 
 	source = table_open(table->transform->row->source, AccessShareLock);
 	(void) find_all_inheritors(table->transform->row->source,
 							   AccessShareLock, NULL);
-	relation_check_columns(table->transform, source);
+	misfit = relation_find_misfit(table->transform, source);
+	if (misfit.column != NULL)
+		relation_refuse(table->transform, &misfit);
 	table_close(source, NoLock);
 }
 

@@ -72,6 +72,7 @@ decode_create(List *transforms, const ChangeSink *sink)
 	}
 	scratch_init(&state->scratch, Max(state->max_columns, 1));
 	scratch_init(&state->old_scratch, Max(state->max_columns, 1));
+	state->row_name = makeStringInfo();
 	relation_entries_create(state);
 	return state;
 }
@@ -284,17 +285,6 @@ plugin_commit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
 }
 
 /*
- * Will the copy of the table have what the current transaction did?
- */
-static bool
-copy_sees(DecodeState *state, Transform *transform)
-{
-	DecodeGate *gate = &state->gate;
-
-	return gate->sees != NULL && gate->sees(gate->arg, transform, state->txn);
-}
-
-/*
  * A row of bluegreen.partition_change: rows of these tables came or went that
  * no row change tells of.
  */
@@ -328,6 +318,28 @@ check_partitions(DecodeState *state, Relation relation,
 	}
 }
 
+/*
+ * A row of bluegreen.deployment: have our mappings been changed since they
+ * were compiled?  What comes next in the WAL must not be evaluated by what was
+ * in force before.
+ */
+static void
+check_definition(DecodeState *state, Relation relation,
+				 ReorderBufferChange *change)
+{
+	TupleDesc	desc = RelationGetDescr(relation);
+	HeapTuple	tuple = change_new_tuple(change);
+	bool		isnull;
+
+	if (tuple == NULL || state->sink.redefined == NULL ||
+		DatumGetInt32(heap_getattr(tuple, BG_DEPLOYMENT_ID, desc,
+								   &isnull)) != state->deployment ||
+		DatumGetInt64(heap_getattr(tuple, BG_DEPLOYMENT_VERSION, desc,
+								   &isnull)) <= state->mapping_version)
+		return;
+	state->sink.redefined(state->sink.arg, state->txn);
+}
+
 /* change callback: one INSERT, UPDATE or DELETE */
 static void
 plugin_change(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
@@ -341,12 +353,15 @@ plugin_change(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
 		return;
 	entry = relation_entry(state, relation);
 	if (entry->ntransforms == 0 &&
-		entry->relid != state->partition_change)
+		entry->relid != state->partition_change &&
+		entry->relid != state->deployments)
 		return;
 
 	old = MemoryContextSwitchTo(state->change_context);
 	if (entry->relid == state->partition_change)
 		check_partitions(state, relation, change);
+	else if (entry->relid == state->deployments)
+		check_definition(state, relation, change);
 	else
 		row_change(state, entry, relation, change);
 	MemoryContextSwitchTo(old);

@@ -37,6 +37,11 @@ typedef struct DecodeState
 	XLogRecPtr	skip_lsn;		/* leave out the transaction committed here */
 	bool		skipping;
 	Oid			partition_change;	/* see core/partition.c */
+	Oid			deployments;	/* bluegreen.deployment, or invalid: where a
+								 * newer mapping_version says that mappings
+								 * have changed */
+	int32		deployment;
+	int64		mapping_version;	/* what the transforms were compiled from */
 	bool		pin_settings;	/* in a user's session: for each transaction */
 	int			guc_level;
 	MemoryContext context;		/* of this struct and the relation entries */
@@ -47,6 +52,11 @@ typedef struct DecodeState
 	int			max_columns;
 	RowChange	scratch;		/* arrays of max_columns */
 	RowChange	old_scratch;
+
+	/* for errors: the transform that is evaluated, and the row, if asked for */
+	Transform  *evaluating;
+	bool		name_rows;
+	StringInfo	row_name;
 } DecodeState;
 
 extern DecodeState *decode_create(List *transforms, const ChangeSink *sink);

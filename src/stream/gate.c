@@ -110,8 +110,8 @@ gate_check_stop(const StreamShared *shared)
  * Mostly it has.  Where it waits for a standby it may take as long as that, so
  * look up now and then; its lock would not let us.
  */
-static void
-wait_for_xid(Gate *gate, TransactionId xid)
+void
+gate_wait_for_xid(Gate *gate, TransactionId xid)
 {
 	while (!gate->xid_waited && TransactionIdIsInProgress(xid))
 	{
@@ -200,7 +200,7 @@ gate_check(void *arg, Transform *transform, ReorderBufferTXN *txn)
 		return true;
 	if (table->truncated)
 		return false;
-	wait_for_xid(gate, txn->xid);
+	gate_wait_for_xid(gate, txn->xid);
 	return decide(gate, table, txn);
 }
 
@@ -295,7 +295,7 @@ gate_recopy(void *arg, Transform *transform, ReorderBufferTXN *txn)
 		refuse_incomplete(transform);
 	key = keyspace_key_from_slot(table->directory->space, transform->slot);
 	literal = keyspace_key_to_literal(table->directory->space, key);
-	wait_for_xid(gate, txn->xid);
+	gate_wait_for_xid(gate, txn->xid);
 	request_recopy(gate, table, literal, false);
 	if (wait_for_recopy(gate, table, key, txn))
 	{
@@ -351,7 +351,7 @@ gate_sees(void *arg, Transform *transform, ReorderBufferTXN *txn)
 
 	if (gate->open || table->passed)
 		return false;
-	wait_for_xid(gate, txn->xid);
+	gate_wait_for_xid(gate, txn->xid);
 	refresh(gate, table);
 	for (int i = 0; i < directory->nchunks; i++)
 	{
@@ -432,7 +432,7 @@ gate_truncate(Gate *gate, Transform *transform, ReorderBufferTXN *txn)
 
 	if (gate->open || table->passed)
 		return false;
-	wait_for_xid(gate, txn->xid);
+	gate_wait_for_xid(gate, txn->xid);
 	refresh(gate, table);
 	/* behind the last P it is a change like others, and the copy may end */
 	if (table->directory->complete &&

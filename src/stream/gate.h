@@ -47,6 +47,7 @@ extern bool gate_is_passed(const TableShared *stats, XLogRecPtr progress);
 extern void gate_init_decode(Gate *gate, DecodeGate *decode);
 extern void gate_finish_recopy(Gate *gate);
 extern void gate_check_stop(const StreamShared *shared);
+extern void gate_wait_for_xid(Gate *gate, TransactionId xid);
 extern void gate_begin(Gate *gate);
 extern void gate_reached(Gate *gate, XLogRecPtr lsn);
 extern bool gate_truncate(Gate *gate, Transform *transform,

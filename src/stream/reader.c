@@ -191,7 +191,7 @@ reader_tick(StreamWorker *worker)
 	if (now < worker->next_tick)
 		return;
 	worker->next_tick = TimestampTzPlusMilliseconds(now, TICK_MS);
-	copy_check_error(worker->shared);
+	copy_check_error(worker->shared, &worker->apply->blamed);
 	if (worker->shared->state == STREAM_COPYING)
 		copy_launch_workers(worker->shared);
 	else if (worker->control)

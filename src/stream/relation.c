@@ -6,10 +6,11 @@
  * Decoding shows leaf partitions; a mapping names the root.  An entry binds a
  * leaf to the transforms of its ancestors, with a map from the root's columns
  * to the leaf's (they may stand in another order).  Everything here is read
- * from the catalogs as they were when the change was made; before an entry is
- * used it is compared with what was compiled under the current catalogs, and a
- * difference is an error: an expression compiled for text would read an int as
- * a pointer.
+ * from the catalogs as they were when the change was made and compared with
+ * what was compiled under the current ones.  A difference (a misfit) is an
+ * error as soon as a row has to be evaluated: an expression compiled for text
+ * would read an int as a pointer.  It is none for a row that the copy of the
+ * table has seen, so a table may be mapped again after any ALTER TABLE.
  *
  * Relcache invalidation makes an entry stale, not gone, for it may be in use.
  * Stale entries are given back when new ones are needed and there have come to
@@ -22,6 +23,7 @@
 #include "catalog/partition.h"
 #include "compat.h"
 #include "stream/relation.h"
+#include "utils/builtins.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -137,33 +139,84 @@ relation_entries_create(DecodeState *state)
 }
 
 /*
- * Error if a column that the transform reads is not what was compiled.
+ * Was a column, which the transform reads, another one when the change was
+ * made?  The reason as a sentence, or NULL.
  */
-void
-relation_check_columns(const Transform *transform, Relation root)
+static const char *
+compare_column(const Transform *transform, AttrNumber attno, TupleDesc desc)
+{
+	const SourceAttribute *mine = &transform->source[attno - 1];
+	Form_pg_attribute att;
+
+	if (attno > desc->natts)
+		return "The column did not exist yet when the row was written.";
+	att = TupleDescAttr(desc, attno - 1);
+	if (att->attisdropped != mine->dropped)
+		return att->attisdropped ?
+			"The column had been dropped when the row was written." :
+			"The column has been dropped since the row was written.";
+	if (att->atttypid != mine->type || att->atttypmod != mine->typmod)
+		return psprintf("The row was written with type %s; the mapping expects %s.",
+						format_type_with_typemod(att->atttypid, att->atttypmod),
+						format_type_with_typemod(mine->type, mine->typmod));
+	if (transform->reads_whole_row &&
+		strcmp(NameStr(att->attname), NameStr(mine->name)) != 0)
+		return psprintf("The column was named \"%s\" when the row was written, and the transform reads whole rows.",
+						NameStr(att->attname));
+	return NULL;
+}
+
+/*
+ * The first column that the transform reads and that is not, in the relation
+ * as it was or is, what was compiled.  Of a transform that reads whole rows,
+ * this may be a column that was added.
+ */
+Misfit
+relation_find_misfit(const Transform *transform, Relation root)
 {
 	TupleDesc	desc = RelationGetDescr(root);
+	Misfit		misfit = transform->misfit;
 	int			attno = -1;
 
+	if (misfit.column != NULL)
+		return misfit;
 	while ((attno = bms_next_member(transform->reads, attno)) >= 0)
 	{
-		const SourceAttribute *mine = &transform->source[attno - 1];
-		Form_pg_attribute att;
-
-		if (attno <= desc->natts)
+		misfit.reason = compare_column(transform, attno, desc);
+		if (misfit.reason != NULL)
 		{
-			att = TupleDescAttr(desc, attno - 1);
-			if (att->atttypid == mine->type && att->atttypmod == mine->typmod &&
-				att->attisdropped == mine->dropped)
-				continue;
+			misfit.column = NameStr(transform->source[attno - 1].name);
+			return misfit;
 		}
-		ereport(ERROR,
-				(errcode(ERRCODE_DATATYPE_MISMATCH),
-				 errmsg("column \"%s\" of table \"%s\" is not what the mapping to \"%s\" was compiled for",
-						NameStr(mine->name), RelationGetRelationName(root),
-						mapping_target_name(transform->row)),
-				 errhint("Unmap the table and map it again.")));
 	}
+	for (int i = transform->source_desc->natts;
+		 transform->reads_whole_row && i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+
+		if (att->attisdropped)
+			continue;
+		misfit.column = pstrdup(NameStr(att->attname));
+		misfit.reason = "The column was added, and the transform reads whole rows.";
+		break;
+	}
+	return misfit;
+}
+
+/*
+ * Raise the error for a misfit.
+ */
+void
+relation_refuse(const Transform *transform, const Misfit *misfit)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_DATATYPE_MISMATCH),
+			 errmsg("column \"%s\" of table \"%s\" is not what the mapping to \"%s\" was compiled for",
+					misfit->column,
+					get_rel_name(transform->row->source),
+					mapping_target_name(transform->row)),
+			 errdetail_internal("%s", misfit->reason),
+			 errhint("Change the mapping with bluegreen.alter_mapping() so that it fits; or unmap the table, empty its target and map it again.")));
 }
 
 /*
@@ -222,14 +275,14 @@ bind_transform(RelationEntry *entry, Transform *transform, Relation relation)
 	bound->transform = transform;
 	bound->attrmap = NULL;
 	if (source == RelationGetRelid(relation))
-		relation_check_columns(transform, relation);
+		bound->misfit = relation_find_misfit(transform, relation);
 	else
 	{
 		Relation	root = RelationIdGetRelation(source);
 
 		if (!RelationIsValid(root))
 			elog(ERROR, "could not open relation with OID %u", source);
-		relation_check_columns(transform, root);
+		bound->misfit = relation_find_misfit(transform, root);
 		bound->attrmap = build_attrmap(root, relation);
 		RelationClose(root);
 	}
@@ -265,8 +318,7 @@ fill_entry(DecodeState *state, RelationEntry *entry, Relation relation)
 }
 
 /*
- * The entry of a relation that a change refers to, brought up to date.  Errors
- * if the relation is no longer what a mapping was compiled for.  The entry is
+ * The entry of a relation that a change refers to, brought up to date.  It is
  * good until the next call.
  */
 RelationEntry *

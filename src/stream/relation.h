@@ -17,6 +17,7 @@ typedef struct RelationTransform
 	AttrNumber *attrmap;		/* source attribute -> leaf attribute, 0 if
 								 * none; NULL if they are the same */
 	bool		identity_ok;	/* old tuples carry what was compiled */
+	Misfit		misfit;			/* no name: the transform fits the relation */
 } RelationTransform;
 
 typedef struct RelationEntry
@@ -34,7 +35,9 @@ typedef struct RelationEntry
 } RelationEntry;
 
 extern void relation_entries_create(DecodeState *state);
-extern void relation_check_columns(const Transform *transform, Relation root);
+extern Misfit relation_find_misfit(const Transform *transform, Relation root);
+extern pg_noreturn void relation_refuse(const Transform *transform,
+										const Misfit *misfit);
 extern RelationEntry *relation_entry(DecodeState *state, Relation relation);
 
 #endif							/* BG_RELATION_H */

@@ -61,6 +61,26 @@ typedef struct ChangeContext
 	Bitmapset  *absent;			/* source attributes that the new row lacks */
 } ChangeContext;
 
+/*
+ * From here on an error is one of the row in the transform's slot, until
+ * end_evaluation().  The row is named if that is asked for: it costs time.
+ */
+static void
+begin_evaluation(ChangeContext *context)
+{
+	DecodeState *state = context->state;
+
+	state->evaluating = context->transform;
+	if (state->name_rows)
+		change_describe_source(state->row_name, context->transform);
+}
+
+static void
+end_evaluation(ChangeContext *context)
+{
+	context->state->evaluating = NULL;
+}
+
 static void
 emit(ChangeContext *context, ChangeKind kind, RowChange *row)
 {
@@ -139,6 +159,17 @@ absent_in_source(const ChangeContext *context)
 	return result;
 }
 
+/*
+ * Will the copy of the table have what the current transaction did?
+ */
+bool
+copy_sees(DecodeState *state, Transform *transform)
+{
+	DecodeGate *gate = &state->gate;
+
+	return gate->sees != NULL && gate->sees(gate->arg, transform, state->txn);
+}
+
 static bool
 admitted(ChangeContext *context)
 {
@@ -170,19 +201,22 @@ evaluate_old(ChangeContext *context, Side *side)
 	side->admitted = admitted(context);
 	if (!side->admitted)
 		return;
+	begin_evaluation(context);
 	if (transform->filter == NULL)
 		side->passed = PASSED_YES;
 	else if (transform->identity_full || transform->filter_by_identity)
 		side->passed = transform_filter(transform) ? PASSED_YES : PASSED_NO;
 	else
 		side->passed = PASSED_UNKNOWN;
-	if (side->passed == PASSED_NO)
-		return;
-	if (transform->row->on_delete == ON_DELETE_WRITE &&
-		old_row_is_known(transform))
-		transform_row(transform, NULL, side->row->values, side->row->isnull,
-					  side->row->missing);
-	transform_key(transform, side->row->values, side->row->isnull);
+	if (side->passed != PASSED_NO)
+	{
+		if (transform->row->on_delete == ON_DELETE_WRITE &&
+			old_row_is_known(transform))
+			transform_row(transform, NULL, side->row->values,
+						  side->row->isnull, side->row->missing);
+		transform_key(transform, side->row->values, side->row->isnull);
+	}
+	end_evaluation(context);
 }
 
 static void
@@ -205,10 +239,12 @@ evaluate_new(ChangeContext *context, Side *side)
 	side->admitted = admitted(context);
 	if (!side->admitted)
 		return;
+	begin_evaluation(context);
 	side->passed = transform_filter(transform) ? PASSED_YES : PASSED_NO;
 	side->incomplete = false;
 	if (side->passed == PASSED_NO)
 	{
+		end_evaluation(context);
 		count_filtered(context, side);
 		return;
 	}
@@ -217,6 +253,7 @@ evaluate_new(ChangeContext *context, Side *side)
 	transform_key(transform, side->row->values, side->row->isnull);
 	for (int i = 0; i < transform->ncolumns; i++)
 		side->incomplete |= side->row->missing[i];
+	end_evaluation(context);
 }
 
 /*
@@ -237,7 +274,11 @@ old_from_new(ChangeContext *context, const Side *new, Side *old)
 		old->passed = transform->filter_by_identity ? new->passed :
 			PASSED_UNKNOWN;
 	if (new->passed == PASSED_NO && old->passed != PASSED_NO)
+	{
+		begin_evaluation(context);
 		transform_key(transform, old->row->values, old->row->isnull);
+		end_evaluation(context);
+	}
 }
 
 /*
@@ -395,6 +436,12 @@ check_identity(ChangeContext *context, bool is_delete)
 {
 	if (context->bound->identity_ok && (context->has_old || !is_delete))
 		return;
+	fill_slot(context->bound, context->has_new ? context->entry->new_values :
+			  context->entry->old_values,
+			  context->has_new ? context->entry->new_isnull :
+			  context->entry->old_isnull,
+			  context->has_new || context->has_old ? context->entry->natts : 0);
+	begin_evaluation(context);
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("%s of table \"%s\" does not carry the replica identity that its mapping to \"%s\" was compiled for",
@@ -404,12 +451,30 @@ check_identity(ChangeContext *context, bool is_delete)
 			 errhint("Restore the table's REPLICA IDENTITY, repair the row on the target, then leave this transaction out with bluegreen.skip().")));
 }
 
+/*
+ * The source was altered.  Rows that the copy of the table has seen need not
+ * be evaluated; of others nobody could say what they become.
+ */
+static void
+refuse_misfit(ChangeContext *context)
+{
+	context->state->evaluating = context->transform;
+	resetStringInfo(context->state->row_name);
+	relation_refuse(context->transform, &context->bound->misfit);
+}
+
 static void
 transform_change(ChangeContext *context, ReorderBufferChange *change)
 {
 	bool		is_delete = change->action == REORDER_BUFFER_CHANGE_DELETE;
 	TransformUser saved;
 
+	if (context->bound->misfit.column != NULL)
+	{
+		if (!copy_sees(context->state, context->transform))
+			refuse_misfit(context);
+		return;
+	}
 	if (change->action != REORDER_BUFFER_CHANGE_INSERT)
 		check_identity(context, is_delete);
 	transform_enter(context->transform, &saved);

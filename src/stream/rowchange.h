@@ -10,6 +10,7 @@
 
 #include "stream/relation.h"
 
+extern bool copy_sees(DecodeState *state, Transform *transform);
 extern void row_change(DecodeState *state, RelationEntry *entry,
 					   Relation relation, ReorderBufferChange *change);
 

@@ -129,6 +129,7 @@ sink_begin(void *arg, ReorderBufferTXN *txn)
 	worker->current.commit_time = txn->xact_time.commit_time;
 	worker->has_rows = false;
 	worker->careful = txn->final_lsn < worker->shared->careful_until;
+	worker->decode->name_rows = worker->careful;
 	if (worker->careful)
 	{
 		sink_flush(worker);
@@ -287,6 +288,33 @@ sink_commit(void *arg, ReorderBufferTXN *txn, XLogRecPtr end_lsn)
 }
 
 /*
+ * The current transaction has changed our mappings.  What came before it goes
+ * to the target by the old ones, and the worker's successor begins with this
+ * transaction.  Its commit is in the WAL before others see it (while it waits
+ * for a standby, say): a successor would load the old mappings and come back.
+ *
+ * If the transaction itself has rows, they are in one batch with what came
+ * before, and all of it is decoded again.
+ */
+static void
+sink_redefined(void *arg, ReorderBufferTXN *txn)
+{
+	StreamWorker *worker = arg;
+
+	gate_wait_for_xid(worker->gate, txn->xid);
+	if (!worker->has_rows)
+		reader_stop(worker);
+	SpinLockAcquire(&worker->shared->mutex);
+	worker->shared->reload = true;
+	SpinLockRelease(&worker->shared->mutex);
+	ereport(ERROR,
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			 errmsg("mappings of deployment \"%s\" were changed at %X/%X; the stream reads them again",
+					worker->deployment->name,
+					LSN_FORMAT_ARGS(txn->final_lsn))));
+}
+
+/*
  * Set up the sink that fills the worker's batches.
  */
 void
@@ -297,6 +325,7 @@ sink_init(StreamWorker *worker, ChangeSink *sink)
 	sink->filtered = sink_filtered;
 	sink->truncate = sink_truncate;
 	sink->commit = sink_commit;
+	sink->redefined = sink_redefined;
 	sink->message = NULL;
 	sink->arg = worker;
 }

@@ -17,7 +17,8 @@
  * From 3 on it lives in decoding: no catalog of today, no table, no
  * transaction id.  Status goes to shared memory, events to the ring.  When
  * mappings change it ends and is started again, which takes some ten
- * milliseconds.  Any error ends the process: the launcher starts another one,
+ * milliseconds; at the latest at the very transaction that changed them, which
+ * it finds in the WAL.  Any error ends the process: the launcher starts another one,
  * at once or with back-off, and it goes on from the target's progress.
  *
  * confirmed_flush ahead of the target's progress means that WAL which the
@@ -30,6 +31,7 @@
 
 #include "access/xact.h"
 #include "access/xlogutils.h"
+#include "catalog/namespace.h"
 #include "compat.h"
 #include "core/event.h"
 #include "core/lost.h"
@@ -47,6 +49,7 @@
 #include "stream/sync.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/pg_lsn.h"
 #include "utils/snapmgr.h"
@@ -95,6 +98,8 @@ load_mappings(StreamWorker *worker)
 		worker->transforms = lappend(worker->transforms, transform);
 	}
 	worker->partition_change = partition_change_relid();
+	worker->deployments =
+		get_relname_relid("deployment", get_namespace_oid("bluegreen", false));
 	worker->origin = stream_origin_name(deployment->system_identifier,
 										MyDatabaseId, deployment->id,
 										shared->direction);
@@ -274,6 +279,9 @@ begin_decoding(StreamWorker *worker)
 	worker->decode = decode_create(worker->transforms, &sink);
 	worker->decode->skip_lsn = worker->deployment->skip_lsn;
 	worker->decode->partition_change = worker->partition_change;
+	worker->decode->deployments = worker->deployments;
+	worker->decode->deployment = worker->deployment->id;
+	worker->decode->mapping_version = worker->deployment->mapping_version;
 	gate_init_decode(worker->gate, &worker->decode->gate);
 
 	ReplicationSlotAcquire(worker->shared->slot_name, true, false);
@@ -342,7 +350,10 @@ note_error(StreamWorker *worker, const ErrorData *error)
 	const char *sqlstate = unpack_sql_state(error->sqlerrcode);
 	const char *hint = error->hint ? error->hint : "";
 	XLogRecPtr	lsn = InvalidXLogRecPtr;
+	const char *target = NULL;
 
+	if (worker->decode && worker->decode->evaluating)
+		target = mapping_target_name(worker->decode->evaluating->row);
 	if (worker->decode && worker->decode->txn &&
 		!peer_sqlstate_is_transient(sqlstate))
 		lsn = worker->current.commit_lsn;
@@ -357,11 +368,35 @@ note_error(StreamWorker *worker, const ErrorData *error)
 	mine->lsn = lsn;
 	if (worker->apply == NULL || !worker->apply->blamed)
 		mine->relation[0] = mine->key[0] = '\0';
+	if (target != NULL)
+	{
+		shared_copy_text(mine->relation, sizeof(mine->relation), target);
+		shared_copy_text(mine->key, sizeof(mine->key),
+						 worker->decode->row_name->data);
+	}
 	strlcpy(mine->sqlstate, sqlstate, sizeof(mine->sqlstate));
-	strlcpy(mine->message, error->message, sizeof(mine->message));
-	strlcpy(mine->detail, error->detail ? error->detail : "",
-			sizeof(mine->detail));
-	strlcpy(mine->hint, hint, sizeof(mine->hint));
+	shared_copy_text(mine->message, sizeof(mine->message), error->message);
+	shared_copy_text(mine->detail, sizeof(mine->detail),
+					 error->detail ? error->detail : "");
+	shared_copy_text(mine->hint, sizeof(mine->hint), hint);
+	SpinLockRelease(&shared->mutex);
+}
+
+/*
+ * A transform failed.  The careful path names the row, which costs too much to
+ * be done for every row, and applies what comes before it.
+ */
+static void
+blame_evaluation(StreamWorker *worker, const ErrorData *error)
+{
+	StreamShared *shared = worker->shared;
+
+	if (worker->decode == NULL || worker->decode->evaluating == NULL ||
+		worker->careful ||
+		peer_sqlstate_is_transient(unpack_sql_state(error->sqlerrcode)))
+		return;
+	SpinLockAcquire(&shared->mutex);
+	shared->careful_until = worker->current.end_lsn;
 	SpinLockRelease(&shared->mutex);
 }
 
@@ -375,9 +410,11 @@ fail(StreamWorker *worker, XLogRecPtr careful_before)
 	StreamShared *shared = worker->shared;
 	ErrorData  *error = CopyErrorData();
 	bool		lost = lost_was_raised();
-	bool		retry_carefully = !worker->careful &&
-		shared->careful_until != careful_before;
+	bool		retry_carefully;
 
+	blame_evaluation(worker, error);
+	retry_carefully = !worker->careful &&
+		shared->careful_until != careful_before;
 	HOLD_INTERRUPTS();
 	LWLockReleaseAll();
 	EmitErrorReport();

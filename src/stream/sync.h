@@ -22,6 +22,7 @@ typedef struct StreamWorker
 	List	   *rows;			/* of MappingRow */
 	List	   *transforms;
 	Oid			partition_change;	/* see core/partition.c */
+	Oid			deployments;	/* bluegreen.deployment */
 	char	   *origin;
 	char	   *application_name;
 	Peer	   *peer;			/* the apply connection */

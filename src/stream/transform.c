@@ -20,6 +20,7 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/sysattr.h"
 #include "access/table.h"
 #include "catalog/pg_type.h"
@@ -143,11 +144,12 @@ coerce_column(Expr *expr, const MappingColumn *def, const MappingRow *row)
 
 /*
  * Source attribute numbers that an expression reads; a whole-row reference
- * reads every column.
+ * reads every column that there is.
  */
 static Bitmapset *
-reads_of(Node *node, TupleDesc desc)
+reads_of(Transform *transform, Node *node)
 {
+	TupleDesc	desc = transform->source_desc;
 	Bitmapset  *raw = NULL;
 	Bitmapset  *result = NULL;
 	int			i = -1;
@@ -160,7 +162,12 @@ reads_of(Node *node, TupleDesc desc)
 		if (attno > 0)
 			result = bms_add_member(result, attno);
 		else if (attno == 0)
-			result = bms_add_range(result, 1, desc->natts);
+		{
+			transform->reads_whole_row = true;
+			for (int j = 0; j < desc->natts; j++)
+				if (!TupleDescAttr(desc, j)->attisdropped)
+					result = bms_add_member(result, j + 1);
+		}
 	}
 	return result;
 }
@@ -244,7 +251,7 @@ compile_column(Transform *transform, int i, TargetEntry *tle, Relation source)
 	column->typmod = exprTypmod((Node *) expr);
 	column->collation = exprCollation((Node *) expr);
 	get_typlenbyval(column->type, &column->typlen, &column->typbyval);
-	column->reads = reads_of((Node *) expr, transform->source_desc);
+	column->reads = reads_of(transform, (Node *) expr);
 	column->depends_on_commit = commit_function_walker((Node *) expr, NULL);
 	/*
 	 * "no length", since a plain char or bit means one of length 1.  What goes
@@ -311,7 +318,7 @@ compile_filter(Transform *transform, Relation source)
 	if (quals == NULL)
 		return;
 	quals = expand_virtual_columns(copyObject(quals), source);
-	transform->filter_reads = reads_of(quals, transform->source_desc);
+	transform->filter_reads = reads_of(transform, quals);
 	transform->reads = bms_add_members(transform->reads,
 									   transform->filter_reads);
 	list = make_ands_implicit(expression_planner((Expr *) quals));
@@ -345,6 +352,73 @@ remember_source(Transform *transform, Relation source)
 											   &TTSOpsVirtual);
 	transform->econtext = CreateStandaloneExprContext();
 	transform->econtext->ecxt_scantuple = transform->slot;
+}
+
+/*
+ * The columns of the source: a list of "name type".
+ */
+List *
+transform_row_shape(const Transform *transform)
+{
+	TupleDesc	desc = transform->source_desc;
+	List	   *shape = NIL;
+
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+
+		if (!att->attisdropped)
+			shape = lappend(shape,
+							psprintf("%s %s", quote_identifier(NameStr(att->attname)),
+									 format_type_with_typemod(att->atttypid,
+															  att->atttypmod)));
+	}
+	return shape;
+}
+
+static const char *
+first_missing(List *shape, List *from)
+{
+	ListCell   *lc;
+	ListCell   *other;
+
+	foreach(lc, shape)
+	{
+		foreach(other, from)
+		{
+			if (strcmp(lfirst(lc), lfirst(other)) == 0)
+				break;
+		}
+		if (other == NULL)
+			return lfirst(lc);
+	}
+	return NULL;
+}
+
+/*
+ * A transform that reads whole rows gives something else for every row when
+ * the table gets, loses or renames a column.  No row is in the WAL for that, so
+ * it must not go on by itself with what comes next.
+ */
+static void
+compare_shape(Transform *transform)
+{
+	List	   *now = transform_row_shape(transform);
+	List	   *then = transform->row->row_shape;
+	const char *column;
+
+	if (!transform->reads_whole_row || then == NIL)
+		return;
+	column = first_missing(now, then);
+	if (column != NULL)
+		transform->misfit.reason = "The transform reads whole rows, and the table had no such column when it was mapped.";
+	else
+	{
+		column = first_missing(then, now);
+		if (column != NULL)
+			transform->misfit.reason = "The transform reads whole rows, and the table has lost this column since it was mapped.";
+	}
+	transform->misfit.column = column;
 }
 
 /*
@@ -393,10 +467,33 @@ transform_compile(MappingRow *row)
 	AtEOXact_GUC(false, guc_level);
 	SetUserIdAndSecContext(userid, sec_context);
 
+	compare_shape(transform);
 	transform_find_identity(transform, source);
 	mark_absent_columns(transform);
 	table_close(source, NoLock);
 	return transform;
+}
+
+/*
+ * Put a tuple that was read by a query into transform->slot.  Its columns, from
+ * the first one (counted from 1) on, are the source's live ones.
+ */
+void
+transform_fill_slot(Transform *transform, HeapTuple tuple, TupleDesc desc,
+					int first)
+{
+	TupleTableSlot *slot = transform->slot;
+
+	ExecClearTuple(slot);
+	for (int i = 0; i < transform->source_desc->natts; i++)
+	{
+		slot->tts_isnull[i] = true;
+		slot->tts_values[i] = (Datum) 0;
+		if (!transform->source[i].dropped)
+			slot->tts_values[i] = heap_getattr(tuple, first++, desc,
+											   &slot->tts_isnull[i]);
+	}
+	ExecStoreVirtualTuple(slot);
 }
 
 /*

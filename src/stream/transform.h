@@ -51,6 +51,13 @@ typedef struct SourceAttribute
 	bool		toastable;
 } SourceAttribute;
 
+/* A column that a transform reads and that is not what it was made for. */
+typedef struct Misfit
+{
+	const char *column;			/* NULL = there is none */
+	const char *reason;			/* as a sentence, for errdetail */
+} Misfit;
+
 typedef struct Transform
 {
 	MappingRow *row;
@@ -63,6 +70,9 @@ typedef struct Transform
 	Bitmapset  *filter_reads;
 	Bitmapset  *key_reads;
 	Bitmapset  *reads;			/* all of the above and the columns' */
+	bool		reads_whole_row;	/* also columns that are added later */
+	Misfit		misfit;			/* reads whole rows, and the table has other
+								 * columns than when it was mapped */
 	bool		runs_user_code; /* user-defined functions: needs a snapshot
 								 * and the owner's identity */
 	TupleDesc	source_desc;	/* copy of the source's descriptor */
@@ -103,6 +113,11 @@ extern Query *transform_parse(const char *text, Oid source);
 extern Transform *transform_compile(MappingRow *row);
 
 /*
+ * The columns of the source, as MappingRow.row_shape has them.
+ */
+extern List *transform_row_shape(const Transform *transform);
+
+/*
  * Refuse a mapping that a change may not carry enough for (decision 2); the
  * hint is the ALTER TABLE that mends it.
  */
@@ -118,6 +133,8 @@ extern void transform_find_identity(Transform *transform, Relation source);
  * attributes without a value (unchanged TOAST), or NULL.  Returns false if
  * the filter leaves the row out.  Values live in CurrentMemoryContext.
  */
+extern void transform_fill_slot(Transform *transform, HeapTuple tuple,
+								TupleDesc desc, int first);
 extern bool transform_filter(Transform *transform);
 extern void transform_row(Transform *transform, const Bitmapset *absent,
 						  Datum *values, bool *isnull, bool *missing);

@@ -61,6 +61,7 @@ SELECT set_eq($$SELECT signature FROM routine
 		('bluegreen.drop_deployment(name,boolean)'),
 		('bluegreen.map_table(name,regclass,text,text,text[],text,text,text,text)'),
 		('bluegreen.map_schema(name,name,name,name[])'),
+		('bluegreen.alter_mapping(name,regclass,text,text,text[],text,text)'),
 		('bluegreen.unmap_table(name,regclass,text)'),
 		('bluegreen.preview(name,regclass,integer)'),
 		('bluegreen.commit_time()'),
@@ -88,6 +89,7 @@ SELECT set_eq($$SELECT proname::text,
 		pg_get_function_result(oid)
 	FROM routine WHERE proname NOT LIKE '%\_state'$$,
 	$$SELECT a, b, c FROM (VALUES
+	('alter_mapping', 'deployment name, source regclass, target text DEFAULT NULL::text, transform text DEFAULT NULL::text, key text[] DEFAULT NULL::text[], on_write text DEFAULT NULL::text, on_delete text DEFAULT NULL::text', 'integer'),
 	('commit_lsn', '', 'pg_lsn'),
 	('commit_position', 'lsn pg_lsn, commit_time timestamp with time zone', 'void'),
 	('commit_time', '', 'timestamp with time zone'),
@@ -200,13 +202,15 @@ SELECT ok(NOT has_foreign_data_wrapper_privilege('public', 'pg_bluegreen',
 SELECT is_empty($$SELECT signature FROM routine WHERE prosecdef$$,
 	'nothing is SECURITY DEFINER');
 -- Procedures that commit cannot have a SET clause (C pins their search_path);
--- map_table() resolves the names of a transform by the caller's.
+-- map_table() and alter_mapping() resolve the names of a transform by the
+-- caller's.
 SELECT set_eq($$SELECT signature FROM routine
 	WHERE proconfig IS DISTINCT FROM
 		ARRAY['search_path=pg_catalog, pg_temp']$$,
 	ARRAY['bluegreen.start(name,boolean)', 'bluegreen.stop(name)',
 		'bluegreen.wait_for_sync(name,interval)',
-		'bluegreen.map_table(name,regclass,text,text,text[],text,text,text,text)'],
+		'bluegreen.map_table(name,regclass,text,text,text[],text,text,text,text)',
+		'bluegreen.alter_mapping(name,regclass,text,text,text[],text,text)'],
 	'every function but these pins search_path to pg_catalog, pg_temp');
 SELECT is_empty($$SELECT signature, lanname FROM routine
 		JOIN pg_language l ON l.oid = prolang
