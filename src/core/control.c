@@ -14,6 +14,8 @@
  */
 #include "postgres.h"
 
+#include <signal.h>
+
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "access/xlog_internal.h"
@@ -45,6 +47,8 @@ PG_FUNCTION_INFO_V1(bluegreen_reset_stats);
 /* Looks again this often where only a broadcast is waited for. */
 #define RECHECK_MS 1000L
 #define SYNC_RECHECK_MS 100L
+/* A worker that was asked to stop may finish its batch for so long. */
+#define STOP_GRACE_MS 1000
 
 /* ---- locks, transactions, commit actions ---- */
 
@@ -274,14 +278,34 @@ stream_has_processes(StreamShared *s)
 }
 
 /*
+ * End the stream's worker wherever it waits: for a peer that is slow or gone,
+ * most likely.  It takes its copy workers with it.
+ */
+static void
+terminate_worker(StreamShared *s)
+{
+	pid_t		pid;
+
+	SpinLockAcquire(&s->mutex);
+	pid = s->pid;
+	SpinLockRelease(&s->mutex);
+	if (pid != 0)
+		(void) kill(pid, SIGTERM);
+}
+
+/*
  * Ask a stream's processes to end, and wait until they are gone.  Does nothing
  * for a stream that has no entry in shared memory.  The launcher leaves it
  * alone until stop_requested is cleared.
+ *
+ * The worker sends what it has decoded first, but not for long: what is not
+ * confirmed is decoded again when it runs again.
  */
 void
 control_stop_stream(const char *slot_name)
 {
 	StreamShared *s = shared_is_loaded() ? stream_shared_find(slot_name) : NULL;
+	TimestampTz grace_end;
 
 	if (s == NULL)
 		return;
@@ -290,10 +314,16 @@ control_stop_stream(const char *slot_name)
 	SpinLockRelease(&s->mutex);
 	stream_wake(s);
 
+	grace_end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+											STOP_GRACE_MS);
 	ConditionVariablePrepareToSleep(&s->changed);
 	while (stream_has_processes(s))
+	{
+		if (GetCurrentTimestamp() >= grace_end)
+			terminate_worker(s);
 		(void) ConditionVariableTimedSleep(&s->changed, RECHECK_MS,
 										   PG_WAIT_EXTENSION);
+	}
 	ConditionVariableCancelSleep();
 	stream_set_state(s, STREAM_STOPPED);
 }

@@ -16,6 +16,8 @@
  */
 #include "postgres.h"
 
+#include <sys/socket.h>
+
 #include "access/xact.h"
 #include "core/peer_int.h"
 #include "mb/pg_wchar.h"
@@ -46,10 +48,37 @@ static uint64 last_peer_id = 0;
  * Lifetime
  */
 
+/*
+ * Shall the kernel abort the connection when its socket is closed, even if the
+ * process is killed, instead of saying goodbye?  What we have sent last may be
+ * unread by a server that is busy, and it would not see our end behind that,
+ * keep the locks that it has, and wait for those that it wants.
+ */
+void
+peer_abort_at_close(Peer *peer, bool abort)
+{
+	struct linger linger = {.l_onoff = abort,.l_linger = 0};
+
+	/* without effect where there is no TCP; then the server sees us end */
+	(void) setsockopt(PQsocket(peer->conn), SOL_SOCKET, SO_LINGER,
+					  (char *) &linger, sizeof(linger));
+}
+
+/* Does the server owe us nothing, and we it nothing? */
+static bool
+is_at_rest(const Peer *peer)
+{
+	return !peer->lost && (peer->mode == PEER_IDLE ||
+						   (peer->mode == PEER_PIPELINE && peer->group.done));
+}
+
 /* Free a peer that is no longer in the list. */
 static void
 peer_free(Peer *peer)
 {
+	peer_probe_close(peer);
+	if (peer->conn != NULL && is_at_rest(peer))
+		peer_abort_at_close(peer, false);
 	if (peer->conn != NULL)
 		libpqsrv_disconnect(peer->conn);
 	MemoryContextDelete(peer->context);
@@ -267,7 +296,8 @@ peer_lose(Peer *peer)
 	peer_copy_text(peer->loss.sqlstate, sizeof(peer->loss.sqlstate), "08006");
 	snprintf(peer->loss.message, sizeof(peer->loss.message),
 			 _("lost connection to peer %s"), peer->description);
-	if (peer->mode == PEER_STATEMENT && PQstatus(peer->conn) == CONNECTION_OK)
+	if (peer->mode == PEER_STATEMENT && peer->last_words[0] == '\0' &&
+		PQstatus(peer->conn) == CONNECTION_OK)
 		peer_copy_text(peer->loss.detail, sizeof(peer->loss.detail),
 					   _("A statement was interrupted."));
 	else
@@ -353,6 +383,14 @@ peer_is_alive(Peer *peer)
 	return !peer->lost;
 }
 
+/* Raise the loss of the connection, if it is lost; see peer_is_alive(). */
+void
+peer_check(Peer *peer)
+{
+	if (!peer_is_alive(peer))
+		peer_rethrow(&peer->loss, NULL);
+}
+
 /* The peer's version as in server_version_num. */
 int
 peer_server_version(Peer *peer)
@@ -397,26 +435,33 @@ peer_wait_event(void)
 
 /*
  * Wait until the latch is set or one of the events (WL_SOCKET_*) happens on the
- * socket; take in what the server sent and send what can be sent.  Returns
- * false if the connection failed.
+ * socket; take in what the server sent and send what can be sent.  Only while
+ * the peer owes us something.  Returns false if the connection failed.
  */
 bool
 peer_wait_socket(Peer *peer, int events)
 {
+	long		timeout;
 	int			rc;
 
 	if (PQsocket(peer->conn) < 0)
 		return false;
-	rc = WaitLatchOrSocket(MyLatch,
-						   WL_EXIT_ON_PM_DEATH | WL_LATCH_SET | events,
-						   PQsocket(peer->conn), -1, peer_wait_event());
+	timeout = peer_watch(peer);
+	if (peer->lost)
+		return false;
+	rc = WaitLatchOrSocket(MyLatch, WL_EXIT_ON_PM_DEATH | WL_LATCH_SET |
+						   WL_TIMEOUT | events,
+						   PQsocket(peer->conn), timeout, peer_wait_event());
 	if (rc & WL_LATCH_SET)
 	{
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}
 	if (rc & events)
+	{
+		peer_sign(peer);
 		return PQconsumeInput(peer->conn) != 0;
+	}
 	return true;
 }
 
@@ -543,6 +588,7 @@ begin_statement(Peer *peer, const char *sql)
 	peer_require(peer, PEER_IDLE);
 	peer->mode = PEER_STATEMENT;
 	peer->is_commit = peer_is_commit(sql);
+	peer_watch_begin(peer);
 }
 
 /* libpq could not even queue the statement. */

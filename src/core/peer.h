@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * peer.h
- *		The connection to the other cluster.  Only peer.c and
- *		peer_pipeline.c know libpq; everybody else sees the types below.
+ *		The connection to the other cluster.  Only peer*.c know libpq;
+ *		everybody else sees the types below.
  *
  * Two ways to talk:
  *	- simple: peer_query() and peer_command() wait (interruptibly) and raise
@@ -92,6 +92,7 @@ extern Peer *peer_connect(const char *server, Oid userid,
 extern void peer_close(Peer *peer);
 extern void peer_keep(Peer *peer);	/* outlive transactions that abort */
 extern bool peer_is_alive(Peer *peer);
+extern void peer_check(Peer *peer);
 extern int	peer_server_version(Peer *peer);
 extern const char *peer_description(Peer *peer);	/* host:port/db, no secret */
 extern void peer_on_connect_apply(Peer *peer);	/* session settings of apply */
@@ -132,6 +133,11 @@ extern const PeerGroup *peer_group(Peer *peer);
 extern int	peer_wait_events(Peer *peer);	/* WL_SOCKET_* wanted now */
 extern int	peer_socket(Peer *peer);
 extern void peer_wait(Peer *peer);
+
+/* for those who wait themselves, while peer_busy() */
+extern long peer_watch(Peer *peer);
+extern bool peer_is_silent(Peer *peer); /* has not been heard of for long */
+extern void peer_sign(Peer *peer);
 
 /* errors */
 extern void peer_rethrow(const PeerError *error, const char *context) pg_attribute_noreturn();

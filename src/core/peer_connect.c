@@ -188,8 +188,9 @@ add_generic_options(ConnectParams *params, List *options)
 }
 
 /*
- * A peer that stops answering is noticed by TCP, idle or not, after
- * bluegreen.peer_timeout: half of it until the first probe, then three.
+ * TCP notices a peer that is gone while nothing is under way to it, after
+ * bluegreen.peer_timeout: half of it until the first probe, then three.  Where
+ * an answer is due, peer_probe.c looks after it.
  */
 static void
 add_timeouts(ConnectParams *params)
@@ -197,14 +198,11 @@ add_timeouts(ConnectParams *params)
 	int			seconds = Max(bg_peer_timeout / 1000, 1);
 
 	add_param(params, "connect_timeout", psprintf("%d", bg_connect_timeout));
-	if (bg_peer_timeout <= 0)
-		return;
 	add_param(params, "keepalives", "1");
 	add_param(params, "keepalives_idle", psprintf("%d", Max(seconds / 2, 1)));
 	add_param(params, "keepalives_interval",
 			  psprintf("%d", Max(seconds / 6, 1)));
 	add_param(params, "keepalives_count", "3");
-	add_param(params, "tcp_user_timeout", psprintf("%d", bg_peer_timeout));
 }
 
 /*
@@ -406,6 +404,7 @@ open_connection(Peer *peer, const char *server, const ConnectParams *params)
 		connect_failed(server, pchomp(PQerrorMessage(peer->conn)));
 	if (PQsetnonblocking(peer->conn, 1) != 0)
 		connect_failed(server, pchomp(PQerrorMessage(peer->conn)));
+	peer_abort_at_close(peer, true);
 }
 
 /* "host:port/database" */
@@ -420,19 +419,37 @@ describe_connection(PGconn *conn)
 
 /*
  * The first statement of every session.  An empty search_path keeps other
- * people's objects out of our statements; and where the server can see it, it
- * ends a statement whose client has gone, so that what a cancelled session
- * leaves behind does not run on.
+ * people's objects out of our statements.  And the server is to notice when we
+ * are gone, with or without a word, so that what we leave behind does not hold
+ * locks and the stream's origin for long: it looks while a statement runs, and
+ * TCP looks for it.  We need to know who serves us, to ask for it one day.
  */
 static void
 secure_session(Peer *peer)
 {
-	peer_query(peer,
-			   "SELECT pg_catalog.set_config('search_path', '', false),"
-			   " CASE WHEN pg_catalog.version()"
-			   " OPERATOR(pg_catalog.~) '-linux' THEN"
-			   " pg_catalog.set_config('client_connection_check_interval',"
-			   " '10s', false) END", 0, NULL);
+	int			seconds = Max(bg_peer_timeout / 1000, 1);
+	PeerResult *result;
+
+	result = peer_query(peer,
+						psprintf("SELECT pg_catalog.set_config('search_path', '', false),"
+								 " pid, backend_start,"
+								 " CASE WHEN pg_catalog.version()"
+								 " OPERATOR(pg_catalog.~) '-linux' THEN"
+								 " pg_catalog.concat("
+								 "pg_catalog.set_config('client_connection_check_interval', '1s', false),"
+								 "pg_catalog.set_config('tcp_keepalives_idle', '%d', false),"
+								 "pg_catalog.set_config('tcp_keepalives_interval', '%d', false),"
+								 "pg_catalog.set_config('tcp_keepalives_count', '3', false),"
+								 "pg_catalog.set_config('tcp_user_timeout', '%d', false)) END"
+								 " FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())",
+								 Max(seconds / 2, 1), Max(seconds / 6, 1),
+								 bg_peer_timeout), 0, NULL);
+	if (result->ntuples != 1 || result->values[0][2] == NULL)
+		return;
+	peer_copy_text(peer->backend_pid, sizeof(peer->backend_pid),
+				   result->values[0][1]);
+	peer_copy_text(peer->backend_start, sizeof(peer->backend_start),
+				   result->values[0][2]);
 }
 
 /* The mapping of a user, or that of PUBLIC. */

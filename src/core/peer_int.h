@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * peer_int.h
- *		What peer.c (connection, simple statements) and peer_pipeline.c
- *		(COPY and pipeline) share.  Nobody else includes this file, so that
+ *		What peer.c (connection, simple statements), peer_pipeline.c (COPY
+ *		and pipeline) and peer_probe.c (is it still there) share.  Nobody else includes this file, so that
  *		libpq stays theirs.
  *
  * The connection is in libpq's non-blocking mode for its whole life; every
@@ -43,6 +43,15 @@ typedef struct PipelineEntry
 	bool		answered;		/* its result is in, its end not yet */
 } PipelineEntry;
 
+/* A second connection that asks for the first, see peer_probe.c. */
+typedef struct PeerProbe
+{
+	PGconn	   *conn;			/* NULL: none runs */
+	PostgresPollingStatusType polling;
+	bool		asked;			/* it is connected and has asked */
+	TimestampTz deadline;
+} PeerProbe;
+
 struct Peer
 {
 	Peer	   *next;			/* all peers of the process */
@@ -55,6 +64,15 @@ struct Peer
 	SubTransactionId subid;		/* that opened it */
 	char	   *description;
 	int			version;
+	char		backend_pid[16];	/* the peer's process; "" until known */
+	char		backend_start[64];
+
+	/* while an answer is due */
+	TimestampTz last_sign;		/* of life; 0: not waited for yet */
+	PeerProbe	probe;
+	char		waited_for[64]; /* since then its process waits for us, as the
+								 * last probe found; "" if it does not */
+	int			unacked;		/* bytes, when it was looked at last */
 
 	bool		lost;
 	PeerError	loss;			/* why, if lost */
@@ -77,6 +95,7 @@ struct Peer
 
 /* peer.c */
 extern Peer *peer_create(void);
+extern void peer_abort_at_close(Peer *peer, bool abort);
 extern uint32 peer_wait_event(void);
 extern void peer_copy_text(char *dst, size_t size, const char *src);
 extern void peer_require(Peer *peer, PeerMode mode);
@@ -92,5 +111,10 @@ extern void peer_rethrow_sql(const PeerError *error,
 extern int64 peer_result_affected(PGresult *res);
 extern int64 peer_finish(Peer *peer, const char *sql);
 extern void peer_start(Peer *peer, const char *sql);
+
+
+/* peer_probe.c */
+extern void peer_watch_begin(Peer *peer);
+extern void peer_probe_close(Peer *peer);
 
 #endif							/* BG_PEER_INT_H */

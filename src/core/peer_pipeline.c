@@ -42,6 +42,7 @@ drain_output(Peer *peer)
 {
 	int			rc;
 
+	peer_watch_begin(peer);
 	while (!peer->lost && (rc = PQflush(peer->conn)) != 0)
 	{
 		bool		ok = rc > 0 &&
@@ -464,6 +465,7 @@ collect_answers(Peer *peer)
 			continue;
 		}
 		entry->answered = true;
+		peer_sign(peer);
 		take_answer(peer, entry, res);
 		PQclear(res);
 		if (entry->kind == ENTRY_SYNC && peer->group.done)
@@ -488,6 +490,7 @@ peer_sync(Peer *peer)
 	else if (peer->group_closed)
 		elog(ERROR, "pipeline group is not done");
 	peer->group_closed = true;
+	peer_watch_begin(peer);
 	if (!peer->lost)
 	{
 		queue_entry(peer)->kind = ENTRY_SYNC;
@@ -561,7 +564,7 @@ peer_socket(Peer *peer)
 /*
  * Wait until the closed group is done or the connection is lost; at once if
  * there is none.  Interruptible.  There is no limit on how long the peer may
- * work; a peer that is gone is noticed by TCP (bluegreen.peer_timeout).
+ * work; a peer that is gone is noticed (bluegreen.peer_timeout).
  */
 void
 peer_wait(Peer *peer)

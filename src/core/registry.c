@@ -80,9 +80,9 @@ rebuild_indexes(Peer *peer, const char *origin)
 }
 
 /*
- * Drop the stream's origin and those of its copy workers.  Their sessions end
- * when the peer notices that our worker has gone, which we can only ask for
- * again: an origin that is in use is tried for some seconds.
+ * Drop the stream's origin and those of its copy workers.  A session that was
+ * told to end may take a while, so an origin that is in use is tried for some
+ * seconds.
  */
 static void
 drop_origins(Peer *peer, const char *origin)
@@ -129,6 +129,28 @@ registry_check_source(Peer *peer, const Deployment *deployment)
 }
 
 /*
+ * End the sessions that the stream's processes have left on the peer, which
+ * did not notice yet that they are gone: they may hold locks and origins.
+ */
+static void
+end_sessions(Peer *peer, const char *origin)
+{
+	const char *args[] = {origin};
+
+	(void) peer_query(peer,
+					  "SELECT pg_catalog.pg_terminate_backend(a.pid, 5000) "
+					  "FROM bluegreen.applied_stream s "
+					  "JOIN pg_catalog.pg_stat_activity a "
+					  "ON a.datname = pg_catalog.current_database() "
+					  "AND a.usename = CURRENT_USER "
+					  "WHERE s.name = $1 AND a.pid <> pg_catalog.pg_backend_pid() "
+					  "AND EXISTS (SELECT FROM (VALUES (' forward'), (' copy ')) v (word) "
+					  "WHERE pg_catalog.starts_with(a.application_name, "
+					  "pg_catalog.left('bluegreen ' || s.deployment || v.word, 63)))",
+					  1, args);
+}
+
+/*
  * Remove everything that a stream left on the peer.  Nothing left is fine.
  */
 void
@@ -136,6 +158,7 @@ registry_remove(Peer *peer, const char *origin)
 {
 	const char *args[] = {origin};
 
+	end_sessions(peer, origin);
 	peer_command(peer, "BEGIN");
 	rebuild_indexes(peer, origin);
 	(void) peer_query(peer,

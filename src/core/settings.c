@@ -100,7 +100,7 @@ static const Setting settings[] = {
 		"bluegreen.peer_timeout", &bg_peer_timeout, 1000, INT_MAX,
 		PGC_USERSET, GUC_UNIT_MS,
 		"Takes the peer for dead after this time without any sign of it.",
-		NULL
+		"A peer that is silent because it works is asked for over a second connection."
 	},
 	{
 		"bluegreen.restart_delay", &bg_restart_delay, 10, 3600 * 1000,

@@ -238,7 +238,9 @@ static void
 advance(Apply *apply)
 {
 	check_group(apply);
-	if (apply->state == APPLY_COMMIT)
+	if (apply->state == APPLY_PING)
+		apply->state = APPLY_IDLE;
+	else if (apply->state == APPLY_COMMIT)
 		committed(apply);
 	else if (apply->commit_wanted)
 	{
@@ -252,7 +254,20 @@ advance(Apply *apply)
 static bool
 in_flight(const Apply *apply)
 {
-	return apply->state == APPLY_ROWS || apply->state == APPLY_COMMIT;
+	return apply->state == APPLY_ROWS || apply->state == APPLY_COMMIT ||
+		apply->state == APPLY_PING;
+}
+
+/*
+ * Ask the peer for a sign of life, in state IDLE.  Does not wait.
+ */
+void
+apply_ping(Apply *apply)
+{
+	Assert(apply->state == APPLY_IDLE);
+	apply->nexpected = 0;
+	peer_sync(apply->peer);
+	apply->state = APPLY_PING;
 }
 
 /*

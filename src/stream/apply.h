@@ -17,11 +17,13 @@
  */
 typedef enum ApplyState
 {
-	APPLY_IDLE,					/* -> ROWS, COMMIT (a batch without rows) */
+	APPLY_IDLE,					/* -> ROWS, COMMIT (a batch without rows),
+								 * PING */
 	APPLY_ROWS,					/* rows sent -> OPEN, COMMIT */
 	APPLY_OPEN,					/* transaction open, no answer due -> ROWS,
 								 * COMMIT */
-	APPLY_COMMIT				/* COMMIT sent -> IDLE */
+	APPLY_COMMIT,				/* COMMIT sent -> IDLE */
+	APPLY_PING					/* only a sign of life is due -> IDLE */
 } ApplyState;
 
 /* Where a target transaction stands on the source. */
@@ -69,6 +71,9 @@ extern Apply *apply_create(Peer *peer, StreamShared *shared,
  */
 extern void apply_send(Apply *apply, Batch *batch,
 					   const ApplyPosition *position, bool commit);
+
+/* Ask an idle peer for a sign of life; an answer is due then. */
+extern void apply_ping(Apply *apply);
 
 /* Take answers without blocking; true if nothing is in flight. */
 extern bool apply_poll(Apply *apply);

@@ -125,6 +125,16 @@ mark_progress(StreamWorker *worker, TimestampTz now)
 }
 
 /*
+ * A peer that we have nothing to ask for may have gone without our notice.
+ */
+static void
+ping(StreamWorker *worker)
+{
+	if (is_idle(worker) && peer_is_silent(worker->peer))
+		apply_ping(worker->apply);
+}
+
+/*
  * Is the last error over?  One that belongs to a transaction is when that is
  * decoded; until then nothing is said of the stream but that it starts.
  */
@@ -200,6 +210,7 @@ reader_tick(StreamWorker *worker)
 		worker->control = NULL;
 	}
 	reader_confirm(worker);
+	ping(worker);
 }
 
 /*
@@ -223,30 +234,24 @@ reader_stop(StreamWorker *worker)
  * will be by the WAL writer, which does not wake us.
  */
 static long
-wait_time(XLogRecPtr flushed)
+wait_time(StreamWorker *worker, XLogRecPtr flushed)
 {
-	if (wake_last_commit() > flushed)
-		return Max(WalWriterDelay, 1);
-	return TICK_MS;
-}
+	long		time = TICK_MS;
 
-static void
-check_peer(StreamWorker *worker)
-{
-	if (peer_is_alive(worker->peer))
-		return;
-	ereport(ERROR,
-			(errcode(ERRCODE_CONNECTION_FAILURE),
-			 errmsg("connection to peer %s was lost",
-					peer_description(worker->peer))));
+	if (wake_last_commit() > flushed)
+		time = Max(WalWriterDelay, 1);
+	if (peer_busy(worker->peer))
+		time = Min(time, peer_watch(worker->peer));
+	return time;
 }
 
 static void
 wait_for_event(StreamWorker *worker, XLogRecPtr wanted)
 {
+	XLogRecPtr	flushed = GetFlushRecPtr(NULL);
+	long		timeout = wait_time(worker, flushed);
 	int			events = WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH |
 		peer_wait_events(worker->peer);
-	XLogRecPtr	flushed = GetFlushRecPtr(NULL);
 	int			happened;
 
 	wake_before_wait(worker->shared);
@@ -256,12 +261,15 @@ wait_for_event(StreamWorker *worker, XLogRecPtr wanted)
 		return;
 	}
 	happened = WaitLatchOrSocket(MyLatch, events, peer_socket(worker->peer),
-								 wait_time(flushed), PG_WAIT_EXTENSION);
+								 timeout, PG_WAIT_EXTENSION);
 	wake_after_wait(worker->shared);
 	if (happened & WL_LATCH_SET)
 		ResetLatch(MyLatch);
 	if (happened & WL_SOCKET_MASK)
+	{
+		peer_sign(worker->peer);
 		(void) peer_pump(worker->peer);
+	}
 	if ((happened & WL_TIMEOUT) && wake_last_commit() > GetFlushRecPtr(NULL))
 		XLogFlush(wake_last_commit());
 }
@@ -279,7 +287,7 @@ wait_for_wal(StreamWorker *worker, XLogRecPtr wanted)
 			reader_stop(worker);
 		if (apply_poll(worker->apply))
 			sink_flush(worker);
-		check_peer(worker);
+		peer_check(worker->peer);
 		publish(worker);
 		reader_tick(worker);
 		if (apply_poll(worker->apply))
