@@ -456,7 +456,7 @@ SELECT peek('deployment', repeat('d', 1000)) ~ '^42704 ';
 SELECT peek('deployment', 'd''; DROP TABLE app.t; --');
 SELECT peek('deployment');
 -- a role that may read slots may not read another's deployment
-CREATE ROLE regress_bluegreen_reader REPLICATION;
+CREATE ROLE regress_bluegreen_reader LOGIN REPLICATION;
 GRANT EXECUTE ON FUNCTION peek(text[]) TO regress_bluegreen_reader;
 INSERT INTO app.t VALUES (50, 'secret', 0);
 SET ROLE regress_bluegreen_reader;

@@ -33,6 +33,8 @@
 /* A launcher that has died comes back after 5 s. */
 #define LAUNCHER_WAIT_MS	100
 #define LAUNCHER_WAITS		60
+#define WORKER_RETRY_MS		200
+#define WORKER_TRIES		10
 
 /* ---- this side ---- */
 
@@ -155,7 +157,15 @@ check_workers(const Deployment *deployment)
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}
-	if (!workers_are_free(bg_copy_workers > 0 ? 2 : 1))
+	for (int i = 0; !workers_are_free(bg_copy_workers > 0 ? 2 : 1); i++)
+	{
+		/* parallel queries give theirs back soon */
+		if (i < WORKER_TRIES)
+		{
+			pg_usleep(WORKER_RETRY_MS * 1000L);
+			CHECK_FOR_INTERRUPTS();
+			continue;
+		}
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("cannot start deployment \"%s\" because no background workers are free",
@@ -163,6 +173,7 @@ check_workers(const Deployment *deployment)
 				 errdetail("A stream needs one, and \"bluegreen.copy_workers\" (%d) more while it copies; \"max_worker_processes\" is %d.",
 						   bg_copy_workers, max_worker_processes),
 				 errhint("Increase \"max_worker_processes\" and restart the server.")));
+	}
 }
 
 /*

@@ -62,8 +62,14 @@ progress_session_setup(Peer *peer, const char *origin)
 				   "pg_catalog.current_setting('application_name') "
 				   "AND pid <> pg_catalog.pg_backend_pid() "
 				   "AND usename = CURRENT_USER", 0, NULL);
-	if (!setup_session(peer, origin, &error))
-		peer_rethrow(&error, "setting up the replication origin");
+	if (setup_session(peer, origin, &error))
+		return;
+	if (strcmp(error.sqlstate, "53400") == 0)
+		snprintf(error.hint, sizeof(error.hint),
+				 _("On the peer, increase \"%s\" and restart."),
+				 peer_server_version(peer) >= 180000 ?
+				 "max_active_replication_origins" : "max_replication_slots");
+	peer_rethrow(&error, "setting up the replication origin");
 }
 
 /*
