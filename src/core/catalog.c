@@ -20,7 +20,6 @@
 #include "core/definition.h"
 #include "core/event.h"
 #include "executor/spi.h"
-#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
 #include "utils/array.h"
@@ -512,15 +511,26 @@ stream_origin_name(uint64 system_identifier, Oid dboid, int32 deployment,
 
 /*
  * First part of the application_name of a deployment's sessions on its target.
- * What follows tells them from each other, so a long name is cut here, not
- * there.
+ * What follows tells them from each other, and must not be cut off; servers
+ * write characters that are not ASCII longer, or as "?".  A name that cannot
+ * stay as it is gets the deployment's id.
  */
 char *
 stream_application_name(const Deployment *deployment)
 {
 	int			room = NAMEDATALEN - 1 - strlen("bluegreen  forward control");
+	char	   *name = pstrdup(deployment->name);
+	char	   *id = psprintf("#%d", deployment->id);
+	bool		changed = strlen(name) > room;
 
-	return psprintf("bluegreen %.*s",
-					pg_mbcliplen(deployment->name, strlen(deployment->name),
-								 room), deployment->name);
+	for (char *c = name; *c; c++)
+	{
+		if (*c >= ' ' && *c < '\x7f')
+			continue;
+		*c = '?';
+		changed = true;
+	}
+	if (!changed)
+		return psprintf("bluegreen %s", name);
+	return psprintf("bluegreen %.*s%s", room - (int) strlen(id), name, id);
 }
