@@ -232,6 +232,16 @@ prepare(StreamWorker *worker)
 	shared->mapping_version = worker->deployment->mapping_version;
 	SpinLockRelease(&shared->mutex);
 	connect_peer(worker);
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+
+	/*
+	 * This waits for a copy worker, which may have to wait for somebody who
+	 * alters a source, who would wait for the locks that we had.
+	 */
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	MemoryContextSwitchTo(worker->context);
 	gate_finish_recopy(worker->gate);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
