@@ -444,7 +444,7 @@ SELECT s.deployment,
 		WHERE t.deployment = s.deployment) AS tables,
 	s.lag_bytes,
 	date_trunc('milliseconds', s.lag) AS lag,
-	CASE WHEN s.state IN ('error', 'lost', 'standby') OR s.failures > 0 THEN
+	CASE WHEN s.state IN ('error', 'lost', 'standby') OR s.error_at IS NOT NULL THEN
 		CASE WHEN length(s.error_message) > 40
 			THEN left(s.error_message, 37) || '...'
 			ELSE s.error_message END

@@ -246,6 +246,37 @@ read_deployment(const CatalogAccess *access)
 	return deployment;
 }
 
+/*
+ * Error unless the extension's objects in this database are of the library's
+ * major version: an upgrade is done for one, but not yet for the other.
+ * Within a major version each works with every other.
+ */
+static void
+check_version(const CatalogAccess *access)
+{
+	CatalogArgs args = {0};
+	const char *version;
+	int			here = atoi(BG_VERSION);
+	int			there;
+
+	if (catalog_run("SELECT extversion FROM pg_extension "
+					"WHERE extname = '" BG_EXTENSION "'",
+					&args, SPI_OK_SELECT) == 0)
+		return;
+	version = catalog_text(access, 0, 1);
+	there = atoi(version);
+	if (there == here)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("extension \"%s\" has version %s in this database, but the server runs version %s of its library",
+					BG_EXTENSION, version, BG_VERSION),
+			 there < here ?
+			 errhint("Run ALTER EXTENSION %s UPDATE;", BG_EXTENSION) :
+			 errhint("Install version %d of the library and restart the server.",
+					 there)));
+}
+
 static Deployment *
 load_deployment(const char *sql, const CatalogArgs *args)
 {
@@ -253,6 +284,7 @@ load_deployment(const char *sql, const CatalogArgs *args)
 	Deployment *deployment = NULL;
 
 	catalog_begin(&access);
+	check_version(&access);
 	if (catalog_run(sql, args, SPI_OK_SELECT) > 0)
 		deployment = read_deployment(&access);
 	catalog_end(&access);

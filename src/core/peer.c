@@ -308,15 +308,19 @@ peer_lose(Peer *peer)
 
 /*
  * Raise a remote error as our own, with its SQLSTATE and fields.  context (may
- * be NULL) becomes a line of the error's context.
+ * be NULL) becomes a line of the error's context.  Of a full disk and its like
+ * (class 53) the message says whose it is: either side may have one.
  */
 void
 peer_rethrow(const PeerError *error, const char *context)
 {
 	const char *s = strlen(error->sqlstate) == 5 ? error->sqlstate : "08006";
+	bool		resources = strncmp(s, "53", 2) == 0;
 
 	ereport(ERROR,
 			(errcode(MAKE_SQLSTATE(s[0], s[1], s[2], s[3], s[4])),
+			 resources ?
+			 errmsg("peer lacks resources: %s", error->message) :
 			 errmsg_internal("%s", error->message),
 			 error->detail[0] ? errdetail_internal("%s", error->detail) : 0,
 			 error->hint[0] ? errhint("%s", error->hint) : 0,

@@ -129,6 +129,9 @@ typedef struct StreamShared
 	int			failures;		/* in a row; counted by the worker, the delay
 								 * of the next start by the launcher */
 	XLogRecPtr	careful_until;	/* one row at a time up to here */
+	XLogRecPtr	error_until;	/* read when the last error happened: it is
+								 * over once that is applied */
+	bool		copy_failed;	/* and no chunk was finished since */
 
 	/* positions on the source */
 	XLogRecPtr	decoded_lsn;	/* read and decoded up to here */

@@ -224,7 +224,7 @@ committed(Apply *apply)
 	shared->applied_at = GetCurrentTimestamp();
 	shared->transactions += apply->applied.transactions;
 	shared->failures = 0;
-	if (apply->applied.transactions > 0)
+	if (apply->applied.transactions > 0 && !shared->copy_failed)
 		shared->error.at = 0;
 	shared->oldest_pending = 0;
 	SpinLockRelease(&shared->mutex);

@@ -389,8 +389,9 @@ leave_error(CopyState *state, const ErrorData *error)
 
 /*
  * In the stream's worker: raise what has ended a copy worker, unless it will
- * pass by itself.  The table, and the row if it is known, are noted in the
- * stream's error; *blamed says so.
+ * pass by itself.  A full disk passes too, but only if somebody sees to it.
+ * The table, and the row if it is known, are noted in the stream's error;
+ * *blamed says so.
  */
 void
 copy_check_error(StreamShared *shared, bool *blamed)
@@ -401,9 +402,12 @@ copy_check_error(StreamShared *shared, bool *blamed)
 	error = shared->copy_error;
 	shared->copy_error.at = 0;
 	LWLockRelease(shared_chunk_lock());
-	if (error.at == 0 || peer_sqlstate_is_transient(error.sqlstate))
+	if (error.at == 0 ||
+		(peer_sqlstate_is_transient(error.sqlstate) &&
+		 strcmp(error.sqlstate, unpack_sql_state(ERRCODE_DISK_FULL)) != 0))
 		return;
 	SpinLockAcquire(&shared->mutex);
+	shared->copy_failed = true;
 	memcpy(shared->error.relation, error.relation, sizeof(error.relation));
 	memcpy(shared->error.key, error.key, sizeof(error.key));
 	SpinLockRelease(&shared->mutex);

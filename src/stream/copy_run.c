@@ -677,14 +677,26 @@ take_snapshot(CopyState *state, const CopyJob *job, XLogRecPtr *p)
 	return true;
 }
 
+/*
+ * A chunk is finished.  If the copy had failed, it has not any more.
+ */
 static void
-count_chunk(const CopyJob *job, const CopyReceiver *receiver)
+count_chunk(StreamShared *shared, const CopyJob *job,
+			const CopyReceiver *receiver)
 {
 	TableShared *stats = job->table->stats;
 
 	pg_atomic_fetch_add_u64(&stats->copied_rows, receiver->rows);
 	pg_atomic_fetch_add_u64(&stats->copied_bytes, receiver->bytes);
 	pg_atomic_fetch_add_u64(&stats->copied_chunks, 1);
+	SpinLockAcquire(&shared->mutex);
+	if (shared->copy_failed && shared->state == STREAM_COPYING)
+	{
+		shared->copy_failed = false;
+		shared->error.at = 0;
+		shared->failures = 0;
+	}
+	SpinLockRelease(&shared->mutex);
 }
 
 /*
@@ -726,7 +738,7 @@ copy_chunk(CopyState *state, const CopyJob *job)
 	MemoryContextSwitchTo(state->chunk_context);
 	if (done)
 	{
-		count_chunk(job, receiver);
+		count_chunk(state->shared, job, receiver);
 		copy_log_chunk(state, job, receiver->rows, receiver->bytes, snapshot,
 					   p);
 	}

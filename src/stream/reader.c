@@ -135,8 +135,9 @@ ping(StreamWorker *worker)
 }
 
 /*
- * Is the last error over?  One that belongs to a transaction is when that is
- * decoded; until then nothing is said of the stream but that it starts.
+ * Is the last error over?  It is when everything is applied that had been read
+ * when it happened; until then nothing is said of the stream but that it
+ * starts, and the delay between the tries grows.
  */
 static bool
 error_is_over(StreamWorker *worker)
@@ -145,7 +146,9 @@ error_is_over(StreamWorker *worker)
 	bool		over;
 
 	SpinLockAcquire(&shared->mutex);
-	over = shared->error.at == 0 || worker->decoded > shared->error.lsn;
+	over = shared->error.at == 0 ||
+		(worker->decoded > shared->error.lsn &&
+		 shared->applied_lsn >= shared->error_until);
 	SpinLockRelease(&shared->mutex);
 	return over;
 }
@@ -156,22 +159,30 @@ forget_error(StreamShared *shared)
 	SpinLockAcquire(&shared->mutex);
 	shared->error.at = 0;
 	shared->failures = 0;
+	shared->copy_failed = false;
 	SpinLockRelease(&shared->mutex);
 }
 
+/* Is there a table that does not follow yet? */
+static bool
+is_copying(const StreamWorker *worker)
+{
+	for (int i = 0; i < worker->gate->ntables; i++)
+		if (!worker->gate->tables[i].passed ||
+			worker->gate->tables[i].stats->state != TABLE_STREAMING)
+			return true;
+	return false;
+}
+
 /*
- * Copying or streaming?
+ * Copying or streaming?  What is shown may lag behind, until an error is over.
  */
 static void
 update_state(StreamWorker *worker)
 {
 	StreamShared *shared = worker->shared;
-	StreamState state = STREAM_STREAMING;
+	StreamState state = is_copying(worker) ? STREAM_COPYING : STREAM_STREAMING;
 
-	for (int i = 0; i < worker->gate->ntables; i++)
-		if (!worker->gate->tables[i].passed ||
-			worker->gate->tables[i].stats->state != TABLE_STREAMING)
-			state = STREAM_COPYING;
 	if (state == shared->state || !error_is_over(worker))
 		return;
 	if (state == STREAM_STREAMING)
@@ -202,7 +213,7 @@ reader_tick(StreamWorker *worker)
 		return;
 	worker->next_tick = TimestampTzPlusMilliseconds(now, TICK_MS);
 	copy_check_error(worker->shared, &worker->apply->blamed);
-	if (worker->shared->state == STREAM_COPYING)
+	if (is_copying(worker))
 		copy_launch_workers(worker->shared);
 	else if (worker->control)
 	{

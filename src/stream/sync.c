@@ -29,6 +29,8 @@
  */
 #include "postgres.h"
 
+#include <unistd.h>
+
 #include "access/xact.h"
 #include "access/xlogutils.h"
 #include "catalog/namespace.h"
@@ -43,6 +45,7 @@
 #include "replication/decode.h"
 #include "replication/logical.h"
 #include "replication/slot.h"
+#include "storage/fd.h"
 #include "storage/ipc.h"
 #include "stream/copy.h"
 #include "stream/progress.h"
@@ -278,6 +281,37 @@ no_output(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid,
 }
 
 /*
+ * At exit, while the slot is still ours: remove what core has spilled of large
+ * transactions.  It does so itself when the slot is decoded again, but that may
+ * be much later, and the disk may be full.
+ */
+static void
+remove_spilled(int code, Datum arg)
+{
+	char		path[MAXPGPATH * 2];
+	DIR		   *dir;
+	struct dirent *entry;
+
+	if (MyReplicationSlot == NULL)
+		return;
+	snprintf(path, sizeof(path), "pg_replslot/%s",
+			 NameStr(MyReplicationSlot->data.name));
+	dir = AllocateDir(path);
+	while ((entry = ReadDirExtended(dir, path, LOG)) != NULL)
+	{
+		if (strncmp(entry->d_name, "xid", 3) != 0)
+			continue;
+		snprintf(path, sizeof(path), "pg_replslot/%s/%s",
+				 NameStr(MyReplicationSlot->data.name), entry->d_name);
+		if (unlink(path) != 0)
+			ereport(LOG,
+					(errcode_for_file_access(),
+					 errmsg("could not remove file \"%s\": %m", path)));
+	}
+	FreeDir(dir);
+}
+
+/*
  * Acquire the slot and make the decoding context.
  */
 static void
@@ -294,6 +328,7 @@ begin_decoding(StreamWorker *worker)
 	worker->decode->mapping_version = worker->deployment->mapping_version;
 	gate_init_decode(worker->gate, &worker->decode->gate);
 
+	before_shmem_exit(remove_spilled, (Datum) 0);
 	ReplicationSlotAcquire(worker->shared->slot_name, true, false);
 	check_not_lost(worker);
 	decode_attach(worker->decode);
@@ -374,6 +409,9 @@ note_error(StreamWorker *worker, const ErrorData *error)
 	SpinLockAcquire(&shared->mutex);
 	shared->failures++;
 	shared->errors++;
+	if (worker->decoding)
+		shared->error_until = Max(shared->error_until,
+								  worker->decoding->reader->EndRecPtr);
 	mine->at = GetCurrentTimestamp();
 	mine->lsn = lsn;
 	if (worker->apply == NULL || !worker->apply->blamed)

@@ -602,11 +602,7 @@ transform_enter(Transform *transform, TransformUser *saved)
 	SetUserIdAndSecContext(transform->row->owner,
 						   saved->sec_context |
 						   SECURITY_RESTRICTED_OPERATION);
-	/* a session that reads a slot may have a transaction snapshot already */
-	if (HistoricSnapshotActive())
-		PushActiveSnapshot(GetCatalogSnapshot(InvalidOid));
-	else
-		PushActiveSnapshot(GetTransactionSnapshot());
+	PushActiveSnapshot(GetTransactionSnapshot());
 }
 
 /*

@@ -63,16 +63,18 @@ sub green
 
 # Two clusters with the extension, and on blue a SERVER "green" with a user
 # mapping.  Options: conf, blue_conf, green_conf (lines for postgresql.conf),
-# dbname (created unless it is postgres).  The pair that was made last is the
-# one that wait_for_sync, compare_tables mean.
+# initdb (more arguments for it), dbname (created unless it is postgres).  The
+# pair that was made last is the one that wait_for_sync, compare_tables mean.
 sub create_pair
 {
 	my (%options) = @_;
 	my $conf = $options{conf} // '';
 	my $dbname = $options{dbname} // 'postgres';
-	$blue = BlueGreen->blue('blue', "$conf\n" . ($options{blue_conf} // ''));
-	$green =
-	  BlueGreen->green('green', "$conf\n" . ($options{green_conf} // ''));
+	my @initdb = (initdb => $options{initdb} // []);
+	$blue = BlueGreen->blue('blue', "$conf\n" . ($options{blue_conf} // ''),
+		@initdb);
+	$green = BlueGreen->green('green',
+		"$conf\n" . ($options{green_conf} // ''), @initdb);
 	foreach my $node ($blue, $green)
 	{
 		$node->safe_psql("CREATE DATABASE $dbname") if $dbname ne 'postgres';
@@ -327,6 +329,9 @@ sub _show_differences
 	}
 	return;
 }
+
+# A psql that cannot connect does not read what is written to it.
+$SIG{PIPE} = 'IGNORE';
 
 # ^C and timeouts end the test through END.
 $SIG{INT} = $SIG{TERM} = $SIG{HUP} = sub { die "stopped by SIG$_[0]\n" };

@@ -191,6 +191,74 @@ sub wait_until_up
 	return wait_until(sub { $self->psql('SELECT 1') == 0 });
 }
 
+# Move a part of the data directory (pg_wal, pg_replslot, ...), or with a name
+# that is not there a folder for a tablespace, to a disk of its own with so many
+# megabytes.  The server must not run.  Returns its path as the server sees it.
+# The test must have called own_mounts(), which also sees to it that the disk
+# goes away.
+sub small_disk
+{
+	my ($self, $name, $megabytes) = @_;
+	my $disk = "$self->{dir}/disk_$name";
+	my $outside = "$self->{root}$disk";
+	my $part = $self->data_dir . "/$name";
+	mkdir $outside or croak "$outside: $!";
+	IPC::Run::run([ 'mount', '-t', 'tmpfs', '-o',
+			"size=${megabytes}m,mode=0700", 'tmpfs', $outside ])
+	  or croak "cannot mount on $outside";
+	push @{ $self->{mounts} }, $outside;
+	$self->_server_owns($outside);
+	if (-e $part)
+	{
+		IPC::Run::run([ 'cp', '-a', "$part/.", $outside ]) or croak $!;
+		remove_tree($part);
+		symlink $disk, $part or croak $!;
+		$self->_server_owns($part);
+	}
+	return $disk;
+}
+
+# Fill such a disk, but for so many kilobytes; empty_disk() undoes it.
+sub fill_disk
+{
+	my ($self, $disk, $leave) = @_;
+	my $block = 'x' x 4096;
+	open my $out, '>', "$self->{root}$disk/filler" or croak $!;
+	while (1)
+	{
+		my $written = syswrite $out, $block;
+		last unless defined $written && $written == length $block;
+	}
+	my $size = -s $out;
+	truncate $out, $size > $leave * 1024 ? $size - $leave * 1024 : 0;
+	close $out;
+	return;
+}
+
+sub empty_disk
+{
+	my ($self, $disk) = @_;
+	unlink "$self->{root}$disk/filler" or croak $!;
+	return;
+}
+
+# Mounts of this test are seen by nobody else, and end with its processes:
+# begin anew in a mount namespace.  Says why not if that is not possible.
+sub own_mounts
+{
+	return '' if $ENV{BLUEGREEN_OWN_MOUNTS};
+	return 'only root can mount' if $> != 0;
+
+	# in a chroot there is no mount point whose propagation could be changed
+	my @unshare = qw(unshare --mount --propagation unchanged);
+	my $try = 'd=$(mktemp -d) && mount -t tmpfs tmpfs "$d"'
+	  . ' && umount "$d"; s=$?; rmdir "$d"; exit $s';
+	IPC::Run::run([ @unshare, 'sh', '-c', $try ], '>', \my $out, '2>&1')
+	  or return 'cannot mount here';
+	$ENV{BLUEGREEN_OWN_MOUNTS} = 1;
+	exec @unshare, $^X, $0, @ARGV or croak "unshare: $!";
+}
+
 # Stop and remove without a trace; never dies.
 sub destroy
 {
@@ -201,6 +269,7 @@ sub destroy
 		kill 'QUIT', $pid;
 		wait_until(sub { !alive($pid) });
 	}
+	IPC::Run::run([ 'umount', '-l', $_ ]) for @{ $self->{mounts} || [] };
 	remove_tree("$self->{root}$self->{dir}", { safe => 0 })
 	  unless $ENV{KEEP};
 	return;
@@ -314,6 +383,17 @@ sub free_port
 	}
 }
 
+# A folder of the server's installation, as seen from outside of its chroot:
+# installed('sharedir').  Undef if it is not test/run's private copy, in which
+# a test may change things (other tests use it at the same time).
+sub installed
+{
+	my ($self, $what) = @_;
+	chomp(my $dir = $self->_server("$self->{bindir}/pg_config", "--$what"));
+	return undef if index($dir, "$self->{work}/server/") != 0;
+	return "$self->{root}$dir";
+}
+
 # Ask until it is true; false after the timeout.
 sub wait_until
 {
@@ -372,6 +452,15 @@ sub _server
 		init => sub { chdir '/' })
 	  or croak "@command: " . slurp($out->filename);
 	return slurp($out->filename);
+}
+
+# A file or folder becomes that of the user who runs the server.
+sub _server_owns
+{
+	my ($self, $file) = @_;
+	my @stat = stat $self->data_dir;
+	IPC::Run::run([ 'chown', '-hR', "$stat[4]:$stat[5]", $file ]) or croak $!;
+	return;
 }
 
 sub _pg_ctl
