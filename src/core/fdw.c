@@ -24,7 +24,7 @@
 /* Where an option may stand: a set of these. */
 #define ON_SERVER			0x01
 #define ON_MAPPING			0x02
-/* In a user mapping only a superuser may set it at all ... */
+/* Only a superuser may set it at all ... */
 #define SUPERUSER_ONLY		0x04
 /* ... or to false. */
 #define SUPERUSER_FALSE		0x08
@@ -38,7 +38,7 @@ typedef struct OptionRule
 
 /*
  * What differs from the default.  Files are named by superusers only, because
- * the server reads them with its own rights; who connects is no matter of the
+ * the server reads them with its own rights and tells what it finds; who connects is no matter of the
  * server; and what we set ourselves nobody else may.
  */
 static const OptionRule option_rules[] = {
@@ -46,6 +46,9 @@ static const OptionRule option_rules[] = {
 	{"passfile", false, ON_MAPPING | SUPERUSER_ONLY},
 	{"sslcert", false, ON_SERVER | ON_MAPPING | SUPERUSER_ONLY},
 	{"sslkey", false, ON_SERVER | ON_MAPPING | SUPERUSER_ONLY},
+	{"sslrootcert", false, ON_SERVER | SUPERUSER_ONLY},
+	{"sslcrl", true, ON_SERVER | SUPERUSER_ONLY},	/* and sslcrldir */
+	{"servicefile", false, ON_SERVER | SUPERUSER_ONLY},
 	{"password_required", false, ON_MAPPING | SUPERUSER_FALSE},
 	{"application_name", false, 0},
 	{"fallback_application_name", false, 0},
@@ -130,12 +133,12 @@ check_option(const DefElem *def, int flags, int place)
 }
 
 /*
- * Refuse a user mapping's option that is for superusers.  ALTER shows us the
- * options that were there before as well, so that nobody else can alter a
- * mapping that a superuser has opened.
+ * Refuse an option that is for superusers.  ALTER shows us the options that
+ * were there before as well, so that nobody else can alter what a superuser
+ * has opened.
  */
 static void
-check_privilege(DefElem *def, int flags)
+check_privilege(DefElem *def, int flags, int place)
 {
 	bool		is_false = (flags & SUPERUSER_FALSE) != 0 &&
 		!defGetBoolean(def);
@@ -147,13 +150,22 @@ check_privilege(DefElem *def, int flags)
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("password_required=false is superuser-only"),
 				 errhint("User mappings with the password_required option set to false may only be created or modified by the superuser.")));
+	/* the certificates of the system, which is no file that one can choose */
+	if (strcmp(def->defname, "sslrootcert") == 0 &&
+		strcmp(defGetString(def), "system") == 0)
+		return;
 	if (flags & SUPERUSER_ONLY)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 place == ON_MAPPING ?
 				 errmsg("permission denied to set option \"%s\" of a user mapping",
+						def->defname) :
+				 errmsg("permission denied to set option \"%s\" of a server",
 						def->defname),
 				 errdetail("The option names a file on the database server."),
-				 errhint("User mappings with this option may only be created or modified by the superuser.")));
+				 place == ON_MAPPING ?
+				 errhint("User mappings with this option may only be created or modified by the superuser.") :
+				 errhint("Servers with this option may only be created or modified by the superuser.")));
 }
 
 /*
@@ -201,8 +213,7 @@ bluegreen_fdw_validator(PG_FUNCTION_ARGS)
 
 		check_option(def, flags, place);
 		check_value(def);
-		if (place == ON_MAPPING)
-			check_privilege(def, flags);
+		check_privilege(def, flags, place);
 	}
 	PG_RETURN_VOID();
 }

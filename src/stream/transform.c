@@ -602,7 +602,11 @@ transform_enter(Transform *transform, TransformUser *saved)
 	SetUserIdAndSecContext(transform->row->owner,
 						   saved->sec_context |
 						   SECURITY_RESTRICTED_OPERATION);
-	PushActiveSnapshot(GetTransactionSnapshot());
+	/* a session that reads a slot may have a transaction snapshot already */
+	if (HistoricSnapshotActive())
+		PushActiveSnapshot(GetCatalogSnapshot(InvalidOid));
+	else
+		PushActiveSnapshot(GetTransactionSnapshot());
 }
 
 /*

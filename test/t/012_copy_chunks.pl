@@ -210,9 +210,28 @@ let_go(1250);
 $blue->poll_query_until(
 	q{SELECT count(*) = 1 FROM bluegreen.copy_state() WHERE key_only});
 wait_held(1);
+
+# Who waits for that holds no lock on the source: somebody who alters it would
+# wait for him, and the copy for somebody.
+$blue->append_conf('bluegreen.copy_workers = 0');
+$blue->reload;
+my $killed_at = $green->safe_psql('SELECT clock_timestamp()');
 $blue->safe_psql(
 	"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE $copy_worker"
 );
+$green->poll_query_until(qq{SELECT EXISTS (SELECT FROM pg_stat_activity
+	WHERE application_name = 'bluegreen again forward control'
+		AND backend_start > '$killed_at')});
+my $altered;
+for (1 .. 20)
+{
+	$altered = $blue->psql(q{SET lock_timeout = '1 s';
+		ALTER TABLE again ALTER n SET DEFAULT 1}) == 0;
+	last if $altered;
+}
+ok($altered, 'a source can be altered while a key waits to be copied');
+$blue->append_conf('bluegreen.copy_workers = 1');
+$blue->reload;
 wait_held(1);
 let_go(50);
 wait_for_sync('again');
