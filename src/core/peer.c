@@ -35,6 +35,7 @@ static const char *const transient_sqlstates[] = {
 	"55P03",					/* lock_not_available */
 	"55006",					/* object_in_use */
 	"25006",					/* read_only_sql_transaction */
+	"57014",					/* query_canceled, by somebody there */
 	"57P01",					/* admin_shutdown */
 	"57P02",					/* crash_shutdown */
 	"57P03",					/* cannot_connect_now */

@@ -170,7 +170,8 @@ foreach my $round (1 .. $cuts)
 {
 	my $before = $proxy->fired;
 	my $kind = $round <= 5 ? 0 : int rand 4;
-	if ($kind == 0) { $proxy->cut(1 + int rand 60_000) }
+	if ($round == 2) { $proxy->stall_at('COMMIT') }
+	elsif ($kind == 0) { $proxy->cut(1 + int rand 60_000) }
 	elsif ($kind == 1) { $proxy->cut_at('COMMIT') }
 	elsif ($kind == 2) { $proxy->cut_at('commit_position') }
 	else { $proxy->cut_at('UPDATE') }
@@ -291,6 +292,41 @@ $blue->append_conf("bluegreen.peer_timeout = '${peer_timeout}s'");
 $blue->safe_psql('SELECT pg_reload_conf()');
 $blue->safe_psql(q{CALL bluegreen.start('net')});
 wait_for_sync('net');
+
+#
+# What the peer says when it cannot just now is no fault of a row
+#
+my $careful = stream('careful_batches');
+$green->safe_psql(q{
+CREATE TABLE refusal (code text);
+INSERT INTO refusal VALUES (NULL);
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql
+SET search_path = public AS $$
+DECLARE
+	c text := code FROM refusal;
+BEGIN
+	IF c IS NOT NULL THEN
+		RAISE 'not just now' USING ERRCODE = c;
+	END IF;
+	RETURN NULL;
+END $$;
+CREATE TRIGGER refuse AFTER INSERT ON large EXECUTE FUNCTION refuse();
+ALTER TABLE large ENABLE ALWAYS TRIGGER refuse;});
+my $id = 1_000_000;
+foreach my $code (qw(08006 40P01 53100 55P03 57014 57P01))
+{
+	$green->safe_psql("UPDATE refusal SET code = '$code'");
+	$mark = mark();
+	$blue->safe_psql('INSERT INTO large VALUES (' . $id++ . ", '$code')");
+	ok( $blue->poll_query_until(
+			"SELECT errors > $mark->{errors} AND error_sqlstate = '$code'"
+			  . ' FROM bluegreen.stat_stream'),
+		"the stream stops at $code");
+	is( stream("error_lsn IS NULL AND careful_batches = $careful"),
+		't', '... and leaves the row alone');
+	$green->safe_psql('UPDATE refusal SET code = NULL');
+	wait_for_sync('net');
+}
 
 #
 # Packets that vanish
