@@ -3,10 +3,11 @@
 #	make, make install, make installcheck	PG_CONFIG= chooses the server;
 #		installcheck wants one that runs with test/cluster.conf
 #	make test	every test on temporary clusters; TESTS="names" for some
+#	make bench-latency	from commit on blue to visible on green; see bench/
 #	make demo	the shop moves while its customers keep buying
 #
-# test and demo bring what they need (test/bootstrap) and install nothing into
-# the server: they use a private copy of it.
+# test, bench-latency and demo bring what they need (test/bootstrap) and
+# install nothing into the server: they use a private copy of it.
 
 EXTENSION = pg_bluegreen
 MODULE_big = pg_bluegreen
@@ -37,10 +38,13 @@ test: bootstrap
 demo: bootstrap
 	@demo/run
 
+bench-latency: bootstrap
+	@bench/latency
+
 bootstrap:
 	@test/bootstrap
 
-.PHONY: all test demo bootstrap
+.PHONY: all test demo bench-latency bootstrap
 
 PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)

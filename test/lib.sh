@@ -10,7 +10,7 @@ TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 work_dirs=()				# root:dir of every work folder
 export LC_ALL=C
 for name in ${!PG@}; do		# a user's PGHOST or PGOPTIONS is not meant for us
-	case $name in PG_*) ;; *) unset "$name" ;; esac
+	case $name in PG_* | PGCTLTIMEOUT) ;; *) unset "$name" ;; esac
 done
 
 # run_in ROOT COMMAND...
@@ -123,6 +123,22 @@ private_install() {
 		return 1
 	fi
 	REPLY=$work/server$(run_in "$root" "$config" --bindir)
+	[ -z "${SERVER_WRAPPER:-}" ] ||
+		wrap_server "$root" "$REPLY" "$SERVER_WRAPPER"
+}
+
+# wrap_server ROOT BINDIR COMMAND: servers of this copy run under a command
+wrap_server() {
+	local postgres=$1$2/postgres
+	mv "$postgres" "$postgres.real"
+	cat >"$postgres" <<-SH
+		#!/bin/sh
+		case " \$* " in
+			*' -D '*) exec $3 "$2/postgres.real" "\$@" ;;
+			*) exec "$2/postgres.real" "\$@" ;;
+		esac
+	SH
+	chmod 755 "$postgres"
 }
 
 # free_port: one that nobody listens on, in REPLY
