@@ -278,6 +278,81 @@ AS 'MODULE_PATHNAME', 'bluegreen_commit_position'
 LANGUAGE C STRICT
 SET search_path = pg_catalog, pg_temp;
 
+--
+-- For streams, on a target: what a role that applies changes is granted
+--
+CREATE FUNCTION bluegreen.begin_apply()
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_begin_apply'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.origin_create(name text)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_origin_create'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.origin_setup(name text)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_origin_setup'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.origin_progress()
+RETURNS pg_lsn
+AS 'MODULE_PATHNAME', 'bluegreen_origin_progress'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.origin_drop(stream text)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_origin_drop'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.save_indexes(stream text, mapping integer,
+	key name[])
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'bluegreen_save_indexes'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.restore_indexes(stream text,
+	mapping integer DEFAULT NULL, gone boolean DEFAULT false)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_restore_indexes'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+-- Not for PUBLIC to lose: it is called as the owner of the row's table, and
+-- keeps a text of his for the rest of the transaction.
+CREATE FUNCTION bluegreen.note_row(stored_row text)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_note_row'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.noted_row()
+RETURNS text
+AS 'MODULE_PATHNAME', 'bluegreen_noted_row'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.grant_apply(role regrole,
+	VARIADIC tables regclass[] DEFAULT '{}')
+RETURNS SETOF text
+AS 'MODULE_PATHNAME', 'bluegreen_grant_apply'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.revoke_apply(role regrole,
+	VARIADIC tables regclass[] DEFAULT '{}')
+RETURNS SETOF text
+AS 'MODULE_PATHNAME', 'bluegreen_revoke_apply'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
 CREATE FUNCTION bluegreen.reset_stats(deployment name)
 RETURNS void
 AS 'MODULE_PATHNAME', 'bluegreen_reset_stats'
@@ -569,6 +644,19 @@ REVOKE ALL ON FUNCTION bluegreen.skip(name, pg_lsn) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.confirm_source(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.commit_position(pg_lsn, timestamptz)
 	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.begin_apply() FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.origin_create(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.origin_setup(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.origin_progress() FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.origin_drop(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.save_indexes(text, integer, name[])
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.restore_indexes(text, integer, boolean)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.noted_row() FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.grant_apply(regrole, regclass[]) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.revoke_apply(regrole, regclass[])
+	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.reset_stats(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.stream_state() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.table_state() FROM PUBLIC;
@@ -645,6 +733,28 @@ COMMENT ON FUNCTION bluegreen.confirm_source(name) IS
 	'this server is the deployment''s source now: after a failover, a move or a clone';
 COMMENT ON FUNCTION bluegreen.commit_position(pg_lsn, timestamptz) IS
 	'for streams, on a target: let this transaction''s commit record the source''s position';
+COMMENT ON FUNCTION bluegreen.begin_apply() IS
+	'for streams, on a target: make this session one that applies changes, for good';
+COMMENT ON FUNCTION bluegreen.origin_create(text) IS
+	'for streams, on a target: create a stream''s replication origin, if it does not exist';
+COMMENT ON FUNCTION bluegreen.origin_setup(text) IS
+	'for streams, on a target: advance a stream''s replication origin from this session';
+COMMENT ON FUNCTION bluegreen.origin_progress() IS
+	'for streams, on a target: how far the session''s replication origin is';
+COMMENT ON FUNCTION bluegreen.origin_drop(text) IS
+	'for streams, on a target: drop a stream''s replication origins';
+COMMENT ON FUNCTION bluegreen.save_indexes(text, integer, name[]) IS
+	'for streams, on a target: put aside the indexes that are in the way of a copy; false if that cannot be';
+COMMENT ON FUNCTION bluegreen.restore_indexes(text, integer, boolean) IS
+	'for streams, on a target: build the indexes again that were put aside; returns how many';
+COMMENT ON FUNCTION bluegreen.note_row(text) IS
+	'for streams, on a target: keep a row for the conflict that is about to be recorded';
+COMMENT ON FUNCTION bluegreen.noted_row() IS
+	'for streams, on a target: the row that was kept last in this transaction';
+COMMENT ON FUNCTION bluegreen.grant_apply(regrole, regclass[]) IS
+	'on a target: grant a role what it needs to apply changes to the tables; returns the statements';
+COMMENT ON FUNCTION bluegreen.revoke_apply(regrole, regclass[]) IS
+	'on a target: take back what grant_apply() has granted, on the tables or altogether; returns the statements';
 COMMENT ON FUNCTION bluegreen.reset_stats(name) IS
 	'set the counters of a deployment''s stream to zero';
 COMMENT ON FUNCTION bluegreen.stream_state() IS

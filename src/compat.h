@@ -19,6 +19,7 @@
 
 #include "access/xlog.h"
 #include "fmgr.h"
+#include "nodes/parsenodes.h"
 #include "replication/message.h"
 #include "replication/reorderbuffer.h"
 #include "replication/slot.h"
@@ -219,6 +220,86 @@ slot_invalidation_setting(const ReplicationSlot *slot)
 #define relation_primary_key(relation) RelationGetPrimaryKeyIndex(relation, false)
 #else
 #define relation_primary_key(relation) RelationGetPrimaryKeyIndex(relation)
+#endif
+
+/* ... which hooks of the executor see. */
+#if PG_VERSION_NUM >= 180000
+#define EXECUTOR_RUN_PARAMS \
+	(QueryDesc *desc, ScanDirection direction, uint64 count)
+#define EXECUTOR_RUN_ARGS (desc, direction, count)
+#else
+#define EXECUTOR_RUN_PARAMS \
+	(QueryDesc *desc, ScanDirection direction, uint64 count, bool once)
+#define EXECUTOR_RUN_ARGS (desc, direction, count, once)
+#endif
+
+/* 16 tells who may SET ROLE to another from who is a member. */
+#if PG_VERSION_NUM >= 160000
+#define role_can_set(member, role) member_can_set_role(member, role)
+#else
+#define role_can_set(member, role) is_member_of_role(member, role)
+#endif
+
+/*
+ * What a range table entry needs permission for, and whose.  16 moved both
+ * into a list beside the range table.
+ */
+#if PG_VERSION_NUM >= 160000
+#include "parser/parse_relation.h"
+
+#define query_perminfos(query) ((query)->rteperminfos)
+#define plan_perminfos(plan) ((plan)->permInfos)
+#define plan_check_permissions(plan, entries) \
+	ExecCheckPermissions((plan)->rtable, entries, false)
+#define plan_permission_entries(plan) ((plan)->permInfos)
+#define permission_entry_set_user(entry, userid) \
+	(((RTEPermissionInfo *) (entry))->checkAsUser = (userid))
+
+static inline AclMode
+rte_required_perms(List *perminfos, RangeTblEntry *rte)
+{
+	return rte->perminfoindex == 0 ? 0 :
+		getRTEPermissionInfo(perminfos, rte)->requiredPerms;
+}
+
+static inline Oid
+rte_check_as_user(List *perminfos, RangeTblEntry *rte)
+{
+	return rte->perminfoindex == 0 ? InvalidOid :
+		getRTEPermissionInfo(perminfos, rte)->checkAsUser;
+}
+
+static inline void
+rte_set_check_as_user(List *perminfos, RangeTblEntry *rte, Oid userid)
+{
+	if (rte->perminfoindex != 0)
+		getRTEPermissionInfo(perminfos, rte)->checkAsUser = userid;
+}
+#else
+#define query_perminfos(query) NIL
+#define plan_perminfos(plan) NIL
+#define plan_check_permissions(plan, entries) ExecCheckRTPerms(entries, false)
+#define plan_permission_entries(plan) ((plan)->rtable)
+#define permission_entry_set_user(entry, userid) \
+	(((RangeTblEntry *) (entry))->checkAsUser = (userid))
+
+static inline AclMode
+rte_required_perms(List *perminfos, RangeTblEntry *rte)
+{
+	return rte->requiredPerms;
+}
+
+static inline Oid
+rte_check_as_user(List *perminfos, RangeTblEntry *rte)
+{
+	return rte->checkAsUser;
+}
+
+static inline void
+rte_set_check_as_user(List *perminfos, RangeTblEntry *rte, Oid userid)
+{
+	rte->checkAsUser = userid;
+}
 #endif
 
 #endif							/* BG_COMPAT_H */

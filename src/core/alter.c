@@ -421,7 +421,7 @@ bluegreen_alter_mapping(PG_FUNCTION_ARGS)
 	alteration.started = !XLogRecPtrIsInvalid(deployment->slot_lsn);
 	fill_request(fcinfo, &alteration);
 
-	alteration.peer = registry_connect(deployment);
+	alteration.peer = registry_connect(deployment, false);
 	alteration.follows = alteration.started && table_follows(&alteration);
 	if (alteration.started && !alteration.follows)
 		alteration.was_chunkable =

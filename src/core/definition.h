@@ -69,7 +69,7 @@ extern void deployment_bump_version(int32 deployment);
 
 /* ---- registry.c: what a stream leaves on the peer ---- */
 
-extern Peer *registry_connect(const Deployment *deployment);
+extern Peer *registry_connect(const Deployment *deployment, bool to_write);
 extern char *registry_origin(const Deployment *deployment);
 extern void registry_create(Peer *peer, const Deployment *deployment,
 							XLogRecPtr slot_lsn, bool *registered);

@@ -127,7 +127,7 @@ clean_peer(const Deployment *deployment)
 				 errdetail("It was started at %s; this is %s.",
 						   deployment->source_place, source_place()),
 				 errhint("To drop it here and leave the peer alone, use force => true. If this server has taken the source's place, call bluegreen.confirm_source() first.")));
-	peer = registry_connect(deployment);
+	peer = registry_connect(deployment, true);
 	registry_check_source(peer, deployment);
 	registry_remove(peer, registry_origin(deployment));
 	peer_close(peer);

@@ -487,7 +487,7 @@ bluegreen_map_table(PG_FUNCTION_ARGS)
 	source_check(request.source, deployment->owner);
 	mapping_resolve_target(&request, PG_ARGISNULL(ARG_TARGET) ? NULL :
 				   PG_GETARG_TEXT_PP(ARG_TARGET));
-	peer = registry_connect(deployment);
+	peer = registry_connect(deployment, false);
 	id = map_one(deployment, peer, &request);
 	peer_close(peer);
 	mappings_changed(deployment, describe_request(&request));
@@ -566,7 +566,7 @@ bluegreen_map_schema(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("schema \"%s\" has no tables to map", schema)));
 
-	peer = registry_connect(deployment);
+	peer = registry_connect(deployment, false);
 	foreach(lc, tables)
 	{
 		MapRequest	request = {.source = lfirst_oid(lc)};

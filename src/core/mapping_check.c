@@ -362,6 +362,19 @@ local_type(const TargetColumn *column)
 }
 
 /*
+ * Are parts of a type's values checked when a parameter comes in, before
+ * anybody has decided whose rights the domain's CHECK shall have?
+ */
+static bool
+is_checked(Oid type)
+{
+	Oid			range = get_multirange_range(type);
+	Oid			subtype = get_range_subtype(OidIsValid(range) ? range : type);
+
+	return get_typtype(OidIsValid(subtype) ? subtype : type) == TYPTYPE_DOMAIN;
+}
+
+/*
  * How values of a target column travel.  Binary needs a type that both sides
  * know under one name; a row type's binary form names its columns' types by
  * OID, which differ between clusters, so rows and arrays of them go as text.
@@ -376,7 +389,8 @@ target_wire_kind(const TargetColumn *column)
 		return WIRE_TEXT;
 	type = getBaseType(type);
 	element = get_element_type(type);
-	if (type_is_rowtype(OidIsValid(element) ? element : type))
+	if (type_is_rowtype(OidIsValid(element) ? element : type) ||
+		is_checked(OidIsValid(element) ? element : type))
 		return WIRE_TEXT;
 	/* also a domain over an array */
 	return column->is_array || OidIsValid(element) ? WIRE_ARRAY : WIRE_BINARY;

@@ -95,6 +95,7 @@ extern bool peer_is_alive(Peer *peer);
 extern void peer_check(Peer *peer);
 extern int	peer_server_version(Peer *peer);
 extern const char *peer_description(Peer *peer);	/* host:port/db, no secret */
+extern void peer_begin_apply(Peer *peer);
 extern void peer_on_connect_apply(Peer *peer);	/* session settings of apply */
 extern const PeerOption *peer_options(int *count);	/* all of libpq's */
 

@@ -63,12 +63,12 @@ static const SessionSetting startup_settings[] = {
 };
 
 /*
- * What a session that applies changes needs beyond that: triggers and foreign
- * keys stay silent, no limit of the role or database ends a batch, text is
- * read and written alike on both ends, keyed statements keep their plan.
+ * What a session that applies changes needs beyond that: no limit of the role
+ * or database ends a batch, text is read and written alike on both ends, keyed
+ * statements keep their plan.  That triggers and foreign keys stay silent, and
+ * what they may do if they don't, is begin_apply()'s, on the peer (guard.c).
  */
 static const SessionSetting apply_settings[] = {
-	{"session_replication_role", "replica"},
 	{"default_transaction_isolation", "read committed"},
 	{"default_transaction_deferrable", "off"},
 	{"synchronous_commit", "on"},
@@ -513,15 +513,32 @@ peer_connect(const char *servername, Oid userid, const char *application_name)
 }
 
 /*
- * Give the session the settings that applying changes needs, in one round
- * trip.  Raises an error if the peer's user may not set one of them.
+ * Make the session one that applies changes.  Errors: the peer's user may not.
+ */
+void
+peer_begin_apply(Peer *peer)
+{
+	PeerError	error;
+
+	if (peer_try_command(peer, "SELECT bluegreen.begin_apply()", &error))
+		return;
+	if (strcmp(error.sqlstate, "42501") == 0 && error.hint[0] == '\0')
+		peer_copy_text(error.hint, sizeof(error.hint),
+					   psprintf(_("On the peer, use SELECT bluegreen.grant_apply(%s); and name the target tables in it, too."),
+								quote_literal_cstr(quote_identifier(PQuser(peer->conn)))));
+	peer_rethrow(&error, NULL);
+}
+
+/*
+ * ... and give it the settings that it needs, in one round trip.  Raises an
+ * error if the peer's user may not set one of them.
  */
 void
 peer_on_connect_apply(Peer *peer)
 {
 	StringInfoData sql;
-	PeerError	error;
 
+	peer_begin_apply(peer);
 	initStringInfo(&sql);
 	for (const SessionSetting *s = apply_settings; s->name != NULL; s++)
 	{
@@ -530,12 +547,6 @@ peer_on_connect_apply(Peer *peer)
 		appendStringInfo(&sql, "%s pg_catalog.set_config('%s', '%s', false)",
 						 sql.len > 0 ? "," : "SELECT", s->name, s->value);
 	}
-	if (!peer_try_command(peer, sql.data, &error))
-	{
-		if (strcmp(error.sqlstate, "42501") == 0 && error.hint[0] == '\0')
-			peer_copy_text(error.hint, sizeof(error.hint),
-						   _("On the peer, GRANT SET ON PARAMETER session_replication_role to the user of the user mapping."));
-		peer_rethrow(&error, NULL);
-	}
+	(void) peer_command(peer, sql.data);
 	pfree(sql.data);
 }

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * position.c
- *		On a target: the source's position, recorded by a commit or not at all.
+ *		On a target: the stream's replication origin, and the source's
+ *		position, which a commit records or nothing does.
  *
  * pg_replication_origin_xact_setup() would do, were it not for what happens to
  * a transaction that fails after it: from version 16 on an abort advances the
@@ -15,6 +16,10 @@
  * taken back when the transaction has ended, or before a process that exits
  * aborts what it was at.
  *
+ * Core's functions for origins work on any of them, those of subscriptions
+ * included.  A role that applies changes is granted the ones below, which know
+ * none but a stream's.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -24,11 +29,20 @@
 #include "access/xact.h"
 #include "fmgr.h"
 #include "replication/origin.h"
+#include "core/shared.h"
 #include "storage/ipc.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 #include "utils/pg_lsn.h"
 #include "utils/timestamp.h"
 
 PG_FUNCTION_INFO_V1(bluegreen_commit_position);
+PG_FUNCTION_INFO_V1(bluegreen_origin_create);
+PG_FUNCTION_INFO_V1(bluegreen_origin_setup);
+PG_FUNCTION_INFO_V1(bluegreen_origin_progress);
+PG_FUNCTION_INFO_V1(bluegreen_origin_drop);
+
+#define ORIGIN_PREFIX "bluegreen_"
 
 static XLogRecPtr position_lsn = InvalidXLogRecPtr; /* invalid = none */
 static TimestampTz position_time = 0;
@@ -85,5 +99,81 @@ bluegreen_commit_position(PG_FUNCTION_ARGS)
 	}
 	position_lsn = PG_GETARG_LSN(0);
 	position_time = PG_GETARG_TIMESTAMPTZ(1);
+	PG_RETURN_VOID();
+}
+
+/* ---- origins ---- */
+
+static void
+check_origin_name(const char *name)
+{
+	if (strncmp(name, ORIGIN_PREFIX, strlen(ORIGIN_PREFIX)) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("replication origin \"%s\" is not one of a stream",
+						name)));
+}
+
+/*
+ * bluegreen.origin_create(name text): make a stream's origin, unless it is
+ * there.
+ */
+Datum
+bluegreen_origin_create(PG_FUNCTION_ARGS)
+{
+	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
+
+	check_origin_name(name);
+	if (replorigin_by_name(name, true) == InvalidRepOriginId)
+		(void) DirectFunctionCall1(pg_replication_origin_create,
+								   PG_GETARG_DATUM(0));
+	PG_RETURN_VOID();
+}
+
+/*
+ * bluegreen.origin_setup(name text): make this session the one that advances a
+ * stream's origin.  Errors: object_in_use if another one does.
+ */
+Datum
+bluegreen_origin_setup(PG_FUNCTION_ARGS)
+{
+	check_origin_name(text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	(void) DirectFunctionCall1(pg_replication_origin_session_setup,
+							   PG_GETARG_DATUM(0));
+	PG_RETURN_VOID();
+}
+
+/*
+ * bluegreen.origin_progress() returns pg_lsn: how far the session's origin is,
+ * durably; null if nowhere.
+ */
+Datum
+bluegreen_origin_progress(PG_FUNCTION_ARGS)
+{
+	XLogRecPtr	lsn;
+
+	if (replorigin_session_origin == InvalidRepOriginId)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("no replication origin is configured")));
+	lsn = replorigin_session_get_progress(true);
+	if (XLogRecPtrIsInvalid(lsn))
+		PG_RETURN_NULL();
+	PG_RETURN_LSN(lsn);
+}
+
+/*
+ * bluegreen.origin_drop(stream text): drop a stream's origin and those of its
+ * copy workers.  Errors: object_in_use if a session advances one.
+ */
+Datum
+bluegreen_origin_drop(PG_FUNCTION_ARGS)
+{
+	char	   *stream = text_to_cstring(PG_GETARG_TEXT_PP(0));
+
+	check_origin_name(stream);
+	replorigin_drop_by_name(stream, true, true);
+	for (int i = 1; i <= BG_MAX_COPY_WORKERS; i++)
+		replorigin_drop_by_name(psprintf("%s_c%d", stream, i), true, true);
 	PG_RETURN_VOID();
 }

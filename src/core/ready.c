@@ -284,14 +284,16 @@ static const char rights_sql[] =
 "   WHERE NOT CASE p WHEN 'DELETE'"
 "     THEN pg_catalog.has_table_privilege(c.oid, p)"
 "     ELSE pg_catalog.has_any_column_privilege(c.oid, p) END),"
-"  pg_catalog.row_security_active(c.oid)"
+"  c.relrowsecurity AND c.relforcerowsecurity"
+"    AND NOT o.rolsuper AND NOT o.rolbypassrls"
 " FROM pg_catalog.pg_class c"
 "   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+"   JOIN pg_catalog.pg_roles o ON o.oid = c.relowner"
 " WHERE n.nspname = $1::pg_catalog.name AND c.relname = $2::pg_catalog.name";
 
 /*
  * Error unless the peer's role may write to a target as its mapping wants, and
- * see all of its rows.
+ * the target's owner, as whom it is written, sees all of its rows.
  */
 void
 ready_target_rights(Peer *peer, const MapRequest *request)
@@ -321,15 +323,16 @@ ready_target_rights(Peer *peer, const MapRequest *request)
 				 errmsg("role \"%s\" lacks privileges on target table \"%s\" on %s",
 						row[0], name, peer_description(peer)),
 				 errdetail("It lacks %s.", row[2]),
-				 errhint("On the peer, use GRANT %s ON %s TO %s;",
-						 row[2], name, quote_identifier(row[0]))));
+				 errhint("On the peer, use SELECT bluegreen.grant_apply(%s, %s);",
+						 quote_literal_cstr(quote_identifier(row[0])),
+						 quote_literal_cstr(name))));
 	if (row[3][0] == 't')
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("row-level security of target table \"%s\" on %s applies to role \"%s\"",
-						name, peer_description(peer), row[0]),
-				 errhint("On the peer, use ALTER ROLE %s BYPASSRLS, or let another role connect.",
-						 quote_identifier(row[0]))));
+				 errmsg("row-level security of target table \"%s\" on %s is forced for its owner, as whom changes are applied",
+						name, peer_description(peer)),
+				 errhint("On the peer, use ALTER TABLE %s NO FORCE ROW LEVEL SECURITY;",
+						 name)));
 }
 
 static void

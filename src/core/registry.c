@@ -28,16 +28,19 @@
 #define ORIGIN_RETRIES		100
 
 /*
- * Connect to a deployment's peer as its owner.  Errors: no connection; those
- * of target_check_peer().
+ * Connect to a deployment's peer as its owner; to_write: for more than a look
+ * at the catalogs.  Errors: no connection; those of target_check_peer(); the
+ * peer's role may not apply changes.
  */
 Peer *
-registry_connect(const Deployment *deployment)
+registry_connect(const Deployment *deployment, bool to_write)
 {
 	Peer	   *peer = peer_connect(deployment->server, deployment->owner,
 									"bluegreen control");
 
 	target_check_peer(peer);
+	if (to_write)
+		peer_begin_apply(peer);
 	return peer;
 }
 
@@ -52,34 +55,6 @@ registry_origin(const Deployment *deployment)
 }
 
 /*
- * Build the indexes again that the copy put aside, where their table still
- * exists and has no index of that name.
- */
-static void
-rebuild_indexes(Peer *peer, const char *origin)
-{
-	const char *args[] = {origin};
-	PeerResult *result =
-		peer_query(peer,
-				   "SELECT s.definition FROM bluegreen.saved_index s "
-				   "JOIN bluegreen.applied_table t USING (stream, mapping) "
-				   "JOIN pg_catalog.pg_namespace n "
-				   "ON n.nspname = t.target_schema "
-				   "JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid "
-				   "AND c.relname = t.target_table "
-				   "WHERE s.stream = $1 AND NOT EXISTS ("
-				   "SELECT FROM pg_catalog.pg_class i "
-				   "WHERE i.relnamespace = n.oid AND i.relname = s.name) "
-				   "ORDER BY s.mapping, s.name", 1, args);
-
-	for (int i = 0; i < result->ntuples; i++)
-	{
-		CHECK_FOR_INTERRUPTS();
-		peer_command(peer, result->values[i][0]);
-	}
-}
-
-/*
  * Drop the stream's origin and those of its copy workers.  A session that was
  * told to end may take a while, so an origin that is in use is tried for some
  * seconds.
@@ -87,12 +62,8 @@ rebuild_indexes(Peer *peer, const char *origin)
 static void
 drop_origins(Peer *peer, const char *origin)
 {
-	char	   *sql =
-		psprintf("DO LANGUAGE plpgsql $bluegreen$ BEGIN "
-				 "PERFORM pg_catalog.pg_replication_origin_drop(roname) "
-				 "FROM pg_catalog.pg_replication_origin WHERE roname ~ %s; "
-				 "END $bluegreen$",
-				 quote_literal_cstr(psprintf("^%s(_c[0-9]+)?$", origin)));
+	char	   *sql = psprintf("SELECT bluegreen.origin_drop(%s)",
+							   quote_literal_cstr(origin));
 
 	for (int try = 0;; try++)
 	{
@@ -160,7 +131,14 @@ registry_remove(Peer *peer, const char *origin)
 
 	end_sessions(peer, origin);
 	peer_command(peer, "BEGIN");
-	rebuild_indexes(peer, origin);
+	(void) peer_query(peer, "SELECT bluegreen.restore_indexes($1)", 1, args);
+	/* foreign keys do not cascade in a session of role replica */
+	(void) peer_query(peer,
+					  "DELETE FROM bluegreen.applied_chunk WHERE stream = $1",
+					  1, args);
+	(void) peer_query(peer,
+					  "DELETE FROM bluegreen.applied_table WHERE stream = $1",
+					  1, args);
 	(void) peer_query(peer,
 					  "DELETE FROM bluegreen.applied_stream WHERE name = $1",
 					  1, args);
@@ -187,9 +165,7 @@ registry_create(Peer *peer, const Deployment *deployment, XLogRecPtr slot_lsn,
 					  "INSERT INTO bluegreen.applied_stream "
 					  "(name, deployment, slot_lsn, timeline) "
 					  "VALUES ($1, $2::name, $3::pg_lsn, $4::bigint)", 4, args);
-	(void) peer_query(peer,
-					  "SELECT pg_catalog.pg_replication_origin_create($1)",
-					  1, args);
+	(void) peer_query(peer, "SELECT bluegreen.origin_create($1)", 1, args);
 	*registered = true;
 	peer_command(peer, "COMMIT");
 }

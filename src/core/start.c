@@ -139,7 +139,7 @@ static void
 step_forget_peer(StartPlan *plan)
 {
 	if (plan->peer == NULL || !peer_is_alive(plan->peer))
-		plan->peer = registry_connect(plan->deployment);
+		plan->peer = registry_connect(plan->deployment, true);
 	else
 	{
 		PeerError	ignored;
@@ -202,7 +202,7 @@ start_first(StartPlan *plan)
 	/* a start that was interrupted may have come so far */
 	plan->registered = plan->deployment->desired != DESIRED_DEFINED;
 	ready_source(plan->deployment, plan->slot_name, mappings);
-	plan->peer = registry_connect(plan->deployment);
+	plan->peer = registry_connect(plan->deployment, true);
 	ready_peer(plan->peer, mappings, plan->allow_nonempty);
 	ready_warn(plan->deployment, plan->peer);
 

@@ -328,13 +328,9 @@ void
 apply_truncate(Apply *apply, List *transforms, bool restart_identity,
 			   const ApplyPosition *position)
 {
-	StringInfoData sql;
 	ListCell   *lc;
-	int			n = 0;
 
 	start_group(apply, position);
-	initStringInfo(&sql);
-	appendStringInfoString(&sql, "TRUNCATE ");
 	foreach(lc, transforms)
 	{
 		TargetWriter *writer = apply_writer(apply, lfirst(lc));
@@ -342,15 +338,14 @@ apply_truncate(Apply *apply, List *transforms, bool restart_identity,
 											  writer->transform->row->deployment);
 
 		pg_atomic_fetch_add_u64(&stats->truncates, 1);
+		/* one by one: the target does each as the table's owner */
 		if (writer->has_incoming_fk)
 			queue_sql(apply, psprintf("DELETE FROM %s", writer->name));
 		else
-			appendStringInfo(&sql, "%s%s", n++ > 0 ? ", " : "", writer->name);
+			queue_sql(apply, psprintf("TRUNCATE %s%s", writer->name,
+									  restart_identity ?
+									  " RESTART IDENTITY" : ""));
 	}
-	if (restart_identity)
-		appendStringInfoString(&sql, " RESTART IDENTITY");
-	if (n > 0)
-		queue_sql(apply, sql.data);
 	apply->commit_wanted = false;
 	send_group(apply);
 	apply_wait(apply);

@@ -289,8 +289,8 @@ apply_queue_row(Apply *apply, TargetWriter *writer, StatementKind kind,
 }
 
 /*
- * Queue the record of a conflict over a row's key; texts are the parameters
- * that follow the key in STATEMENT_CONFLICT.
+ * Queue the record of a conflict over a row's key; texts are the parameters of
+ * STATEMENT_CONFLICT.
  */
 void
 apply_queue_conflict(Apply *apply, TargetWriter *writer, BatchRow *row,
@@ -298,9 +298,13 @@ apply_queue_conflict(Apply *apply, TargetWriter *writer, BatchRow *row,
 {
 	Transform  *transform = writer->transform;
 	MemoryContext old = MemoryContextSwitchTo(apply->param_context);
-	Parameters	p = parameters_create(transform->nkeys + 8);
+	Parameters	key = parameters_create(transform->nkeys);
+	Parameters	p = parameters_create(8);
 
-	add_columns(&p, transform, &row, 1, true);
+	add_columns(&key, transform, &row, 1, true);
+	send_statement(apply, target_statement(writer, STATEMENT_NOTE, NULL),
+				   &key);
+	apply_expect(apply, writer, -1);
 	for (int i = 0; i < 8; i++)
 	{
 		p.values[p.n] = texts[i];

@@ -73,9 +73,8 @@ extern Query *copy_build_query(const CopyJob *job, TimestampTz moment);
 
 /* copy_index.c */
 extern bool copy_save_indexes(CopyState *state, CopyTable *table);
-extern void copy_restore_indexes(Peer *peer, const char *origin, int32 mapping);
-extern void copy_hand_over_indexes(Peer *peer, const char *origin,
-								   int32 mapping);
+extern void copy_restore_indexes(Peer *peer, const char *origin, int32 mapping,
+								 bool gone);
 extern bool copy_finish_table(CopyState *state, const CopyJob *job);
 
 /* copy.c */

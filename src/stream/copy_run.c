@@ -351,16 +351,56 @@ key_columns(const CopyTable *table, const char *prefix)
 	return list.data;
 }
 
+/*
+ * The type of a column of the stage: as it travels, so that nothing is checked
+ * before merge_stage() makes it the target's.
+ */
+static char *
+stage_type(const CopyTable *table, int i)
+{
+	const TransformColumn *column = &table->transform->columns[i];
+
+	if (column->def->wire == WIRE_TEXT)
+		return "pg_catalog.text";
+	return format_type_extended(column->type, -1, FORMAT_TYPE_FORCE_QUALIFY);
+}
+
 static void
 create_stage(CopyState *state, const CopyTable *table)
 {
-	peer_command(state->peer,
-				 psprintf("CREATE TEMPORARY TABLE bluegreen_stage ON COMMIT DROP "
-						  "AS SELECT %s FROM %s WITH NO DATA",
-						  column_list(table, ""), table->writer->name));
-	peer_command(state->peer,
-				 "ALTER TABLE pg_temp.bluegreen_stage "
-				 "ADD COLUMN bluegreen_ordinal bigint GENERATED ALWAYS AS IDENTITY");
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "CREATE TEMPORARY TABLE bluegreen_stage (");
+	for (int i = 0; i < table->transform->ncolumns; i++)
+		appendStringInfo(&sql, "%s %s, ",
+						 quote_identifier(table->transform->columns[i].def->name),
+						 stage_type(table, i));
+	appendStringInfoString(&sql, "bluegreen_ordinal bigint "
+						   "GENERATED ALWAYS AS IDENTITY) ON COMMIT DROP");
+	peer_command(state->peer, sql.data);
+}
+
+/*
+ * The staged rows as the target's types.
+ */
+static char *
+staged_rows(const CopyTable *table)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "(SELECT ");
+	for (int i = 0; i < table->transform->ncolumns; i++)
+	{
+		const MappingColumn *def = table->transform->columns[i].def;
+
+		appendStringInfo(&sql, "%s::%s AS %s, ", quote_identifier(def->name),
+						 def->type, quote_identifier(def->name));
+	}
+	appendStringInfoString(&sql, "bluegreen_ordinal "
+						   "FROM pg_temp.bluegreen_stage) AS staged");
+	return sql.data;
 }
 
 /*
@@ -395,6 +435,7 @@ delete_key(CopyState *state, const CopyJob *job)
 {
 	Transform  *transform = job->table->transform;
 	KeySpace   *space = job->table->directory->space;
+	const char **args = palloc_array(const char *, transform->nkeys);
 	StringInfoData sql;
 
 	if (transform->row->target_shared)
@@ -408,14 +449,15 @@ delete_key(CopyState *state, const CopyJob *job)
 
 		while (space->attnos[i] != column->source_attno)
 			i++;
-		appendStringInfo(&sql, "%s%s %s %s::%s", k > 0 ? " AND " : "",
+		args[k] = OutputFunctionCall(&space->output[i], job->upper[i]);
+		/* text until it is executed: a literal would be checked before */
+		appendStringInfo(&sql, "%s%s %s $%d::pg_catalog.text::%s",
+						 k > 0 ? " AND " : "",
 						 quote_identifier(column->def->name),
-						 job->table->writer->key_operator[k],
-						 quote_literal_cstr(OutputFunctionCall(&space->output[i],
-															   job->upper[i])),
+						 job->table->writer->key_operator[k], k + 1,
 						 column->def->type);
 	}
-	peer_command(state->peer, sql.data);
+	(void) peer_query(state->peer, sql.data, transform->nkeys, args);
 }
 
 /*
@@ -429,9 +471,9 @@ merge_stage(CopyState *state, const CopyTable *table)
 	char	   *latest;
 	StringInfoData sql;
 
-	latest = psprintf("SELECT DISTINCT ON (%s) %s FROM pg_temp.bluegreen_stage "
+	latest = psprintf("SELECT DISTINCT ON (%s) %s FROM %s "
 					  "ORDER BY %s, bluegreen_ordinal DESC",
-					  keys, column_list(table, ""), keys);
+					  keys, column_list(table, ""), staged_rows(table), keys);
 	initStringInfo(&sql);
 	if (transform->row->on_write == ON_WRITE_PATCH)
 	{

@@ -32,7 +32,7 @@ setup_session(Peer *peer, const char *origin, PeerError *error)
 {
 	char	   *sql;
 
-	sql = psprintf("SELECT pg_catalog.pg_replication_origin_session_setup(%s)",
+	sql = psprintf("SELECT bluegreen.origin_setup(%s)",
 				   quote_literal_cstr(origin));
 	return peer_try_command(peer, sql, error);
 }
@@ -48,10 +48,7 @@ progress_session_setup(Peer *peer, const char *origin)
 	const char *origin_args[] = {origin};
 	PeerError	error;
 
-	peer_query(peer,
-			   "SELECT pg_catalog.pg_replication_origin_create($1) "
-			   "WHERE pg_catalog.pg_replication_origin_oid($1) IS NULL",
-			   1, origin_args);
+	peer_query(peer, "SELECT bluegreen.origin_create($1)", 1, origin_args);
 	if (setup_session(peer, origin, &error))
 		return;
 	if (strcmp(error.sqlstate, "55006") == 0)
@@ -81,9 +78,7 @@ progress_read(Peer *peer)
 {
 	PeerResult *result;
 
-	result = peer_query(peer,
-						"SELECT pg_catalog.pg_replication_origin_session_progress(true)",
-						0, NULL);
+	result = peer_query(peer, "SELECT bluegreen.origin_progress()", 0, NULL);
 	if (result->values[0][0] == NULL)
 		return InvalidXLogRecPtr;
 	return DatumGetLSN(DirectFunctionCall1(pg_lsn_in,
@@ -197,8 +192,7 @@ forget_tables(Peer *peer, const char *origin, const char *kept)
 		const char *gone[] = {origin, result->values[i][0]};
 
 		peer_command(peer, "BEGIN");
-		copy_hand_over_indexes(peer, origin, atoi(gone[1]));
-		copy_restore_indexes(peer, origin, atoi(gone[1]));
+		copy_restore_indexes(peer, origin, atoi(gone[1]), true);
 		/* foreign keys do not cascade in a session of role replica */
 		peer_query(peer,
 				   "DELETE FROM bluegreen.applied_chunk "

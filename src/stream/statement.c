@@ -407,32 +407,41 @@ build_move(StringInfo sql, const TargetWriter *writer, const bool *missing)
 }
 
 /*
- * Record a conflict together with the row that is there.  Parameters: the key,
- * then stream, deployment, key as text, kind, LSN, commit time, incoming row,
- * decision.
+ * Keep the row that is there, as text, for the conflict that is recorded next.
+ * That runs as the table's owner, for he says how his types look.
+ */
+static int
+build_note(StringInfo sql, const TargetWriter *writer)
+{
+	int			n;
+
+	appendStringInfoString(sql, "SELECT bluegreen.note_row("
+						   "pg_catalog.to_jsonb(t)::pg_catalog.text) FROM ");
+	n = append_unnest(sql, writer, NULL, true);
+	appendStringInfo(sql, " LEFT JOIN %s AS t ON ", writer->name);
+	append_key_condition(sql, writer);
+	return n;
+}
+
+/*
+ * Record a conflict together with the row that was noted.  Parameters: stream,
+ * deployment, key as text, kind, LSN, commit time, incoming row, decision.
  */
 static int
 build_conflict(StringInfo sql, const TargetWriter *writer)
 {
 	MappingRow *row = writer->transform->row;
-	StringInfoData from;
-	int			n;
 
-	initStringInfo(&from);
-	n = append_unnest(&from, writer, NULL, true);
 	appendStringInfo(sql,
 					 "INSERT INTO bluegreen.conflict_log (stream, deployment,"
 					 " target_schema, target_table, key, kind, lsn, commit_time,"
 					 " incoming, decision, existing) "
-					 "SELECT $%d::text, $%d::name, %s, %s, $%d::text, $%d::text,"
-					 " $%d::pg_lsn, $%d::timestamptz, $%d::text, $%d::text,"
-					 " pg_catalog.to_jsonb(t)::text FROM ",
-					 n + 1, n + 2, quote_literal_cstr(row->target_schema),
-					 quote_literal_cstr(row->target_table), n + 3, n + 4,
-					 n + 5, n + 6, n + 7, n + 8);
-	appendStringInfo(sql, "%s LEFT JOIN %s AS t ON ", from.data, writer->name);
-	append_key_condition(sql, writer);
-	return n + 8;
+					 "VALUES ($1::text, $2::name, %s, %s, $3::text, $4::text,"
+					 " $5::pg_lsn, $6::timestamptz, $7::text, $8::text,"
+					 " bluegreen.noted_row())",
+					 quote_literal_cstr(row->target_schema),
+					 quote_literal_cstr(row->target_table));
+	return 8;
 }
 
 static int
@@ -455,6 +464,8 @@ build(StringInfo sql, const TargetWriter *writer, StatementKind kind,
 			return build_find(sql, writer);
 		case STATEMENT_MOVE:
 			return build_move(sql, writer, missing);
+		case STATEMENT_NOTE:
+			return build_note(sql, writer);
 		case STATEMENT_CONFLICT:
 			return build_conflict(sql, writer);
 	}

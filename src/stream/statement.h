@@ -20,7 +20,8 @@ typedef enum StatementKind
 	STATEMENT_DELETE,
 	STATEMENT_FIND,				/* SELECT by key, locks */
 	STATEMENT_MOVE,
-	STATEMENT_CONFLICT			/* record a conflict with the target's row */
+	STATEMENT_NOTE,				/* keep the target's row for a conflict */
+	STATEMENT_CONFLICT			/* record a conflict with that row */
 } StatementKind;
 
 /* A prepared statement for one kind and one set of missing columns. */

@@ -69,6 +69,17 @@ SELECT set_eq($$SELECT signature FROM routine
 		('bluegreen.skip(name,pg_lsn)'),
 		('bluegreen.confirm_source(name)'),
 		('bluegreen.commit_position(pg_lsn,timestamp with time zone)'),
+		('bluegreen.begin_apply()'),
+		('bluegreen.origin_create(text)'),
+		('bluegreen.origin_setup(text)'),
+		('bluegreen.origin_progress()'),
+		('bluegreen.origin_drop(text)'),
+		('bluegreen.save_indexes(text,integer,name[])'),
+		('bluegreen.restore_indexes(text,integer,boolean)'),
+		('bluegreen.note_row(text)'),
+		('bluegreen.noted_row()'),
+		('bluegreen.grant_apply(regrole,regclass[])'),
+		('bluegreen.revoke_apply(regrole,regclass[])'),
 		('bluegreen.reset_stats(name)'),
 		('bluegreen.stream_state()'),
 		('bluegreen.table_state()'),
@@ -90,6 +101,17 @@ SELECT set_eq($$SELECT proname::text,
 	FROM routine WHERE proname NOT LIKE '%\_state'$$,
 	$$SELECT a, b, c FROM (VALUES
 	('alter_mapping', 'deployment name, source regclass, target text DEFAULT NULL::text, transform text DEFAULT NULL::text, key text[] DEFAULT NULL::text[], on_write text DEFAULT NULL::text, on_delete text DEFAULT NULL::text', 'integer'),
+	('begin_apply', '', 'void'),
+	('origin_create', 'name text', 'void'),
+	('origin_setup', 'name text', 'void'),
+	('origin_progress', '', 'pg_lsn'),
+	('origin_drop', 'stream text', 'void'),
+	('save_indexes', 'stream text, mapping integer, key name[]', 'boolean'),
+	('restore_indexes', 'stream text, mapping integer DEFAULT NULL::integer, gone boolean DEFAULT false', 'integer'),
+	('note_row', 'stored_row text', 'void'),
+	('noted_row', '', 'text'),
+	('grant_apply', 'role regrole, VARIADIC tables regclass[] DEFAULT ''{}''::regclass[]', 'SETOF text'),
+	('revoke_apply', 'role regrole, VARIADIC tables regclass[] DEFAULT ''{}''::regclass[]', 'SETOF text'),
 	('commit_lsn', '', 'pg_lsn'),
 	('commit_position', 'lsn pg_lsn, commit_time timestamp with time zone', 'void'),
 	('commit_time', '', 'timestamp with time zone'),
@@ -147,16 +169,19 @@ SELECT is_empty($$SELECT description FROM pg_description d
 -- Privileges
 --
 -- commit_time() and commit_lsn() tell nothing, and are used by transforms,
--- which run as any deployment's owner.
+-- which run as any deployment's owner; note_row() keeps a text for a moment, as
+-- any target table's owner.
 SELECT set_eq($$SELECT signature FROM routine
 	WHERE has_function_privilege('public', oid, 'EXECUTE')$$,
-	ARRAY['bluegreen.commit_time()', 'bluegreen.commit_lsn()'],
-	'PUBLIC may execute nothing but commit_time() and commit_lsn()');
+	ARRAY['bluegreen.commit_time()', 'bluegreen.commit_lsn()',
+		'bluegreen.note_row(text)'],
+	'PUBLIC may execute nothing but what tells nothing');
 SELECT set_eq($$SELECT signature FROM routine
 	WHERE has_function_privilege('pg_monitor', oid, 'EXECUTE')$$,
 	ARRAY['bluegreen.commit_time()', 'bluegreen.commit_lsn()',
-		'bluegreen.stream_state()', 'bluegreen.table_state()',
-		'bluegreen.copy_state()', 'bluegreen.slot_state(name)'],
+		'bluegreen.note_row(text)', 'bluegreen.stream_state()',
+		'bluegreen.table_state()', 'bluegreen.copy_state()',
+		'bluegreen.slot_state(name)'],
 	'pg_monitor may execute what the views need, and nothing that acts');
 SELECT is_empty($$SELECT oid::regclass, p
 	FROM pg_class, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE',

@@ -80,6 +80,22 @@ FROM (VALUES
 	('function', 'commit_position',
 		$$SELECT bluegreen.commit_position('0/1', now())$$),
 	('function', 'reset_stats', $$SELECT bluegreen.reset_stats('admins')$$),
+	('function', 'begin_apply', $$SELECT bluegreen.begin_apply()$$),
+	('function', 'origin_create',
+		$$SELECT bluegreen.origin_create('bluegreen_x')$$),
+	('function', 'origin_setup',
+		$$SELECT bluegreen.origin_setup('bluegreen_x')$$),
+	('function', 'origin_progress', $$SELECT bluegreen.origin_progress()$$),
+	('function', 'origin_drop', $$SELECT bluegreen.origin_drop('bluegreen_x')$$),
+	('function', 'save_indexes',
+		$$SELECT bluegreen.save_indexes('x', 1, '{}')$$),
+	('function', 'restore_indexes',
+		$$SELECT bluegreen.restore_indexes('x')$$),
+	('function', 'noted_row', $$SELECT bluegreen.noted_row()$$),
+	('function', 'grant_apply',
+		$$SELECT bluegreen.grant_apply('tap_nobody')$$),
+	('function', 'revoke_apply',
+		$$SELECT bluegreen.revoke_apply('tap_nobody')$$),
 	('function', 'stream_state', $$SELECT * FROM bluegreen.stream_state()$$),
 	('function', 'table_state', $$SELECT * FROM bluegreen.table_state()$$),
 	('function', 'copy_state', $$SELECT * FROM bluegreen.copy_state()$$),
@@ -109,6 +125,39 @@ SELECT is(why('CREATE TABLE bluegreen.trap (id integer)'),
 	'42501 permission denied for schema bluegreen',
 	'nor anything in the schema');
 RESET ROLE;
+
+-- who is granted to apply
+SELECT bluegreen.grant_apply('tap_nobody', 't');
+SET ROLE tap_nobody;
+SELECT is(why(call), '42501 replication origin "pg_1" is not one of a stream',
+	'a role that applies knows no origins but those of streams: ' || call)
+FROM (VALUES ($$SELECT bluegreen.origin_create('pg_1')$$),
+	($$SELECT bluegreen.origin_setup('pg_1')$$),
+	($$SELECT bluegreen.origin_drop('pg_1')$$)) c (call);
+SELECT is(why(call), '42501 permission denied for table ' || name,
+	'and not more of the tables than it needs: ' || call)
+FROM (VALUES
+	('deployment', 'TABLE bluegreen.deployment'),
+	('saved_index', 'TABLE bluegreen.saved_index'),
+	('saved_index', $$INSERT INTO bluegreen.saved_index VALUES ('s', 1, 'i', 'x')$$),
+	('applied_stream', $$UPDATE bluegreen.applied_stream SET name = 'x'$$),
+	('applied_chunk', $$UPDATE bluegreen.applied_chunk SET number = 1$$),
+	('conflict_log', $$SELECT incoming FROM bluegreen.conflict_log$$),
+	('conflict_log', $$UPDATE bluegreen.conflict_log SET kind = 'x'$$),
+	('event_log', 'TABLE bluegreen.event_log')) c (name, call);
+SELECT is(why(call), '42501 permission denied for function ' || name,
+	'nor any function beside: ' || call)
+FROM (VALUES
+	('create_deployment', $$SELECT bluegreen.create_deployment('x', 'green')$$),
+	('grant_apply', $$SELECT bluegreen.grant_apply('tap_nobody', 'secret')$$),
+	('stream_state', $$SELECT * FROM bluegreen.stream_state()$$)) c (name, call);
+RESET ROLE;
+SELECT bluegreen.revoke_apply('tap_nobody');
+SELECT is_empty($$SELECT oid::regclass FROM pg_class, aclexplode(relacl)
+		WHERE grantee = 'tap_nobody'::regrole
+	UNION ALL SELECT oid FROM pg_proc, aclexplode(proacl)
+		WHERE grantee = 'tap_nobody'::regrole$$,
+	'revoke_apply leaves it nothing');
 
 -- pg_monitor
 SET ROLE tap_monitor;

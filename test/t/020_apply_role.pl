@@ -8,18 +8,21 @@ use Test::More;
 
 my ($blue, $green) = create_pair(
 	conf => "bluegreen.restart_delay = '100ms'\n"
-	  . "bluegreen.restart_delay_max = '500ms'");
+	  . "bluegreen.restart_delay_max = '500ms'\n"
+	  . "bluegreen.copy_chunk_rows = 1000");
 my $port = $green->port;
 
 $blue->safe_psql(q{CREATE ROLE mover LOGIN; CREATE ROLE helper LOGIN;
 	CREATE ROLE stranger LOGIN;
 	GRANT CREATE ON SCHEMA public TO mover;
 	GRANT USAGE ON FOREIGN DATA WRAPPER pg_bluegreen TO mover;
-	GRANT EXECUTE ON ALL ROUTINES IN SCHEMA bluegreen
-		TO mover, helper, stranger;
+	GRANT EXECUTE ON ROUTINE bluegreen.create_deployment,
+		bluegreen.drop_deployment, bluegreen.map_table, bluegreen.unmap_table,
+		bluegreen.preview, bluegreen.start, bluegreen.stop,
+		bluegreen.wait_for_sync, bluegreen.skip TO mover, helper, stranger;
 	GRANT pg_monitor TO mover;});
-$green->safe_psql(
-	q{CREATE ROLE applier LOGIN SUPERUSER PASSWORD 'open sesame'});
+$green->safe_psql(q{CREATE ROLE applier LOGIN PASSWORD 'open sesame';
+	CREATE ROLE landlord; CREATE SCHEMA house AUTHORIZATION landlord;});
 $green->require_password('applier');
 
 # SQL on blue as the owner, or as somebody else.
@@ -39,10 +42,17 @@ sub stream
 	return $blue->safe_psql("SELECT $column FROM bluegreen.stat_stream");
 }
 
-$blue->safe_psql(q{CREATE TABLE t (id int PRIMARY KEY, v text);
-	INSERT INTO t SELECT i, i FROM generate_series(1, 1000) i;
-	GRANT SELECT ON t TO mover;});
-$green->safe_psql('CREATE TABLE t (id int PRIMARY KEY, v text)');
+$blue->safe_psql(q{CREATE SCHEMA house; GRANT USAGE ON SCHEMA house TO mover;
+	CREATE TABLE house.t (id int PRIMARY KEY, v text, u int);
+	INSERT INTO house.t
+		SELECT i, repeat('x', 100), i FROM generate_series(1, 5000) i;
+	GRANT SELECT ON house.t TO mover;});
+
+# on green the table belongs to a third role, and nobody may see its rows
+my $green_table = q{SET ROLE landlord;
+	CREATE TABLE house.t (id int PRIMARY KEY, v text, u int UNIQUE);
+	ALTER TABLE house.t ENABLE ROW LEVEL SECURITY;};
+$green->safe_psql($green_table);
 
 #
 # Who may own a deployment
@@ -58,7 +68,53 @@ refused(
 	'a role without REPLICATION cannot own a deployment');
 $blue->safe_psql('ALTER ROLE mover REPLICATION');
 mover(q{SELECT bluegreen.create_deployment('d', 'mine');
-	SELECT bluegreen.map_table('d', 't');});
+	SELECT bluegreen.map_table('d', 'house.t');});
+
+#
+# What the role on green is granted
+#
+my $start = q{CALL bluegreen.start('d')};
+refused(
+	$blue, 'mover', $start,
+	qr/permission denied for function begin_apply\nHINT:  On the peer, use SELECT bluegreen.grant_apply\('applier'\);/,
+	'without a grant start fails, and says which');
+like(
+	$green->safe_psql(q{SELECT bluegreen.grant_apply('applier')}),
+	qr/^GRANT CONNECT, TEMPORARY ON DATABASE postgres TO applier\n.*GRANT SELECT, INSERT, UPDATE \(timeline, lost\), DELETE ON bluegreen.applied_stream TO applier\n/s,
+	'grant_apply returns what it has granted');
+refused(
+	$blue, 'mover', $start,
+	qr/role "applier" may not use schema "house"/,
+	'a table needs a grant, too');
+$green->safe_psql('GRANT USAGE ON SCHEMA house TO applier');
+refused(
+	$blue, 'mover', $start,
+	qr/role "applier" lacks privileges on target table "house.t".*\n.*\nHINT:  On the peer, use SELECT bluegreen.grant_apply\('applier', 'house.t'\);/,
+	'and the error says which');
+is( $green->safe_psql(q{SELECT s FROM bluegreen.grant_apply('applier', 'house.t') s
+		WHERE s ~ 'house'}),
+	"GRANT USAGE ON SCHEMA house TO applier\n"
+	  . 'GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON house.t TO applier',
+	'grant_apply does it');
+$green->safe_psql('ALTER TABLE house.t FORCE ROW LEVEL SECURITY');
+refused(
+	$blue, 'mover', $start,
+	qr/row-level security of target table "house.t" on .* is forced for its owner/,
+	'row-level security that holds for the owner is refused');
+$green->safe_psql('ALTER TABLE house.t NO FORCE ROW LEVEL SECURITY');
+my $held = q{SELECT string_agg(c.oid::regclass || ' ' || a.privilege_type, ', '
+		ORDER BY 1) FROM pg_class c, aclexplode(c.relacl) a
+	WHERE a.grantee = 'applier'::regrole};
+my $grants = $green->safe_psql($held);
+$green->safe_psql(q{SELECT bluegreen.revoke_apply('applier')});
+is($green->safe_psql($held), '', 'revoke_apply takes everything back');
+is( $green->safe_psql(q{SELECT count(*) FROM pg_proc, aclexplode(proacl) a
+		WHERE a.grantee = 'applier'::regrole}),
+	0,
+	'functions, too');
+$green->safe_psql(q{SELECT bluegreen.grant_apply('applier', 'house.t')});
+is($green->safe_psql($held), $grants, 'and grant_apply gives it again');
+
 $blue->safe_psql('ALTER ROLE mover NOREPLICATION');
 refused(
 	$blue, 'postgres',
@@ -72,7 +128,7 @@ $blue->safe_psql('ALTER ROLE mover REPLICATION');
 # As whom it runs
 #
 my $lock = $green->session;
-$lock->query('BEGIN; LOCK TABLE t IN EXCLUSIVE MODE');
+$lock->query('BEGIN; LOCK TABLE house.t IN EXCLUSIVE MODE');
 mover(q{CALL bluegreen.start('d')});
 my $users = q{SELECT string_agg(DISTINCT usename, ' ') FROM pg_stat_activity
 	WHERE backend_type = 'pg_bluegreen };
@@ -81,7 +137,79 @@ ok($blue->poll_query_until("${users}copy'", 'mover'),
 is($blue->safe_psql("${users}stream'"), 'mover', 'and so does the stream');
 $lock->query('COMMIT');
 wait_for_sync('d');
-compare_tables('TABLE t', 'TABLE t', 'the table is copied');
+compare_tables('TABLE house.t', 'TABLE house.t', 'the table is copied');
+cmp_ok($blue->safe_psql('SELECT count(*) FROM bluegreen.chunk'),
+	'>', 1, 'in several chunks');
+is( $green->safe_psql(
+		q{SELECT count(*) FROM pg_index WHERE indrelid = 'house.t'::regclass}),
+	2,
+	'its index that was in the way is back');
+
+#
+# All that a stream does, with no more rights than these
+#
+$blue->safe_psql(q{
+	UPDATE house.t SET u = -u WHERE id % 2 = 0;
+	DELETE FROM house.t WHERE id % 7 = 0;
+	UPDATE house.t SET id = id + 100000 WHERE id % 11 = 0;
+	INSERT INTO house.t SELECT i, 'new', i FROM generate_series(6000, 6100) i;});
+wait_for_sync('d');
+compare_tables('TABLE house.t', 'TABLE house.t', 'changes');
+$green->safe_psql(q{DELETE FROM house.t WHERE id IN (1, 2);
+	INSERT INTO house.t VALUES (9999, 'mine', 9999);});
+$blue->safe_psql(q{UPDATE house.t SET v = 'there' WHERE id = 1;
+	DELETE FROM house.t WHERE id = 2;
+	INSERT INTO house.t VALUES (9999, 'yours', 9999);});
+wait_for_sync('d');
+compare_tables('TABLE house.t', 'TABLE house.t', 'conflicts');
+is( $green->safe_psql(q{SELECT string_agg(kind || ' ' || coalesce(existing::jsonb
+		->> 'v', 'none'), ', ' ORDER BY id) FROM bluegreen.conflict}),
+	'update_missing none, delete_missing none, insert_exists mine',
+	'which are recorded');
+$blue->safe_psql(q{TRUNCATE house.t;
+	INSERT INTO house.t SELECT i, 'x', i FROM generate_series(1, 100) i});
+wait_for_sync('d');
+compare_tables('TABLE house.t', 'TABLE house.t', 'TRUNCATE');
+$green->safe_psql(
+	q{ALTER TABLE house.t ADD CONSTRAINT positive CHECK (u > 0)});
+$blue->safe_psql(q{INSERT INTO house.t VALUES (200, 'bad', -200);
+	INSERT INTO house.t VALUES (201, 'good', 201);});
+ok($blue->poll_query_until(
+		"SELECT state = 'error' FROM bluegreen.stat_stream"),
+	'a row that green does not take');
+mover(q{SELECT bluegreen.skip('d', error_lsn) FROM bluegreen.stat_stream});
+wait_for_sync('d');
+$blue->safe_psql('DELETE FROM house.t WHERE id = 200');
+wait_for_sync('d');
+compare_tables('TABLE house.t', 'TABLE house.t', 'is skipped');
+$blue->safe_psql(q{CREATE TABLE house.m (id int PRIMARY KEY, k int, v text);
+	ALTER TABLE house.m REPLICA IDENTITY FULL;
+	INSERT INTO house.m SELECT i, i % 10, i FROM generate_series(1, 100) i;
+	GRANT SELECT ON house.m TO mover;});
+$green->safe_psql(q{SET ROLE landlord;
+	CREATE DOMAIN house.short AS text CHECK (length(VALUE) < 10);
+	CREATE TABLE house.m (k int PRIMARY KEY, v house.short);
+	RESET ROLE;
+	SELECT bluegreen.grant_apply('applier', 'house.m');});
+mover(q{SELECT bluegreen.map_table('d', 'house.m',
+	transform => 'SELECT k, v FROM house.m', on_write => 'merge',
+	on_delete => 'ignore')});
+wait_for_sync('d');
+is($green->safe_psql('SELECT count(*) FROM house.m'),
+	10, 'a table that is staged');
+$green->safe_psql(q{REVOKE INSERT ON house.t FROM applier});
+$blue->safe_psql(q{INSERT INTO house.t VALUES (300, 'late', 300)});
+ok( $blue->poll_query_until(
+		q{SELECT state = 'error' AND error_message ~ 'permission denied for table house.t'
+		AND error_hint ~ 'grant_apply\(''applier'', ''house.t''\)'
+		FROM bluegreen.stat_stream}),
+	'a right that is taken away later stops the stream');
+$green->safe_psql(q{SELECT bluegreen.grant_apply('applier', 'house.t')});
+mover($start);
+wait_for_sync('d');
+compare_tables('TABLE house.t', 'TABLE house.t', 'until it is back');
+mover(q{SELECT bluegreen.unmap_table('d', 'house.m')});
+wait_for_sync('d');
 like(mover('SELECT * FROM bluegreen.status'),
 	qr/^d\|forward\|streaming\|1\/1/, 'the owner sees its status');
 
@@ -119,7 +247,7 @@ foreach my $attribute (qw(REPLICATION LOGIN))
 			  . " FROM bluegreen.stat_stream"),
 		"an owner who loses $attribute stops the stream");
 	my $failures = stream('failures');
-	$blue->safe_psql("INSERT INTO t SELECT max(id) + 1, 'after' FROM t");
+	$blue->safe_psql("INSERT INTO house.t SELECT max(id) + 1, 'after' FROM house.t");
 	ok($blue->poll_query_until(
 			"SELECT failures > $failures FROM bluegreen.stat_stream"),
 		'it tries again, with delays');
@@ -131,7 +259,7 @@ foreach my $attribute (qw(REPLICATION LOGIN))
 	my $starts = () = substr($blue->log, $from) =~ /lacks the attribute/g;
 	cmp_ok($starts, '<', 200, 'without a storm');
 }
-compare_tables('TABLE t', 'TABLE t', 'nothing is lost');
+compare_tables('TABLE house.t', 'TABLE house.t', 'nothing is lost');
 
 # a superuser needs neither a password nor REPLICATION, until he is none
 $blue->safe_psql('ALTER ROLE mover SUPERUSER NOREPLICATION');
@@ -152,11 +280,11 @@ pass('with which it goes on');
 
 # after a restart nothing but the slot tells of the stream
 $blue->restart;
-$blue->safe_psql("INSERT INTO t SELECT max(id) + 1, 'restarted' FROM t");
+$blue->safe_psql("INSERT INTO house.t SELECT max(id) + 1, 'x' FROM house.t");
 wait_for_sync('d');
 is($blue->safe_psql("${users}stream'"),
 	'mover', 'it runs as the owner after a restart, too');
-compare_tables('TABLE t', 'TABLE t', 'and follows');
+compare_tables('TABLE house.t', 'TABLE house.t', 'and follows');
 
 #
 # The end
@@ -168,6 +296,10 @@ is( $green->safe_psql('SELECT count(*) FROM pg_replication_origin') . ' '
 	  . $blue->safe_psql('SELECT count(*) FROM pg_replication_slots'),
 	'0 0 0',
 	'drop_deployment leaves nothing on either side');
+is( $green->safe_psql(q{SELECT string_agg(relname, ' ') FROM pg_class
+		WHERE relowner = 'applier'::regrole}),
+	'',
+	'the role on green owns nothing');
 unlike($blue->log . $green->log, qr/sesame/, 'no log has the password');
 
 done_testing();

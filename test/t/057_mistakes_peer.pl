@@ -241,6 +241,11 @@ my $as_postgres = q{ALTER USER MAPPING FOR postgres SERVER green
 $blue->safe_psql($as_applier);
 foreach my $case (
 	[
+		'the right to apply', 'CREATE ROLE landlord', '42501',
+		qr/^permission denied for function begin_apply$/,
+		qr/^On the peer, use (SELECT bluegreen.grant_apply\('applier'\);)/
+	],
+	[
 		'USAGE on the schema', 'REVOKE USAGE ON SCHEMA public FROM PUBLIC',
 		'42501', qr/^role "applier" may not use schema "public" on $peer$/,
 		qr/^On the peer, use (GRANT USAGE ON SCHEMA public TO applier;)$/
@@ -248,16 +253,15 @@ foreach my $case (
 	[
 		'rights on the table', 'GRANT SELECT ON t TO applier', '42501',
 		qr/^role "applier" lacks privileges on target table "public\.t" on $peer$/,
-		qr/^On the peer, use (GRANT UPDATE, INSERT, DELETE ON public\.t TO applier;)$/
+		qr/^On the peer, use (SELECT bluegreen.grant_apply\('applier', 'public\.t'\);)$/
 	],
 	[
-		'sight of all rows', 'ALTER TABLE t ENABLE ROW LEVEL SECURITY', '55000',
-		qr/^row-level security of target table "public\.t" on $peer applies to role "applier"$/,
-		qr/^On the peer, use (ALTER ROLE applier BYPASSRLS)/
-	],
-	[
-		'rights on the bookkeeping', 'SELECT 1', '42501',
-		qr/^permission denied for table (applied_stream|saved_index)$/, qr//
+		'sight of all rows',
+		'ALTER TABLE t OWNER TO landlord;
+		ALTER TABLE t ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY',
+		'55000',
+		qr/^row-level security of target table "public\.t" on $peer is forced for its owner, as whom changes are applied$/,
+		qr/^On the peer, use (ALTER TABLE public.t NO FORCE ROW LEVEL SECURITY;)/
 	])
 {
 	my ($what, $green_sql, $state, $message, $hint) = @$case;
@@ -272,11 +276,12 @@ foreach my $case (
 			hint => $hint
 		});
 	my (undef, undef, $err) = $blue->psql($start);
-	my ($statement) = $err =~ /HINT:  On the peer, use ([^;,]+(?:, [A-Z][^;,]*)*)/;
+	my ($statement) = $err =~ /HINT:  On the peer, use ([^;]+)/;
 	$green->safe_psql($statement) if $statement;
 }
 $blue->safe_psql($as_postgres);
 $green->safe_psql('GRANT USAGE ON SCHEMA public TO PUBLIC;
+	ALTER TABLE t OWNER TO postgres;
 	ALTER TABLE t DISABLE ROW LEVEL SECURITY');
 
 #

@@ -1,0 +1,327 @@
+/*-------------------------------------------------------------------------
+ *
+ * saved_index.c
+ *		On a target: indexes that are in the way of a copy are put aside and
+ *		built again.
+ *
+ * Why is in stream/copy_index.c, which asks for it.  The statements that build
+ * an index again come from the catalogs, are kept in bluegreen.saved_index,
+ * which is granted to nobody, and run as the table's owner.  So a role that
+ * applies changes needs no rights of the owner, only the privileges to write
+ * to the table.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "core/definition.h"
+#include "core/guard.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+
+PG_FUNCTION_INFO_V1(bluegreen_save_indexes);
+PG_FUNCTION_INFO_V1(bluegreen_restore_indexes);
+
+#define WRITE_PRIVILEGES (ACL_SELECT | ACL_INSERT | ACL_UPDATE | ACL_DELETE)
+
+/*
+ * The indexes that are in the way of $1, $2 but those over key columns $3: the
+ * name, the statement that drops and the one that makes each again, and
+ * whether it cannot be dropped (or not be made again by the owner).
+ */
+static const char index_query[] =
+"SELECT ic.relname::text,"
+" CASE WHEN k.oid IS NULL"
+"  THEN pg_catalog.format('DROP INDEX %I.%I', n.nspname, ic.relname)"
+"  ELSE pg_catalog.format('ALTER TABLE %I.%I DROP CONSTRAINT %I',"
+"       n.nspname, c.relname, k.conname) END,"
+" CASE WHEN k.oid IS NULL THEN pg_catalog.pg_get_indexdef(i.indexrelid)"
+"  ELSE pg_catalog.format('ALTER TABLE %I.%I ADD CONSTRAINT %I %s',"
+"       n.nspname, c.relname, k.conname,"
+"       pg_catalog.pg_get_constraintdef(k.oid)) END,"
+" c.relkind = 'p' OR c.relispartition OR i.indisprimary"
+"  OR i.indisreplident OR i.indisclustered"
+"  OR NOT pg_catalog.has_schema_privilege(c.relowner, n.oid, 'CREATE')"
+"  OR EXISTS (SELECT FROM pg_catalog.pg_depend d"
+"     WHERE d.deptype = 'n' AND d.classid = 'pg_catalog.pg_constraint'::pg_catalog.regclass"
+"     AND (d.refobjid = i.indexrelid OR d.refobjid = k.oid)) "
+"FROM pg_catalog.pg_index i "
+"JOIN pg_catalog.pg_class ic ON ic.oid = i.indexrelid "
+"JOIN pg_catalog.pg_class c ON c.oid = i.indrelid "
+"JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+"LEFT JOIN pg_catalog.pg_constraint k ON k.conindid = i.indexrelid"
+" AND k.contype IN ('p', 'u', 'x') "
+"WHERE c.oid = $1"
+" AND (i.indisunique OR i.indisexclusion)"
+" AND NOT (i.indisunique AND i.indpred IS NULL AND i.indimmediate"
+"  AND i.indnkeyatts = pg_catalog.cardinality($2)"
+"  AND NOT EXISTS (SELECT FROM pg_catalog.generate_series(0, i.indnkeyatts - 1) AS p(x)"
+"   LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[p.x]"
+"   WHERE a.attname IS NULL OR a.attname <> ALL ($2)))";
+
+/* One saved index, or one to be saved. */
+typedef struct SavedIndex
+{
+	char	   *name;
+	char	   *drop;
+	char	   *definition;
+	Oid			table;
+} SavedIndex;
+
+/*
+ * The owner of a table that the user may write to as streams do.
+ */
+static Oid
+writable_owner(Oid table)
+{
+	if (!guard_is_granted(table, WRITE_PRIVILEGES))
+		guard_denied(table);
+	return guard_check_relation(table);
+}
+
+/*
+ * Run a statement as the owner of a table.
+ */
+static void
+run_as_owner(Oid table, const char *sql)
+{
+	Oid			owner = writable_owner(table);
+	volatile int rc = 0;
+
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	if (owner != GetUserId())
+		AS_OWNER(owner, rc = SPI_execute(sql, false, 0));
+	else
+		rc = SPI_execute(sql, false, 0);
+	if (rc != SPI_OK_UTILITY)
+		elog(ERROR, "unexpected result of \"%s\": %s", sql,
+			 SPI_result_code_string(rc));
+	SPI_finish();
+}
+
+/*
+ * The target of a stream's mapping.  InvalidOid if it does not exist.
+ */
+static Oid
+mapping_table(const char *stream, int32 mapping)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	Oid			result = InvalidOid;
+
+	catalog_begin(&access);
+	catalog_arg_text(&args, stream);
+	catalog_arg_int4(&args, mapping);
+	if (catalog_run("SELECT c.oid FROM bluegreen.applied_table t "
+					"JOIN pg_catalog.pg_namespace n "
+					"ON n.nspname = t.target_schema "
+					"JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid "
+					"AND c.relname = t.target_table "
+					"WHERE t.stream = $1 AND t.mapping = $2", &args,
+					SPI_OK_SELECT) > 0)
+		result = DatumGetObjectId(catalog_value(0, 1, NULL));
+	catalog_end(&access);
+	return result;
+}
+
+/*
+ * What is in the way, in *indexes; false if something cannot be dropped.
+ */
+static bool
+find_indexes(Oid table, Datum key, List **indexes)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	bool		possible = true;
+	uint64		n;
+
+	catalog_begin(&access);
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(table));
+	catalog_arg(&args, NAMEARRAYOID, key);
+	n = catalog_run(index_query, &args, SPI_OK_SELECT);
+	for (uint64 i = 0; i < n; i++)
+	{
+		MemoryContext old = MemoryContextSwitchTo(access.context);
+		SavedIndex *index = palloc0_object(SavedIndex);
+
+		index->name = catalog_text(&access, i, 1);
+		index->drop = catalog_text(&access, i, 2);
+		index->definition = catalog_text(&access, i, 3);
+		index->table = table;
+		possible &= !DatumGetBool(catalog_value(i, 4, NULL));
+		*indexes = lappend(*indexes, index);
+		MemoryContextSwitchTo(old);
+	}
+	catalog_end(&access);
+	return possible;
+}
+
+static void
+save_index(const char *stream, int32 mapping, const SavedIndex *index)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	catalog_begin(&access);
+	catalog_arg_text(&args, stream);
+	catalog_arg_int4(&args, mapping);
+	catalog_arg_text(&args, index->name);
+	catalog_arg_text(&args, index->definition);
+	catalog_run("INSERT INTO bluegreen.saved_index "
+				"(stream, mapping, name, definition) VALUES ($1, $2, $3, $4)",
+				&args, SPI_OK_INSERT);
+	catalog_end(&access);
+	run_as_owner(index->table, index->drop);
+}
+
+/*
+ * bluegreen.save_indexes(stream text, mapping integer, key name[]) returns
+ * boolean: save and drop the unique and exclusion indexes of a mapping's
+ * target but that over its key.  False, and nothing is done, if that cannot
+ * be.  Errors: the caller may not write to the table.
+ */
+Datum
+bluegreen_save_indexes(PG_FUNCTION_ARGS)
+{
+	char	   *stream = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	int32		mapping = PG_GETARG_INT32(1);
+	Oid			table = mapping_table(stream, mapping);
+	List	   *indexes = NIL;
+	ListCell   *lc;
+
+	if (!OidIsValid(table))
+		PG_RETURN_BOOL(false);
+	(void) writable_owner(table);
+	if (!find_indexes(table, PG_GETARG_DATUM(2), &indexes))
+		PG_RETURN_BOOL(false);
+	foreach(lc, indexes)
+	{
+		save_index(stream, mapping, lfirst(lc));
+	}
+	PG_RETURN_BOOL(true);
+}
+
+/*
+ * A mapping goes while others are still copied into its target: one of them
+ * takes over what it has saved.
+ */
+static void
+hand_over(const char *stream, int32 mapping)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	catalog_begin(&access);
+	catalog_arg_text(&args, stream);
+	catalog_arg_int4(&args, mapping);
+	catalog_run("WITH heir AS (SELECT pg_catalog.min(c.mapping) AS mapping "
+				" FROM bluegreen.applied_table c, bluegreen.applied_table me "
+				" WHERE me.stream = $1 AND me.mapping = $2 "
+				" AND c.stream = $1 AND c.mapping <> me.mapping "
+				" AND c.target_schema = me.target_schema "
+				" AND c.target_table = me.target_table "
+				" AND c.state = 'copying') "
+				"UPDATE bluegreen.saved_index s SET mapping = heir.mapping "
+				"FROM heir WHERE s.stream = $1 AND s.mapping = $2 "
+				"AND heir.mapping IS NOT NULL", &args, SPI_OK_UPDATE);
+	catalog_end(&access);
+}
+
+/*
+ * Take saved indexes out of the table; sql returns definition and table's OID.
+ */
+static List *
+take_indexes(const char *sql, const char *stream, int32 mapping)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	List	   *indexes = NIL;
+	uint64		n;
+
+	catalog_begin(&access);
+	catalog_arg_text(&args, stream);
+	catalog_arg_int4(&args, mapping);
+	n = catalog_run(sql, &args, SPI_OK_SELECT);
+	for (uint64 i = 0; i < n; i++)
+	{
+		MemoryContext old = MemoryContextSwitchTo(access.context);
+		SavedIndex *index = palloc0_object(SavedIndex);
+
+		index->definition = catalog_text(&access, i, 1);
+		index->table = DatumGetObjectId(catalog_value(i, 2, NULL));
+		indexes = lappend(indexes, index);
+		MemoryContextSwitchTo(old);
+	}
+	catalog_end(&access);
+	return indexes;
+}
+
+#define TAKEN_TABLES \
+	"SELECT d.definition, c.oid FROM d " \
+	"JOIN pg_catalog.pg_namespace n ON n.nspname = d.target_schema " \
+	"JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid " \
+	" AND c.relname = d.target_table "
+
+/* of a mapping's target, unless another mapping is still copied into it */
+static const char take_of_mapping[] =
+"WITH d AS (DELETE FROM bluegreen.saved_index s "
+"USING bluegreen.applied_table me, bluegreen.applied_table t "
+"WHERE me.stream = $1 AND me.mapping = $2 "
+"AND t.stream = $1 AND t.target_schema = me.target_schema "
+"AND t.target_table = me.target_table "
+"AND s.stream = $1 AND s.mapping = t.mapping "
+"AND NOT EXISTS (SELECT FROM bluegreen.applied_table c "
+" WHERE c.stream = $1 AND c.mapping <> me.mapping "
+" AND c.target_schema = me.target_schema "
+" AND c.target_table = me.target_table AND c.state = 'copying') "
+"RETURNING s.name, s.definition, me.target_schema, me.target_table) "
+TAKEN_TABLES "ORDER BY d.name";
+
+/* of a whole stream, but where an index of the name exists */
+static const char take_of_stream[] =
+"WITH d AS (DELETE FROM bluegreen.saved_index s "
+"USING bluegreen.applied_table t "
+"WHERE s.stream = $1 AND t.stream = $1 AND t.mapping = s.mapping "
+"AND $2 IS NOT DISTINCT FROM $2 "
+"RETURNING s.mapping, s.name, s.definition, t.target_schema, t.target_table) "
+TAKEN_TABLES
+"WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class i "
+" WHERE i.relnamespace = n.oid AND i.relname = d.name) "
+"ORDER BY d.mapping, d.name";
+
+/*
+ * bluegreen.restore_indexes(stream text, mapping integer, gone boolean)
+ * returns integer: build the saved indexes of a mapping's target again, unless
+ * another mapping is still copied into it; gone: the mapping is about to be
+ * forgotten.  Without a mapping, all of the stream.  Returns how many.
+ */
+Datum
+bluegreen_restore_indexes(PG_FUNCTION_ARGS)
+{
+	char	   *stream;
+	List	   *indexes;
+	ListCell   *lc;
+
+	if (PG_ARGISNULL(0))
+		PG_RETURN_NULL();
+	stream = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	if (PG_ARGISNULL(1))
+		indexes = take_indexes(take_of_stream, stream, 0);
+	else
+	{
+		if (!PG_ARGISNULL(2) && PG_GETARG_BOOL(2))
+			hand_over(stream, PG_GETARG_INT32(1));
+		indexes = take_indexes(take_of_mapping, stream, PG_GETARG_INT32(1));
+	}
+	foreach(lc, indexes)
+	{
+		SavedIndex *index = lfirst(lc);
+
+		run_as_owner(index->table, index->definition);
+	}
+	PG_RETURN_INT32(list_length(indexes));
+}
