@@ -95,7 +95,7 @@ CREATE TABLE bluegreen.applied_stream (
 	name text PRIMARY KEY,			-- origin name
 	deployment name NOT NULL,
 	slot_lsn pg_lsn NOT NULL,		-- the slot's first position
-	timeline bigint NOT NULL,		-- of the source that writes
+	timeline text NOT NULL,			-- of the source that writes
 	lost text,						-- why no source may go on writing
 	created_at timestamptz NOT NULL DEFAULT now()
 );
@@ -370,6 +370,7 @@ CREATE FUNCTION bluegreen.stream_state(
 	OUT decoded_lsn pg_lsn, OUT applied_lsn pg_lsn, OUT confirmed_lsn pg_lsn,
 	OUT applied_commit_time timestamptz, OUT applied_at timestamptz,
 	OUT oldest_pending timestamptz,
+	OUT waiting_since timestamptz, OUT waits_for text,
 	OUT transactions bigint, OUT batches bigint, OUT rows bigint,
 	OUT bytes bigint, OUT errors bigint, OUT restarts bigint,
 	OUT skipped bigint, OUT careful_batches bigint,
@@ -441,6 +442,8 @@ SELECT d.name AS deployment,
 	CASE
 		WHEN s.oldest_pending IS NOT NULL
 			THEN greatest(clock_timestamp() - s.oldest_pending, '0'::interval)
+		WHEN s.pid IS NOT NULL AND s.waiting_since IS NOT NULL
+			THEN greatest(clock_timestamp() - s.waiting_since, '0'::interval)
 		WHEN s.state = 'streaming' THEN '0'::interval
 	END AS lag,
 	(w.lsn - r.restart_lsn)::bigint AS wal_kept_bytes,
@@ -470,6 +473,7 @@ SELECT d.name AS deployment,
 		WHEN d.desired = 'started' AND d.slot_lsn IS NULL
 			AND r.slot_name IS NOT NULL AND r.active_pid IS NULL
 			THEN 'bluegreen.start() to be called again'
+		WHEN s.pid IS NOT NULL AND s.waits_for IS NOT NULL THEN s.waits_for
 		ELSE (SELECT string_agg(DISTINCT CASE b.pid
 				WHEN 0 THEN 'a prepared transaction'
 				ELSE 'process ' || b.pid END, ', ')

@@ -154,11 +154,33 @@ slot_invalidation_setting(const ReplicationSlot *slot)
  * before it is sent.
  */
 #if PG_VERSION_NUM >= 170000
+#include "replication/walsender_private.h"
+#include "storage/condition_variable.h"
+
 #define STANDBY_SLOT_HINT \
 	"See the server log and the documentation of \"sync_replication_slots\"."
+#define STANDBY_SLOT_NAMES \
+	(synchronized_standby_slots ? synchronized_standby_slots : "")
+
+/* pg_create_logical_replication_slot's temporary, twophase, failover */
+#define FAILOVER_SLOT_ARGUMENTS ", false, false, true"
+
+#define slot_is_failover(slot) ((slot)->data.failover)
+#define standbys_have_caught_up(lsn, elevel) \
+	StandbySlotsHaveCaughtup(lsn, elevel)
+/* between these two, a standby that has received more sets our latch */
+#define standby_wait_begin() \
+	ConditionVariablePrepareToSleep(&WalSndCtl->wal_confirm_rcv_cv)
+#define standby_wait_end() ConditionVariableCancelSleep()
 #else
 #define STANDBY_SLOT_HINT \
 	"Servers before version 17 do not synchronize slots to standbys."
+#define STANDBY_SLOT_NAMES ""
+#define FAILOVER_SLOT_ARGUMENTS ""
+#define slot_is_failover(slot) (false)
+#define standbys_have_caught_up(lsn, elevel) ((void) (lsn), (void) (elevel), true)
+#define standby_wait_begin() ((void) 0)
+#define standby_wait_end() ((void) 0)
 #endif
 
 /* The two tuples of a change. */

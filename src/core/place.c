@@ -59,35 +59,49 @@ source_is_here(const Deployment *deployment)
 }
 
 /*
- * The timeline (as text) of the source that the target follows; *end is the
- * position up to which this server has its WAL: the last one for the timeline
- * that it is on, the one at which it was left for those before.  Errors: it is
- * not in this server's history, so another server has become the source.
+ * This server's timeline, as text that the target keeps.  Two standbys that are
+ * promoted may get the same number, so it goes with where it begins.
  */
-TimeLineID
-source_check_timeline(const Deployment *deployment, const char *known,
-					  XLogRecPtr *end)
+char *
+source_timeline(void)
 {
-	TimeLineID	timeline = (TimeLineID) strtoul(known, NULL, 10);
 	TimeLineID	here = GetWALInsertionTimeLine();
-	List	   *history;
+	TimeLineHistoryEntry *entry = linitial(readTimeLineHistory(here));
 
-	if (timeline == here)
+	return psprintf("%u@%X/%X", here, LSN_FORMAT_ARGS(entry->begin));
+}
+
+/*
+ * The position up to which this server has the WAL of the timeline of the
+ * source that the target follows: the last one for the timeline that it is on,
+ * the one at which it was left for those before.  Errors: the timeline is not
+ * in this server's history, so another server has become the source.
+ */
+XLogRecPtr
+source_check_timeline(const Deployment *deployment, const char *known)
+{
+	ListCell   *lc;
+	uint32		tli = 0;
+	uint32		hi = 0;
+	uint32		lo = 0;
+
+	(void) sscanf(known, "%u@%X/%X", &tli, &hi, &lo);
+	foreach(lc, readTimeLineHistory(GetWALInsertionTimeLine()))
 	{
-		*end = GetFlushRecPtr(NULL);
-		return timeline;
+		TimeLineHistoryEntry *entry = lfirst(lc);
+
+		if (entry->tli == tli && entry->begin == (((uint64) hi) << 32 | lo))
+			return XLogRecPtrIsInvalid(entry->end) ? GetFlushRecPtr(NULL) :
+				entry->end;
 	}
-	history = readTimeLineHistory(here);
-	if (!tliInHistory(timeline, history))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("another server is the source of deployment \"%s\"",
-						deployment->name),
-				 errdetail("The target follows a source on timeline %u, which is not in the history of this server, on timeline %u.",
-						   timeline, here),
-				 errhint("If this server was replaced, do not use it any more. Do not drop the deployment here, except with force.")));
-	*end = tliSwitchPoint(timeline, history, NULL);
-	return timeline;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("another server is the source of deployment \"%s\"",
+					deployment->name),
+			 errdetail("The target follows a source on timeline %s, which is not in the history of this server, on timeline %s.",
+					   known, source_timeline()),
+			 errhint("If this server was replaced, do not use it any more. Do not drop the deployment here, except with force.")));
+	return InvalidXLogRecPtr;	/* keep compiler quiet */
 }
 
 /*

@@ -12,8 +12,9 @@
 
 extern char *source_place(void);
 extern bool source_is_here(const Deployment *deployment);
-extern TimeLineID source_check_timeline(const Deployment *deployment,
-										const char *known, XLogRecPtr *end);
+extern char *source_timeline(void);
+extern XLogRecPtr source_check_timeline(const Deployment *deployment,
+										const char *known);
 extern void source_check_place(const Deployment *deployment);
 
 #endif							/* BG_PLACE_H */

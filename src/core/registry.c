@@ -89,14 +89,13 @@ void
 registry_check_source(Peer *peer, const Deployment *deployment)
 {
 	const char *args[] = {registry_origin(deployment)};
-	XLogRecPtr	end;
 	PeerResult *result =
 		peer_query(peer,
 				   "SELECT timeline FROM bluegreen.applied_stream "
 				   "WHERE name = $1", 1, args);
 
 	if (result->ntuples > 0)
-		(void) source_check_timeline(deployment, result->values[0][0], &end);
+		(void) source_check_timeline(deployment, result->values[0][0]);
 }
 
 /*
@@ -157,14 +156,14 @@ registry_create(Peer *peer, const Deployment *deployment, XLogRecPtr slot_lsn,
 	char	   *origin = registry_origin(deployment);
 	const char *args[] = {origin, deployment->name,
 		psprintf("%X/%X", LSN_FORMAT_ARGS(slot_lsn)),
-	psprintf("%u", GetWALInsertionTimeLine())};
+	source_timeline()};
 
 	registry_remove(peer, origin);
 	peer_command(peer, "BEGIN");
 	(void) peer_query(peer,
 					  "INSERT INTO bluegreen.applied_stream "
 					  "(name, deployment, slot_lsn, timeline) "
-					  "VALUES ($1, $2::name, $3::pg_lsn, $4::bigint)", 4, args);
+					  "VALUES ($1, $2::name, $3::pg_lsn, $4)", 4, args);
 	(void) peer_query(peer, "SELECT bluegreen.origin_create($1)", 1, args);
 	*registered = true;
 	peer_command(peer, "COMMIT");

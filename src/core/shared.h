@@ -140,6 +140,9 @@ typedef struct StreamShared
 	TimestampTz applied_commit_time;	/* source commit time of the last
 										 * applied transaction */
 	TimestampTz applied_at;		/* when that was acknowledged */
+	bool		failover;		/* its slot is synchronized to standbys */
+	TimestampTz waiting_since;	/* for a standby; 0 = not */
+	char		waits_for[128];	/* which one, see stream/standby.c */
 	TimestampTz oldest_pending; /* commit time of the oldest transaction that
 								 * is decoded but not applied; 0 = none */
 

@@ -20,6 +20,7 @@
 
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "compat.h"
 #include "catalog/pg_type.h"
 #include "core/definition.h"
 #include "core/event.h"
@@ -72,7 +73,8 @@ step_create_slot(StartPlan *plan)
 	catalog_begin(&access);
 	catalog_arg_name(&args, plan->slot_name);
 	catalog_run("SELECT lsn FROM pg_catalog.pg_create_logical_replication_slot"
-				"($1, '" BG_PLUGIN "')", &args, SPI_OK_SELECT);
+				"($1, '" BG_PLUGIN "'" FAILOVER_SLOT_ARGUMENTS ")",
+				&args, SPI_OK_SELECT);
 	plan->slot_created = true;
 	plan->slot_lsn = DatumGetLSN(catalog_value(0, 1, NULL));
 	catalog_end(&access);

@@ -121,6 +121,8 @@ add_stream_positions(StateRow *row, const StreamShared *s)
 	add_time(row, s->applied_commit_time);
 	add_time(row, s->applied_at);
 	add_time(row, s->oldest_pending);
+	add_time(row, s->waiting_since);
+	add_text(row, s->waits_for);
 }
 
 static void

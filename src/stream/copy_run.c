@@ -9,6 +9,7 @@
  *	3. take S, in a read-only REPEATABLE READ transaction;
  *	4. note P, a position after S, and make it durable: a commit that S sees
  *	   may be asynchronous, and the source must not lose what the target has;
+ *	   for the same reason standbys have it before the target commits;
  *	5. on the target, hold the table's row FOR SHARE and check its generation,
  *	   copy, insert the chunk's row with S and P, commit;
  *	6. take the announcement back.
@@ -39,6 +40,7 @@
 #include "storage/lmgr.h"
 #include "stream/copy.h"
 #include "stream/relation.h"
+#include "stream/standby.h"
 #include "tcop/pquery.h"
 #include "tcop/tcopprot.h"
 #include "utils/builtins.h"
@@ -50,6 +52,7 @@
 #include "utils/timestamp.h"
 
 #define FLUSH_BYTES		65536
+#define STANDBY_TIMEOUT	10000	/* ms that a chunk waits for a standby */
 #define WRITER_LOCK_TIMEOUT	"300ms"
 
 /* Receives rows from the executor and sends them as COPY data. */
@@ -743,8 +746,9 @@ count_chunk(StreamShared *shared, const CopyJob *job,
 
 /*
  * Copy the announced chunk and take the announcement back.  False if it was
- * given up and should be planned again: the table's generation was raised, or
- * writers could not be kept out for a moment.  Errors end the worker, and
+ * given up and should be planned again: the table's generation was raised,
+ * writers could not be kept out for a moment, or a standby did not receive P in
+ * time.  Errors end the worker, and
  * leave nothing on the target.
  */
 bool
@@ -755,6 +759,8 @@ copy_chunk(CopyState *state, const CopyJob *job)
 	char	   *snapshot;
 	bool		done = false;
 
+	/* if one is away, better without a snapshot */
+	(void) standby_wait(state->shared, GetFlushRecPtr(NULL), -1);
 	StartTransactionCommand();
 	XactIsoLevel = XACT_REPEATABLE_READ;
 	XactReadOnly = true;
@@ -768,12 +774,10 @@ copy_chunk(CopyState *state, const CopyJob *job)
 		{
 			copy_rows(state, job, receiver, p);
 			record_chunk(state, job, receiver, snapshot, p);
-			state->slot->committing = true;
-			peer_command(state->peer, "COMMIT");
-			done = true;
+			done = standby_wait(state->shared, p, STANDBY_TIMEOUT);
 		}
-		else
-			peer_command(state->peer, "ROLLBACK");
+		state->slot->committing = done;
+		peer_command(state->peer, done ? "COMMIT" : "ROLLBACK");
 		PopActiveSnapshot();
 	}
 	CommitTransactionCommand();

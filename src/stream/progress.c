@@ -108,7 +108,6 @@ progress_check_stream(Peer *peer, const char *origin,
 					  const Deployment *deployment)
 {
 	const char *args[] = {origin};
-	XLogRecPtr	end;
 	PeerResult *result;
 
 	result = peer_query(peer,
@@ -124,7 +123,7 @@ progress_check_stream(Peer *peer, const char *origin,
 				 errhint("Point the server at the right database, or drop the deployment and start anew.")));
 	if (result->values[0][1] != NULL)
 		raise_ahead(result->values[0][1]);
-	(void) source_check_timeline(deployment, result->values[0][0], &end);
+	(void) source_check_timeline(deployment, result->values[0][0]);
 }
 
 /*
@@ -139,8 +138,8 @@ progress_take_over(Peer *peer, const char *origin,
 				   const Deployment *deployment, XLogRecPtr progress)
 {
 	const char *args[] = {origin, NULL};
-	TimeLineID	here = GetWALInsertionTimeLine();
-	TimeLineID	timeline;
+	char	   *here = source_timeline();
+	char	   *timeline;
 	XLogRecPtr	end;
 	XLogRecPtr	reached;
 	PeerResult *result;
@@ -151,26 +150,30 @@ progress_take_over(Peer *peer, const char *origin,
 						"FROM bluegreen.applied_chunk c WHERE c.stream = s.name) "
 						"FROM bluegreen.applied_stream s WHERE s.name = $1",
 						1, args);
-	timeline = source_check_timeline(deployment, result->values[0][0], &end);
+	timeline = result->values[0][0];
+	end = source_check_timeline(deployment, timeline);
 	reached = DatumGetLSN(DirectFunctionCall1(pg_lsn_in,
 											  CStringGetDatum(result->values[0][1])));
 	reached = Max(reached, progress);
 	if (reached > end)
 	{
-		args[1] = psprintf("The target has what the source had up to %X/%X of timeline %u; this server, on timeline %u, has that timeline only up to %X/%X.",
-						   LSN_FORMAT_ARGS(reached), timeline, here,
-						   LSN_FORMAT_ARGS(end));
-		peer_query(peer,
-				   "UPDATE bluegreen.applied_stream SET lost = $2 "
-				   "WHERE name = $1", 2, args);
-		raise_ahead(unconstify(char *, args[1]));
+		char	   *detail =
+			psprintf("The target has what the source had up to %X/%X of timeline %s; this server, on timeline %s, has that only up to %X/%X.",
+					 LSN_FORMAT_ARGS(reached), timeline, here,
+					 LSN_FORMAT_ARGS(end));
+
+		args[1] = detail;
+		if (strcmp(timeline, here) == 0)
+			peer_query(peer,
+					   "UPDATE bluegreen.applied_stream SET lost = $2 "
+					   "WHERE name = $1", 2, args);
+		raise_ahead(detail);
 	}
-	if (timeline == here)
-		return;
-	args[1] = psprintf("%u", here);
-	peer_query(peer,
-			   "UPDATE bluegreen.applied_stream SET timeline = $2::bigint "
-			   "WHERE name = $1", 2, args);
+	args[1] = here;
+	if (strcmp(timeline, here) != 0)
+		peer_query(peer,
+				   "UPDATE bluegreen.applied_stream SET timeline = $2 "
+				   "WHERE name = $1", 2, args);
 }
 
 /*

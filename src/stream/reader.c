@@ -4,7 +4,8 @@
  *		Where the decoder gets its WAL from, and what happens while there is
  *		none.
  *
- * The decoder asks for a page and is kept waiting here until it is flushed.
+ * The decoder asks for a page and is kept waiting here until it is flushed,
+ * and received by the standbys that must not be behind (standby.c).
  * That makes this the place where the worker does everything else: send the
  * batch as soon as nothing more is to come, take the peer's answers, tell the
  * slot what is durable on the target, keep copy workers running, and wait on
@@ -34,6 +35,7 @@
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "stream/copy.h"
+#include "stream/standby.h"
 #include "stream/sync.h"
 #include "utils/timestamp.h"
 
@@ -286,12 +288,52 @@ wait_for_event(StreamWorker *worker, XLogRecPtr wanted)
 }
 
 /*
- * All flushed WAL is decoded.  Do what there is to do, until there is more.
+ * The next WAL is there, but a standby that must not be behind the target has
+ * not received it.  New commits do not matter now, so they do not wake us.
  */
 static void
-wait_for_wal(StreamWorker *worker, XLogRecPtr wanted)
+wait_for_standby(StreamWorker *worker, XLogRecPtr goal)
 {
-	while (wanted > GetFlushRecPtr(NULL))
+	int			events = WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH |
+		peer_wait_events(worker->peer);
+	int			happened = 0;
+
+	standby_publish(worker->shared, goal);
+	standby_wait_begin();
+	if (!standby_has(worker->shared, goal))
+		happened = WaitLatchOrSocket(MyLatch, events,
+									 peer_socket(worker->peer), TICK_MS,
+									 PG_WAIT_EXTENSION);
+	standby_wait_end();
+	if (happened & WL_LATCH_SET)
+		ResetLatch(MyLatch);
+	if (happened & WL_SOCKET_MASK)
+		(void) peer_pump(worker->peer);
+}
+
+/*
+ * Find out up to where WAL may be decoded, at most up to limit: flushed here,
+ * and received by the standbys that must not be behind the target.  Invalid as
+ * long as wanted is not flushed.
+ */
+static XLogRecPtr
+find_goal(XLogRecPtr wanted, XLogRecPtr limit)
+{
+	XLogRecPtr	flushed = GetFlushRecPtr(NULL);
+
+	return wanted > flushed ? InvalidXLogRecPtr : Min(flushed, limit);
+}
+
+/*
+ * All WAL that may be is decoded.  Do what there is to do, until there is more.
+ * Returns where that ends.
+ */
+static XLogRecPtr
+wait_for_wal(StreamWorker *worker, XLogRecPtr wanted, XLogRecPtr limit)
+{
+	XLogRecPtr	goal = find_goal(wanted, limit);
+
+	while (XLogRecPtrIsInvalid(goal) || !standby_has(worker->shared, goal))
 	{
 		worker_check();
 		if (worker->shared->stop_requested || worker->shared->reload)
@@ -304,8 +346,16 @@ wait_for_wal(StreamWorker *worker, XLogRecPtr wanted)
 		if (apply_poll(worker->apply))
 			reader_confirm(worker);
 		publish(worker);
-		wait_for_event(worker, wanted);
+		if (XLogRecPtrIsInvalid(goal))
+		{
+			wait_for_event(worker, wanted);
+			goal = find_goal(wanted, limit);
+		}
+		else
+			wait_for_standby(worker, goal);
 	}
+	standby_passed(worker->shared);
+	return goal;
 }
 
 /*
@@ -329,21 +379,15 @@ reader_page(XLogReaderState *reader, XLogRecPtr page, int wanted,
 			XLogRecPtr target, char *buffer)
 {
 	WALReadError error;
-	XLogRecPtr	available;
+	XLogRecPtr	limit = page + XLOG_BLCKSZ;
 	TimeLineID	tli = timeline_of(reader, page, wanted);
-	int			count = XLOG_BLCKSZ;
+	int			count;
 
-	if (tli == GetWALInsertionTimeLine())
-	{
-		wait_for_wal(the_worker, page + wanted);
-		available = GetFlushRecPtr(NULL);
-	}
-	else
-		available = reader->currTLIValidUntil;
-	if (page + wanted > available)
+	if (tli != GetWALInsertionTimeLine())
+		limit = Min(limit, reader->currTLIValidUntil);
+	if (page + wanted > limit)
 		return -1;
-	if (page + XLOG_BLCKSZ > available)
-		count = available - page;
+	count = wait_for_wal(the_worker, page + wanted, limit) - page;
 	if (!WALRead(reader, buffer, page, XLOG_BLCKSZ, tli, &error))
 		WALReadRaiseError(&error);
 	return count;

@@ -49,6 +49,7 @@
 #include "storage/ipc.h"
 #include "stream/copy.h"
 #include "stream/progress.h"
+#include "stream/standby.h"
 #include "stream/sync.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
@@ -331,6 +332,7 @@ begin_decoding(StreamWorker *worker)
 	before_shmem_exit(remove_spilled, (Datum) 0);
 	ReplicationSlotAcquire(worker->shared->slot_name, true, false);
 	check_not_lost(worker);
+	standby_attach(worker->shared);
 	decode_attach(worker->decode);
 	worker->decoding =
 		CreateDecodingContext(worker->progress, NIL, false,

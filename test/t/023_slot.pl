@@ -221,13 +221,13 @@ $green->safe_psql(
 	"SELECT pg_replication_origin_advance('$origin', '$theirs')");
 $blue->safe_psql(q{CALL bluegreen.start('d')});
 is_lost('a source that was put back', 'target is ahead of this server',
-	"The target has what the source had up to $theirs of timeline 1");
+	"The target has what the source had up to $theirs of timeline 1@");
 is_event();
 $blue->safe_psql('SELECT pg_switch_wal()') for 1 .. 2;
 insert();
 $blue->restart;
 is_lost('when it has gone on', 'target is ahead of this server',
-	"up to $theirs of timeline 1");
+	"up to $theirs of timeline 1@");
 is_event();
 start_anew();
 
