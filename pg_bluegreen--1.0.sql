@@ -353,6 +353,12 @@ AS 'MODULE_PATHNAME', 'bluegreen_revoke_apply'
 LANGUAGE C STRICT
 SET search_path = pg_catalog, pg_temp;
 
+-- Called for every row of a table: no SET clause.
+CREATE FUNCTION bluegreen.image_hash(VARIADIC "any")
+RETURNS bigint
+AS 'MODULE_PATHNAME', 'bluegreen_image_hash'
+LANGUAGE C IMMUTABLE PARALLEL SAFE COST 10;
+
 CREATE FUNCTION bluegreen.reset_stats(deployment name)
 RETURNS void
 AS 'MODULE_PATHNAME', 'bluegreen_reset_stats'
@@ -759,6 +765,8 @@ COMMENT ON FUNCTION bluegreen.grant_apply(regrole, regclass[]) IS
 	'on a target: grant a role what it needs to apply changes to the tables; returns the statements';
 COMMENT ON FUNCTION bluegreen.revoke_apply(regrole, regclass[]) IS
 	'on a target: take back what grant_apply() has granted, on the tables or altogether; returns the statements';
+COMMENT ON FUNCTION bluegreen.image_hash(VARIADIC "any") IS
+	'for streams, on a target: hash of values as they are stored';
 COMMENT ON FUNCTION bluegreen.reset_stats(name) IS
 	'set the counters of a deployment''s stream to zero';
 COMMENT ON FUNCTION bluegreen.stream_state() IS

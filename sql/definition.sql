@@ -113,7 +113,6 @@ SELECT try($$SELECT bluegreen.map_table('d', 'app.users', 'a.b.c')$$);
 SELECT try($$SELECT bluegreen.map_table('d', 'app.users', on_write => 'no')$$);
 SELECT try($$SELECT bluegreen.map_table('d', 'app.users', on_write => NULL)$$);
 SELECT try($$SELECT bluegreen.map_table('d', 'app.users', on_delete => 'no')$$);
-SELECT try($$SELECT bluegreen.map_table('d', 'app.users', key => '{}')$$);
 SELECT try($$SELECT bluegreen.map_table('d', 'app.users', key => '{NULL}')$$);
 SELECT try($$SELECT bluegreen.map_table('d', 'app.users', lookup => 'x')$$);
 SELECT try($$SELECT bluegreen.map_table('d', 'app.users', direction => 'backward')$$);

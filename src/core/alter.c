@@ -139,6 +139,7 @@ fill_request(FunctionCallInfo fcinfo, Alteration *alteration)
 							  on_delete_names);
 	request->key = PG_ARGISNULL(ARG_KEY) ? key_of(mapping) :
 		mapping_names_argument(PG_GETARG_ARRAYTYPE_P(ARG_KEY), TEXTOID);
+	request->keyless = request->key == NIL;
 	if (!PG_ARGISNULL(ARG_TRANSFORM))
 		request->transform =
 			text_to_cstring(PG_GETARG_TEXT_PP(ARG_TRANSFORM));

@@ -103,6 +103,7 @@ typedef struct MapRequest
 	char	   *target_table;	/* NULL = the source's */
 	char	   *transform;		/* NULL = all columns by name */
 	List	   *key;			/* of char *; NIL = the primary key */
+	bool		keyless;		/* key => '{}': find rows by all their values */
 	OnWrite		on_write;
 	OnDelete	on_delete;
 } MapRequest;

@@ -117,17 +117,9 @@ mapping_names_argument(ArrayType *array, Oid type)
 static List *
 key_argument(FunctionCallInfo fcinfo)
 {
-	List	   *key;
-
 	if (PG_ARGISNULL(ARG_KEY))
 		return NIL;
-	key = mapping_names_argument(PG_GETARG_ARRAYTYPE_P(ARG_KEY), TEXTOID);
-	if (key == NIL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("argument \"key\" must name at least one column"),
-				 errhint("Leave it out to use the target's primary key.")));
-	return key;
+	return mapping_names_argument(PG_GETARG_ARRAYTYPE_P(ARG_KEY), TEXTOID);
 }
 
 /*
@@ -379,6 +371,33 @@ store_row_shape(const Transform *transform)
 }
 
 /*
+ * Say what a mapping without a key can and cannot do.
+ */
+static void
+tell_keyless(const Transform *transform)
+{
+	Oid			source = transform->row->source;
+	char	   *name =
+		quote_qualified_identifier(get_namespace_name(get_rel_namespace(source)),
+								   get_rel_name(source));
+
+	if (transform->identity_full)
+		ereport(NOTICE,
+				(errmsg("table \"%s\" is mapped to \"%s\" without a key",
+						get_rel_name(source),
+						mapping_target_name(transform->row)),
+				 errdetail("Each UPDATE and DELETE looks for a row that has all the old values."),
+				 errhint("An index on the peer over NOT NULL columns makes that faster.")));
+	else
+		ereport(NOTICE,
+				(errmsg("table \"%s\" is mapped to \"%s\" without a key",
+						get_rel_name(source),
+						mapping_target_name(transform->row)),
+				 errdetail("Only INSERT and TRUNCATE are carried over; an UPDATE or DELETE does not say which row it changed, and stops the stream."),
+				 errhint("ALTER TABLE %s REPLICA IDENTITY FULL;", name)));
+}
+
+/*
  * Compile the stored mapping, which raises the errors of types that do not
  * coerce, and check that changes carry what it needs.
  */
@@ -390,6 +409,8 @@ mapping_check_stored(int32 mapping)
 
 	transform_check_identity(transform);
 	store_row_shape(transform);
+	if (transform->nkeys == 0)
+		tell_keyless(transform);
 	search_path_restore(guc_level);
 	return transform;
 }
@@ -480,6 +501,7 @@ bluegreen_map_table(PG_FUNCTION_ARGS)
 	request.on_delete = mapping_word_argument(fcinfo, ARG_ON_DELETE, "on_delete",
 									  on_delete_names);
 	request.key = key_argument(fcinfo);
+	request.keyless = request.key == NIL && !PG_ARGISNULL(ARG_KEY);
 	if (!PG_ARGISNULL(ARG_TRANSFORM))
 		request.transform = text_to_cstring(PG_GETARG_TEXT_PP(ARG_TRANSFORM));
 

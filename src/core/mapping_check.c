@@ -163,6 +163,42 @@ source_check(Oid source, Oid owner)
 }
 
 /*
+ * Has the source a primary key, or another index as its replica identity?
+ */
+static bool
+source_has_key(Oid source)
+{
+	Relation	relation = table_open(source, AccessShareLock);
+	bool		result = OidIsValid(relation_primary_key(relation)) ||
+		OidIsValid(RelationGetReplicaIndex(relation));
+
+	table_close(relation, NoLock);
+	return result;
+}
+
+/*
+ * The mapping is to do without a key: because it was told so, or because
+ * neither table has one.  If only the target has none, that is most likely
+ * forgotten.
+ */
+static void
+check_keyless(const MapRequest *request, const char *name)
+{
+	if (!request->keyless && source_has_key(request->source))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("target table \"%s\" has no primary key", name),
+				 errhint("Create a primary key on the peer, or name the mapping's key: the columns of a unique index that are NOT NULL. To find rows by all their values instead, use key => '{}'.")));
+	if (request->on_write != ON_WRITE_MIRROR ||
+		request->on_delete != ON_DELETE_DELETE)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("mapping to table \"%s\" needs a key", name),
+				 errdetail("Without one, only on_write 'mirror' with on_delete 'delete' is possible."),
+				 errhint("Create a primary key on the peer, or name the columns of a unique index as the mapping's key.")));
+}
+
+/*
  * Describe the target of a request; error unless it can be one.
  */
 TargetTable *
@@ -173,7 +209,7 @@ target_require(Peer *peer, const MapRequest *request)
 	char	   *where = psprintf(" on %s", peer_description(peer));
 	TargetTable *target = target_describe(peer, request->target_schema,
 										  request->target_table,
-										  request->key);
+										  request->key, !request->keyless);
 
 	if (target == NULL)
 		ereport(ERROR,
@@ -191,6 +227,8 @@ target_require(Peer *peer, const MapRequest *request)
 						name, where),
 				 errdetail("Nothing enforces a deferrable key while a stream applies changes."),
 				 errhint("Make the constraint NOT DEFERRABLE, or name another key.")));
+	if (!target->has_key)
+		check_keyless(request, name);
 	return target;
 }
 

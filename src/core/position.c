@@ -16,6 +16,10 @@
  * taken back when the transaction has ended, or before a process that exits
  * aborts what it was at.
  *
+ * The source lets go of its WAL when the commit has returned.  A transaction
+ * that wrote no row does not wait for its commit record to reach the disk,
+ * whatever synchronous_commit says, unless it is forced to.
+ *
  * Core's functions for origins work on any of them, those of subscriptions
  * included.  A role that applies changes is granted the ones below, which know
  * none but a stream's.
@@ -97,6 +101,7 @@ bluegreen_commit_position(PG_FUNCTION_ARGS)
 		before_shmem_exit(forget_position, (Datum) 0);
 		registered = true;
 	}
+	ForceSyncCommit();
 	position_lsn = PG_GETARG_LSN(0);
 	position_time = PG_GETARG_TIMESTAMPTZ(1);
 	PG_RETURN_VOID();

@@ -378,6 +378,7 @@ check_target(Peer *peer, const MappingRow *mapping)
 		if (mapping->columns[i].is_key)
 			request.key = lappend(request.key, mapping->columns[i].name);
 	}
+	request.keyless = request.key == NIL;
 	target = target_require(peer, &request);
 	for (int i = 0; i < mapping->ncolumns; i++)
 		check_column(peer, &request, target, &mapping->columns[i]);

@@ -25,7 +25,9 @@
  * A type travels in binary if everything that it is made of does: array
  * elements, domains' base types, ranges' subtypes, fields of composite types.
  * The reg* types do not: their binary form is an OID, and an object has
- * another one on another cluster.
+ * another one on another cluster.  Nor do tsquery, which is not stored in the
+ * same way when it comes in binary, so that rows without a key would not be
+ * found, and vectors, whose binary form cannot be empty.
  */
 static const char describe_sql[] =
 "WITH RECURSIVE target AS ("
@@ -57,7 +59,8 @@ static const char describe_sql[] =
 " wire AS ("
 "  SELECT p.whole, pg_catalog.bool_and(t.typsend::pg_catalog.oid <> 0"
 "      AND t.typreceive::pg_catalog.oid <> 0"
-"      AND (t.typname !~ '^reg' OR t.typnamespace <>"
+"      AND (t.typname !~ '^(reg.*|tsquery|int2vector|oidvector)$'"
+"        OR t.typnamespace <>"
 "        'pg_catalog'::pg_catalog.regnamespace)) AS has_binary"
 "  FROM part p JOIN pg_catalog.pg_type t ON t.oid = p.type GROUP BY p.whole)"
 " SELECT target.relkind, target.relpersistence, target.is_system,"
@@ -323,11 +326,6 @@ no_key(const TargetTable *target, List *key, const UniqueIndex *best)
 				 errmsg("the unique index on (%s) of target table \"%s\" is not valid",
 						name_list(best->columns), name),
 				 errhint("Use REINDEX on the index on the peer.")));
-	if (key == NIL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("target table \"%s\" has no primary key", name),
-				 errhint("Create a primary key on the peer, or name the mapping's key: the columns of a unique index that are NOT NULL.")));
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_COLUMN_REFERENCE),
 			 errmsg("target table \"%s\" has no unique index on (%s)",
@@ -388,8 +386,11 @@ find_key(TargetTable *target, List *indexes, List *key)
 		else if (found == NULL || (index->immediate && !found->immediate))
 			found = index;
 	}
+	if (found == NULL && best == NULL && key == NIL)
+		return;					/* has_key stays false */
 	if (found == NULL)
 		no_key(target, key, best);
+	target->has_key = true;
 	target->key_is_deferrable = !found->immediate;
 	target->other_unique = list_length(indexes) - 1;
 	set_key(target, found);
@@ -398,14 +399,16 @@ find_key(TargetTable *target, List *indexes, List *key)
 /*
  * Describe a table of the peer (see target.h); palloc'ed.  A relation that
  * can't be a target at all is described without a key, for the caller to
- * refuse.  Waits for the peer; raises its errors, and one for a missing key.
+ * refuse.  Waits for the peer; raises its errors, and one for a key that is
+ * not there as named.
  */
 TargetTable *
-target_describe(Peer *peer, const char *schema, const char *table, List *key)
+target_describe(Peer *peer, const char *schema, const char *table, List *key,
+				bool want_key)
 {
 	TargetTable *target = read_table(peer, schema, table);
 
-	if (target == NULL || target->is_system ||
+	if (target == NULL || !want_key || target->is_system ||
 		target->persistence != RELPERSISTENCE_PERMANENT ||
 		(target->kind != RELKIND_RELATION &&
 		 target->kind != RELKIND_PARTITIONED_TABLE))

@@ -39,6 +39,7 @@ typedef struct TargetTable
 	char		kind;			/* relkind */
 	char		persistence;	/* relpersistence */
 	bool		is_system;
+	bool		has_key;		/* false: no primary key, and no key was named */
 	bool		key_is_deferrable;
 	bool		has_incoming_fk;	/* referenced by another table's FK */
 	int			other_unique;	/* unique or exclusion indexes beside the key */
@@ -51,11 +52,14 @@ typedef struct TargetTable
  * of the key's columns, or NIL for the primary key.  Raises an error if no
  * valid, unique, non-partial index on plain NOT NULL columns has exactly these
  * columns; key_position says which were found, in the index's order.  If only
- * a deferrable one has them, key_is_deferrable is set and nothing is raised.
- * What is no permanent user table is described without looking for a key.
+ * a deferrable one has them, key_is_deferrable is set and nothing is raised;
+ * neither is it if the table has no primary key: has_key is false then.
+ * Without want_key, and of what is no permanent user table, no key is looked
+ * for.
  */
 extern TargetTable *target_describe(Peer *peer, const char *schema,
-									const char *table, List *key);
+									const char *table, List *key,
+									bool want_key);
 extern TargetColumn *target_column(TargetTable *table, const char *name);
 
 /* Error unless a peer can be one: version, no standby, another database. */

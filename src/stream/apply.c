@@ -375,6 +375,16 @@ apply_restart_copy(Apply *apply, const Transform *transform,
 	send_group(apply);
 }
 
+static WireValue *
+encode_values(Transform *transform, const Datum *values, const bool *isnull)
+{
+	WireValue  *result = palloc0_array(WireValue, transform->ncolumns);
+
+	for (int i = 0; i < transform->ncolumns; i++)
+		wire_encode(&transform->columns[i], values[i], isnull[i], &result[i]);
+	return result;
+}
+
 /*
  * A row outside of a batch, encoded.
  */
@@ -384,6 +394,14 @@ encode_row(const RowChange *change)
 	Transform  *transform = change->transform;
 	BatchRow   *row = palloc0_object(BatchRow);
 
+	if (transform->nkeys == 0)
+	{
+		row->values = encode_values(transform, change->values, change->isnull);
+		row->old = change->kind == CHANGE_UPDATE ?
+			encode_values(transform, change->old_values, change->old_isnull) :
+			row->values;
+		return row;
+	}
 	row->values = palloc0_array(WireValue, transform->ncolumns);
 	row->missing = palloc0_array(bool, transform->ncolumns);
 	for (int i = 0; i < transform->ncolumns; i++)
@@ -444,7 +462,7 @@ blame_row(Apply *apply, const RowChange *change)
 	StringInfoData key;
 
 	initStringInfo(&key);
-	change_describe_key(&key, change->transform, change->values);
+	change_describe_key(&key, change);
 	SpinLockAcquire(&apply->shared->mutex);
 	shared_copy_text(error->relation, sizeof(error->relation), relation);
 	shared_copy_text(error->key, sizeof(error->key), key.data + 1);
@@ -455,7 +473,8 @@ blame_row(Apply *apply, const RowChange *change)
 
 /*
  * Close the group of a careful statement and wait.  A remote error is raised
- * with the row's key.  Returns the rows that the last statement affected.
+ * with the row's key.  Returns the rows that the last statement on the table
+ * affected.
  */
 static int64
 finish_carefully(Apply *apply, const RowChange *change)
@@ -472,8 +491,13 @@ finish_carefully(Apply *apply, const RowChange *change)
 	apply->state = APPLY_OPEN;
 	group = peer_group(apply->peer);
 	if (group->failed < 0 && group->error.sqlstate[0] == '\0')
-		return group->nstatements > 0 ?
-			group->affected[group->nstatements - 1] : 0;
+	{
+		int			last = apply->nexpected - 1;
+
+		while (last >= 0 && apply->expected[last].writer == NULL)
+			last--;
+		return last >= 0 ? group->affected[last] : 0;
+	}
 
 	key = blame_row(apply, change);
 	peer_rethrow(&group->error,
@@ -511,7 +535,7 @@ record_conflict(Apply *apply, BatchRow *row, const RowChange *change,
 
 	initStringInfo(&key);
 	initStringInfo(&incoming);
-	change_describe_key(&key, change->transform, change->values);
+	change_describe_key(&key, change);
 	change_describe(&incoming, change);
 	snprintf(lsn, sizeof(lsn), "%X/%X", LSN_FORMAT_ARGS(context->position.commit_lsn));
 	texts[0] = apply->origin;
@@ -595,6 +619,30 @@ insert_carefully(Apply *apply, BatchRow *row, const RowChange *change,
 }
 
 /*
+ * The same without a key: there is no row that an insert could meet.
+ */
+static void
+apply_keyless_carefully(Apply *apply, BatchRow *row, const RowChange *change,
+						const CarefulContext *context)
+{
+	switch (change->kind)
+	{
+		case CHANGE_DELETE:
+			if (run_carefully(apply, STATEMENT_TAKE, row, change, context) == 0)
+				record_conflict(apply, row, change, context, delete_missing);
+			return;
+		case CHANGE_UPDATE:
+			if (run_carefully(apply, STATEMENT_REPLACE, row, change, context) > 0)
+				return;
+			record_conflict(apply, row, change, context, update_missing);
+			break;
+		default:
+			break;
+	}
+	(void) run_carefully(apply, STATEMENT_INSERT, row, change, context);
+}
+
+/*
  * Apply one change in the open transaction and wait for it; resolve conflicts;
  * raise errors with the row's key.
  */
@@ -604,6 +652,11 @@ apply_row_carefully(Apply *apply, const RowChange *change,
 {
 	BatchRow   *row = encode_row(change);
 
+	if (change->transform->nkeys == 0)
+	{
+		apply_keyless_carefully(apply, row, change, context);
+		return;
+	}
 	switch (change->kind)
 	{
 		case CHANGE_INSERT:

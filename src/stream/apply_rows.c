@@ -8,6 +8,9 @@
  * is a one-dimensional array in PostgreSQL's binary format, built straight
  * from the wire values of the rows.
  *
+ * Of mappings without a key, all old rows were on the target before the batch
+ * (keyless.c): deletes, replacements, inserts.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -94,20 +97,35 @@ append_element(StringInfo out, const WireValue *value)
 		appendBinaryStringInfoNT(out, value->data, value->len);
 }
 
+/* Which columns of rows a statement takes. */
+typedef enum ColumnSet
+{
+	COLUMNS_CARRIED,			/* all that are not missing */
+	COLUMNS_KEY,
+	COLUMNS_OLD					/* without a key: of the old row */
+} ColumnSet;
+
+static const WireValue *
+value_of(const BatchRow *row, ColumnSet set, int i)
+{
+	return set == COLUMNS_OLD ? &row->old[i] : &row->values[i];
+}
+
 /*
- * One column of some rows as a binary array.
+ * Column i of some rows as a binary array.
  */
 static void
 encode_array(StringInfo out, const TransformColumn *column, BatchRow **rows,
-			 int nrows, int i)
+			 int nrows, ColumnSet set)
 {
+	int			i = column->def->position - 1;
 	bool		has_null = false;
 
 	for (int r = 0; r < nrows && !has_null; r++)
-		has_null = rows[r]->values[i].data == NULL;
+		has_null = value_of(rows[r], set, i)->data == NULL;
 	begin_array(out, column, nrows, has_null);
 	for (int r = 0; r < nrows; r++)
-		append_element(out, &rows[r]->values[i]);
+		append_element(out, value_of(rows[r], set, i));
 }
 
 /* The parameters of one statement, being filled. */
@@ -141,22 +159,38 @@ add_array(Parameters *p, const StringInfoData *array)
 }
 
 /*
- * Arrays for the columns that a statement takes: all that are not missing, or
- * the key's only.
+ * Is the column in the set, of rows that carry the same columns as this one?
+ */
+static bool
+is_in_set(const TransformColumn *column, ColumnSet set, const BatchRow *row)
+{
+	switch (set)
+	{
+		case COLUMNS_KEY:
+			return column->def->is_key;
+		case COLUMNS_OLD:
+			return column->finds_row;
+		case COLUMNS_CARRIED:
+			break;
+	}
+	return row->missing == NULL || !row->missing[column->def->position - 1];
+}
+
+/*
+ * Arrays for the columns that a statement takes.
  */
 static void
 add_columns(Parameters *p, Transform *transform, BatchRow **rows, int nrows,
-			bool key_only)
+			ColumnSet set)
 {
 	for (int i = 0; i < transform->ncolumns; i++)
 	{
+		TransformColumn *column = &transform->columns[i];
 		StringInfoData array;
 
-		if (key_only && !transform->columns[i].def->is_key)
+		if (!is_in_set(column, set, rows[0]))
 			continue;
-		if (!key_only && rows[0]->missing && rows[0]->missing[i])
-			continue;
-		encode_array(&array, &transform->columns[i], rows, nrows, i);
+		encode_array(&array, column, rows, nrows, set);
 		add_array(p, &array);
 	}
 }
@@ -188,7 +222,7 @@ queue_statement(Apply *apply, TargetWriter *writer, const RowStep *step,
 	p = parameters_create(writer->transform->ncolumns);
 	add_columns(&p, writer->transform, rows, nrows,
 				step->kind == STATEMENT_DELETE ||
-				step->kind == STATEMENT_FIND);
+				step->kind == STATEMENT_FIND ? COLUMNS_KEY : COLUMNS_CARRIED);
 	send_statement(apply, statement, &p);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(apply->param_context);
@@ -236,6 +270,135 @@ queue_step(Apply *apply, TargetWriter *writer, const RowStep *step,
 	pfree(group);
 }
 
+/*
+ * A number for each row as a binary array.
+ */
+static void
+add_numbers(Parameters *p, const int *numbers, int n)
+{
+	StringInfoData array;
+
+	initStringInfo(&array);
+	pq_sendint32(&array, 1);	/* dimensions */
+	pq_sendint32(&array, 0);	/* no NULLs */
+	pq_sendint32(&array, INT4OID);
+	pq_sendint32(&array, n);
+	pq_sendint32(&array, 1);	/* lower bound */
+	for (int i = 0; i < n; i++)
+	{
+		pq_sendint32(&array, sizeof(int32));
+		pq_sendint32(&array, numbers[i]);
+	}
+	add_array(p, &array);
+}
+
+static int
+compare_old_rows(const void *a, const void *b, void *arg)
+{
+	const BatchRow *x = *(BatchRow *const *) a;
+	const BatchRow *y = *(BatchRow *const *) b;
+
+	return keyless_compare(arg, x->old, y->old);
+}
+
+/*
+ * Number the old rows for statement_keyless.c: rows that are the same are a
+ * group, and are counted.
+ */
+static void
+add_groups(Parameters *p, Transform *transform, BatchRow **rows, int nrows)
+{
+	int		   *group = palloc_array(int, nrows);
+	int		   *count = palloc_array(int, nrows);
+
+	for (int r = 0; r < nrows; r++)
+	{
+		bool		same = r > 0 && keyless_compare(transform, rows[r - 1]->old,
+													rows[r]->old) == 0;
+
+		group[r] = r == 0 ? 1 : group[r - 1] + (same ? 0 : 1);
+		count[r] = same ? count[r - 1] + 1 : 1;
+	}
+	add_numbers(p, group, nrows);
+	add_numbers(p, count, nrows);
+}
+
+/*
+ * Queue a statement that finds its rows by all their values: STATEMENT_TAKE or
+ * STATEMENT_REPLACE.  It is planned for these rows; others are planned once.
+ */
+static void
+queue_keyless(Apply *apply, TargetWriter *writer, StatementKind kind,
+			  BatchRow **rows, int nrows)
+{
+	Transform  *transform = writer->transform;
+	MemoryContext old = MemoryContextSwitchTo(apply->param_context);
+	Parameters	p = parameters_create(2 * transform->ncolumns + 2);
+
+	qsort_arg(rows, nrows, sizeof(BatchRow *), compare_old_rows, transform);
+	add_columns(&p, transform, rows, nrows, COLUMNS_OLD);
+	if (kind == STATEMENT_REPLACE)
+		add_columns(&p, transform, rows, nrows, COLUMNS_CARRIED);
+	add_groups(&p, transform, rows, nrows);
+	peer_send_sql(apply->peer,
+				  "SET LOCAL plan_cache_mode = force_custom_plan");
+	apply_expect(apply, NULL, -1);
+	send_statement(apply, target_statement(writer, kind, NULL), &p);
+	apply_expect(apply, writer, nrows);
+	peer_send_sql(apply->peer,
+				  "SET LOCAL plan_cache_mode = force_generic_plan");
+	apply_expect(apply, NULL, -1);
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(apply->param_context);
+}
+
+/*
+ * Does a row end as it was?  Columns that depend on the commit do not.
+ */
+static bool
+is_unchanged(const Transform *transform, const BatchRow *row)
+{
+	for (int i = 0; i < transform->ncolumns; i++)
+		if (!transform->columns[i].finds_row)
+			return false;
+	return keyless_compare(transform, row->old, row->values) == 0;
+}
+
+static void
+queue_keyless_table(Apply *apply, BatchTable *table)
+{
+	static const struct
+	{
+		RowKind		row_kind;
+		StatementKind kind;
+	}			steps[] = {
+		{ROW_DELETE, STATEMENT_TAKE},
+		{ROW_UPDATE, STATEMENT_REPLACE},
+		{ROW_INSERT, STATEMENT_INSERT},
+	};
+	TargetWriter *writer = apply_writer(apply, table->transform);
+	BatchRow  **rows = palloc_array(BatchRow *, table->nrows);
+
+	for (int s = 0; s < lengthof(steps); s++)
+	{
+		RowStep		insert = {.kind = steps[s].kind};
+		int			nrows = 0;
+
+		for (BatchRow *row = table->first; row != NULL; row = row->next)
+			if (row->kind == steps[s].row_kind &&
+				(row->kind != ROW_UPDATE ||
+				 !is_unchanged(table->transform, row)))
+				rows[nrows++] = row;
+		if (nrows == 0)
+			continue;
+		if (steps[s].kind == STATEMENT_INSERT)
+			queue_statement(apply, writer, &insert, rows, nrows);
+		else
+			queue_keyless(apply, writer, steps[s].kind, rows, nrows);
+	}
+	pfree(rows);
+}
+
 static void
 queue_table(Apply *apply, BatchTable *table)
 {
@@ -269,8 +432,16 @@ void
 apply_queue_rows(Apply *apply, Batch *batch)
 {
 	for (int t = 0; t < batch->ntables; t++)
-		if (batch->tables[t].nrows > 0)
-			queue_table(apply, &batch->tables[t]);
+	{
+		BatchTable *table = &batch->tables[t];
+
+		if (table->nrows == 0)
+			continue;
+		if (table->transform->nkeys == 0)
+			queue_keyless_table(apply, table);
+		else
+			queue_table(apply, table);
+	}
 }
 
 /*
@@ -285,7 +456,10 @@ apply_queue_row(Apply *apply, TargetWriter *writer, StatementKind kind,
 		.by_columns = kind == STATEMENT_UPDATE
 	};
 
-	queue_statement(apply, writer, &step, &row, 1);
+	if (kind == STATEMENT_TAKE || kind == STATEMENT_REPLACE)
+		queue_keyless(apply, writer, kind, &row, 1);
+	else
+		queue_statement(apply, writer, &step, &row, 1);
 }
 
 /*
@@ -301,10 +475,13 @@ apply_queue_conflict(Apply *apply, TargetWriter *writer, BatchRow *row,
 	Parameters	key = parameters_create(transform->nkeys);
 	Parameters	p = parameters_create(8);
 
-	add_columns(&key, transform, &row, 1, true);
-	send_statement(apply, target_statement(writer, STATEMENT_NOTE, NULL),
-				   &key);
-	apply_expect(apply, writer, -1);
+	if (transform->nkeys > 0)
+	{
+		add_columns(&key, transform, &row, 1, COLUMNS_KEY);
+		send_statement(apply, target_statement(writer, STATEMENT_NOTE, NULL),
+					   &key);
+		apply_expect(apply, writer, -1);
+	}
 	for (int i = 0; i < 8; i++)
 	{
 		p.values[p.n] = texts[i];
@@ -329,7 +506,7 @@ apply_queue_move(Apply *apply, TargetWriter *writer, BatchRow *row,
 	MemoryContext old = MemoryContextSwitchTo(apply->param_context);
 	Parameters	p = parameters_create(transform->ncolumns + transform->nkeys);
 
-	add_columns(&p, transform, &row, 1, false);
+	add_columns(&p, transform, &row, 1, COLUMNS_CARRIED);
 	for (int k = 0; k < transform->nkeys; k++)
 	{
 		StringInfoData array;

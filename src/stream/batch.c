@@ -15,6 +15,8 @@
  * table.  Their keys are remembered together, by hash, and a key that arrives
  * through a second mapping cuts the batch; a false match costs a cut.
  *
+ * Mappings without a key fold in another way, by whole rows: see keyless.c.
+ *
  * Values are kept as the bytes that will go over the wire, so that encoding
  * happens once and nothing points into the decoder's memory.
  *
@@ -416,12 +418,18 @@ batch_add(Batch *batch, const RowChange *change)
 {
 	Transform  *transform = change->transform;
 	BatchTable *table = batch_table(batch, transform);
-	uint32		hash = hash_key(transform, change->values);
+	uint32		hash;
 	MemoryContext old;
 	BatchRow   *row;
 	RowKind		kind;
 	bool		fresh;
 
+	if (transform->nkeys == 0)
+	{
+		keyless_add(batch, table, change);
+		return BATCH_ADDED;
+	}
+	hash = hash_key(transform, change->values);
 	row = find_row(table, change->values, hash);
 	kind = row ? fold_rules[row->kind][change->kind] : first_kind[change->kind];
 	if (kind == FOLD_CUT)

@@ -41,6 +41,8 @@ typedef struct BatchRow
 	struct BatchRow *next;		/* next in order of arrival */
 	Datum	   *key;			/* by key column */
 	WireValue  *values;			/* by column */
+	WireValue  *old;			/* without a key: the row to find, by column;
+								 * NULL if it is new to the target */
 	bool	   *missing;		/* by column; NULL = none */
 } BatchRow;
 
@@ -80,6 +82,12 @@ extern void batch_forget(Batch *batch, const Transform *transform,
 extern void batch_reset(Batch *batch);
 extern BatchTable *batch_table(Batch *batch, const Transform *transform);
 extern BatchRow **batch_sorted_rows(BatchTable *table);
+
+/* keyless.c */
+extern void keyless_add(Batch *batch, BatchTable *table,
+						const RowChange *change);
+extern int	keyless_compare(const Transform *transform, const WireValue *a,
+							const WireValue *b);
 
 /* Turn one value into bytes in CurrentMemoryContext. */
 extern void wire_encode(TransformColumn *column, Datum value, bool isnull,

@@ -44,17 +44,47 @@ append_column(StringInfo out, TransformColumn *column, Datum value,
 }
 
 /*
- * Append the key columns of a row (values by column).
+ * Append what a row is found by: its key, or without one all columns that it
+ * is found by.
  */
-void
-change_describe_key(StringInfo out, Transform *transform, const Datum *values)
+static void
+append_key(StringInfo out, const RowChange *change, const Datum *values,
+		   const bool *isnull)
 {
+	Transform  *transform = change->transform;
+
 	for (int k = 0; k < transform->nkeys; k++)
 	{
 		int			i = transform->keys[k];
 
 		append_column(out, &transform->columns[i], values[i], false, false);
 	}
+	for (int i = 0; i < transform->ncolumns; i++)
+		if (transform->columns[i].finds_row)
+			append_column(out, &transform->columns[i], values[i], isnull[i],
+						  false);
+}
+
+/*
+ * Append the key of the row that a change is about; without a key, the row
+ * that it changes as it was.
+ */
+void
+change_describe_key(StringInfo out, const RowChange *change)
+{
+	if (change->transform->nkeys == 0 && change->kind == CHANGE_UPDATE)
+		change_describe_old(out, change);
+	else
+		append_key(out, change, change->values, change->isnull);
+}
+
+/*
+ * Append the old key of a move, or the old row of an update without a key.
+ */
+void
+change_describe_old(StringInfo out, const RowChange *change)
+{
+	append_key(out, change, change->old_values, change->old_isnull);
 }
 
 /*
@@ -67,7 +97,7 @@ change_describe(StringInfo out, const RowChange *change)
 
 	if (change->kind == CHANGE_DELETE ||
 		change->kind == CHANGE_DELETE_IF_THERE)
-		change_describe_key(out, transform, change->values);
+		change_describe_key(out, change);
 	else
 		for (int i = 0; i < transform->ncolumns; i++)
 			append_column(out, &transform->columns[i], change->values[i],

@@ -31,6 +31,9 @@ extern const char *const change_kind_names[];
  * One row change.  Arrays have the transform's ncolumns entries and live until
  * the sink returns.  For deletes only the key columns of values are set; for
  * CHANGE_MOVE old_values holds the old key.
+ *
+ * Without a key there are CHANGE_INSERT, CHANGE_UPDATE and CHANGE_DELETE only:
+ * values of a delete, and old_values of an update, are the whole old row.
  */
 typedef struct RowChange
 {
@@ -61,8 +64,8 @@ typedef struct ChangeSink
 } ChangeSink;
 
 extern void change_describe(StringInfo out, const RowChange *change);
-extern void change_describe_key(StringInfo out, Transform *transform,
-								const Datum *values);
+extern void change_describe_key(StringInfo out, const RowChange *change);
+extern void change_describe_old(StringInfo out, const RowChange *change);
 
 extern void change_describe_source(StringInfo out, Transform *transform);
 

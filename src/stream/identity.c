@@ -318,6 +318,25 @@ check_absent_column(const Transform *transform, const TransformColumn *column)
 }
 
 /*
+ * Without a key, a row of the target is found by all that the old row gives.
+ * An INSERT asks for nothing, and an UPDATE or DELETE that does not carry the
+ * whole old row stops the stream (rowchange.c).
+ */
+static void
+check_keyless(const Transform *transform)
+{
+	for (int i = 0; i < transform->ncolumns; i++)
+		if (transform->columns[i].finds_row)
+			return;
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("mapping to \"%s\" needs a key",
+					mapping_target_name(transform->row)),
+			 errdetail("All of its columns depend on the commit, so that no row can be found by its values."),
+			 errhint("Map another column as well, or name the mapping's key.")));
+}
+
+/*
  * Refuse a mapping that a change may not carry enough for.  Errors have the
  * ALTER TABLE that mends it as their hint.  Called when the mapping is defined
  * and again whenever a stream begins: the table may have been altered since.
@@ -327,7 +346,9 @@ transform_check_identity(Transform *transform)
 {
 	int			attno = -1;
 
-	if (transform->identity_full)
+	if (transform->nkeys == 0)
+		check_keyless(transform);
+	if (transform->identity_full || transform->nkeys == 0)
 		return;
 	if (transform->identity == NULL)
 		refuse(transform, "The table has no replica identity, so an UPDATE or DELETE does not say which row it changed.");

@@ -249,14 +249,14 @@ build_attrmap(Relation root, Relation leaf)
  * replica identity?  Someone may have altered it since.
  */
 static bool
-identity_still_ok(const Transform *transform, Relation leaf,
-				  const AttrNumber *attrmap)
+identity_still_ok(RelationTransform *bound, Relation leaf)
 {
-	bool		full;
-	Bitmapset  *now = relation_identity(leaf, &full);
+	const Transform *transform = bound->transform;
+	const AttrNumber *attrmap = bound->attrmap;
+	Bitmapset  *now = relation_identity(leaf, &bound->identity_full);
 	int			attno = -1;
 
-	if (full)
+	if (bound->identity_full)
 		return true;
 	if (transform->identity_full)
 		return false;
@@ -286,8 +286,7 @@ bind_transform(RelationEntry *entry, Transform *transform, Relation relation)
 		bound->attrmap = build_attrmap(root, relation);
 		RelationClose(root);
 	}
-	bound->identity_ok = identity_still_ok(transform, relation,
-										   bound->attrmap);
+	bound->identity_ok = identity_still_ok(bound, relation);
 }
 
 static void

@@ -18,6 +18,7 @@ typedef struct RelationTransform
 								 * none; NULL if they are the same */
 	bool		identity_ok;	/* old tuples carry what was compiled */
 	Misfit		misfit;			/* no name: the transform fits the relation */
+	bool		identity_full;	/* old tuples carry the whole row */
 } RelationTransform;
 
 typedef struct RelationEntry

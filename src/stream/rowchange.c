@@ -22,12 +22,16 @@
  * The mapping's on_write and on_delete then choose the words: merge upserts,
  * patch only updates, a delete may be ignored or be a write of the old row.
  *
+ * Without a key, both sides are evaluated in full: the old row as it was is
+ * what the target's row is found by.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "compat.h"
 #include "stream/rowchange.h"
+#include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 
@@ -463,10 +467,90 @@ refuse_misfit(ChangeContext *context)
 	relation_refuse(context->transform, &context->bound->misfit);
 }
 
+/*
+ * Without a key, a change that the stream has to apply must carry the whole
+ * old row.
+ */
+static void
+check_whole_row(ChangeContext *context, ReorderBufferChange *change)
+{
+	Relation	relation = context->relation;
+	bool		is_delete = change->action == REORDER_BUFFER_CHANGE_DELETE;
+
+	if (change->action == REORDER_BUFFER_CHANGE_INSERT ||
+		(context->bound->identity_full && context->has_old))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("%s of table \"%s\" cannot be applied to \"%s\", which is mapped without a key",
+					is_delete ? "DELETE" : "UPDATE",
+					RelationGetRelationName(relation),
+					mapping_target_name(context->transform->row)),
+			 errdetail("The table has not REPLICA IDENTITY FULL, so the change does not say which row it changed."),
+			 errhint("Change the row on the target by hand, then leave this transaction out with bluegreen.skip(). To have such changes carried over from now on: ALTER TABLE %s REPLICA IDENTITY FULL;",
+					 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(relation)),
+												RelationGetRelationName(relation)))));
+}
+
+/*
+ * One side in full: true if it passes the filter.
+ */
+static bool
+evaluate_keyless(ChangeContext *context, const Datum *values,
+				 const bool *isnull, RowChange *row)
+{
+	Transform  *transform = context->transform;
+	bool		passed;
+
+	fill_slot(context->bound, values, isnull, context->entry->natts);
+	begin_evaluation(context);
+	passed = transform_filter(transform);
+	if (passed)
+		transform_row(transform, NULL, row->values, row->isnull, row->missing);
+	end_evaluation(context);
+	return passed;
+}
+
+/*
+ * A change of a mapping without a key.  Its table is one chunk, so the gate
+ * has one answer for both sides.
+ */
+static void
+keyless_change(ChangeContext *context, ReorderBufferChange *change)
+{
+	RelationEntry *entry = context->entry;
+	RowChange  *old = &context->state->old_scratch;
+	RowChange  *new = &context->state->scratch;
+	Side		side = {.admitted = true};
+	bool		was;
+	bool		is;
+
+	if (!admitted(context))
+		return;
+	check_whole_row(context, change);
+	was = context->has_old &&
+		evaluate_keyless(context, entry->old_values, entry->old_isnull, old);
+	is = context->has_new &&
+		evaluate_keyless(context, entry->new_values, entry->new_isnull, new);
+	if (context->has_new && !is)
+		count_filtered(context, &side);
+	if (was && is)
+	{
+		new->old_values = old->values;
+		new->old_isnull = old->isnull;
+		emit(context, CHANGE_UPDATE, new);
+	}
+	else if (was)
+		emit(context, CHANGE_DELETE, old);
+	else if (is)
+		emit(context, CHANGE_INSERT, new);
+}
+
 static void
 transform_change(ChangeContext *context, ReorderBufferChange *change)
 {
 	bool		is_delete = change->action == REORDER_BUFFER_CHANGE_DELETE;
+	bool		keyless = context->transform->nkeys == 0;
 	TransformUser saved;
 
 	if (context->bound->misfit.column != NULL)
@@ -475,10 +559,12 @@ transform_change(ChangeContext *context, ReorderBufferChange *change)
 			refuse_misfit(context);
 		return;
 	}
-	if (change->action != REORDER_BUFFER_CHANGE_INSERT)
+	if (change->action != REORDER_BUFFER_CHANGE_INSERT && !keyless)
 		check_identity(context, is_delete);
 	transform_enter(context->transform, &saved);
-	if (change->action == REORDER_BUFFER_CHANGE_UPDATE)
+	if (keyless)
+		keyless_change(context, change);
+	else if (change->action == REORDER_BUFFER_CHANGE_UPDATE)
 		emit_update(context);
 	else
 		emit_one_side(context);

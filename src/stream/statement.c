@@ -30,8 +30,8 @@
 #include "utils/memutils.h"
 
 /*
- * The writable columns of a target, and which of them are GENERATED ALWAYS
- * identities.
+ * The writable columns of a target, which of them are GENERATED ALWAYS
+ * identities, and whether other tables reference the target.
  */
 static void
 load_columns(Peer *peer, TargetWriter *writer)
@@ -41,7 +41,9 @@ load_columns(Peer *peer, TargetWriter *writer)
 	PeerResult *result;
 
 	result = peer_query(peer,
-						"SELECT a.attname, a.attidentity = 'a' "
+						"SELECT a.attname, a.attidentity = 'a',"
+						" EXISTS (SELECT FROM pg_catalog.pg_constraint f"
+						"  WHERE f.confrelid = c.oid AND f.contype = 'f') "
 						"FROM pg_catalog.pg_attribute a "
 						"JOIN pg_catalog.pg_class c ON c.oid = a.attrelid "
 						"JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
@@ -54,6 +56,7 @@ load_columns(Peer *peer, TargetWriter *writer)
 	for (int i = 0; i < result->ntuples; i++)
 	{
 		writer->target_columns[i] = result->values[i][0];
+		writer->has_incoming_fk = result->values[i][2][0] == 't';
 		for (int j = 0; j < row->ncolumns; j++)
 			if (strcmp(row->columns[j].name, result->values[i][0]) == 0)
 				writer->always_identity[j] = result->values[i][1][0] == 't';
@@ -61,8 +64,7 @@ load_columns(Peer *peer, TargetWriter *writer)
 }
 
 /*
- * The equality operators of the target's unique index over the key, and
- * whether other tables reference the target.
+ * The equality operators of the target's unique index over the key.
  */
 static void
 load_key(Peer *peer, TargetWriter *writer)
@@ -78,9 +80,7 @@ load_key(Peer *peer, TargetWriter *writer)
 
 		args[2] = transform->columns[transform->keys[k]].def->name;
 		result = peer_query(peer,
-							"SELECT pg_catalog.format('OPERATOR(%I.%s)', opn.nspname, o.oprname), "
-							" EXISTS (SELECT FROM pg_catalog.pg_constraint f "
-							"  WHERE f.confrelid = c.oid AND f.contype = 'f') "
+							"SELECT pg_catalog.format('OPERATOR(%I.%s)', opn.nspname, o.oprname) "
 							"FROM pg_catalog.pg_class c "
 							"JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
 							"JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid "
@@ -103,7 +103,6 @@ load_key(Peer *peer, TargetWriter *writer)
 							writer->name, args[2]),
 					 errhint("Create the index on the peer, or map the table again with another key.")));
 		writer->key_operator[k] = result->values[0][0];
-		writer->has_incoming_fk = result->values[0][1][0] == 't';
 	}
 }
 
@@ -121,6 +120,8 @@ target_writer_create(Peer *peer, Transform *transform)
 	writer->name = mapping_target_name(transform->row);
 	load_columns(peer, writer);
 	load_key(peer, writer);
+	if (transform->nkeys == 0)
+		keyless_load_locators(peer, writer);
 	return writer;
 }
 
@@ -168,12 +169,14 @@ is_set(const TargetWriter *writer, const bool *missing, int i)
 	return !column->def->is_key || !equal_means_same(column->type);
 }
 
-static void
-append_column_list(StringInfo sql, const TargetWriter *writer,
-				   const char *prefix)
+/*
+ * a, b: the names of the columns that the mapping writes.
+ */
+void
+statement_append_columns(StringInfo sql, const TargetWriter *writer)
 {
 	for (int i = 0; i < writer->transform->ncolumns; i++)
-		appendStringInfo(sql, "%s%s%s", i > 0 ? ", " : "", prefix,
+		appendStringInfo(sql, "%s%s", i > 0 ? ", " : "",
 						 quote_identifier(writer->transform->columns[i].def->name));
 }
 
@@ -251,7 +254,7 @@ static int
 build_insert(StringInfo sql, const TargetWriter *writer)
 {
 	appendStringInfo(sql, "INSERT INTO %s AS t (", writer->name);
-	append_column_list(sql, writer, "");
+	statement_append_columns(sql, writer);
 	appendStringInfoString(sql, ") OVERRIDING SYSTEM VALUE SELECT ");
 	for (int i = 0; i < writer->transform->ncolumns; i++)
 	{
@@ -426,6 +429,7 @@ build_note(StringInfo sql, const TargetWriter *writer)
 /*
  * Record a conflict together with the row that was noted.  Parameters: stream,
  * deployment, key as text, kind, LSN, commit time, incoming row, decision.
+ * Without a key there is no such row.
  */
 static int
 build_conflict(StringInfo sql, const TargetWriter *writer)
@@ -438,9 +442,11 @@ build_conflict(StringInfo sql, const TargetWriter *writer)
 					 " incoming, decision, existing) "
 					 "VALUES ($1::text, $2::name, %s, %s, $3::text, $4::text,"
 					 " $5::pg_lsn, $6::timestamptz, $7::text, $8::text,"
-					 " bluegreen.noted_row())",
+					 " %s)",
 					 quote_literal_cstr(row->target_schema),
-					 quote_literal_cstr(row->target_table));
+					 quote_literal_cstr(row->target_table),
+					 writer->transform->nkeys > 0 ?
+					 "bluegreen.noted_row()" : "NULL");
 	return 8;
 }
 
@@ -468,6 +474,10 @@ build(StringInfo sql, const TargetWriter *writer, StatementKind kind,
 			return build_note(sql, writer);
 		case STATEMENT_CONFLICT:
 			return build_conflict(sql, writer);
+		case STATEMENT_TAKE:
+			return keyless_build_take(sql, writer);
+		case STATEMENT_REPLACE:
+			return keyless_build_replace(sql, writer);
 	}
 	return 0;
 }

@@ -21,7 +21,10 @@ typedef enum StatementKind
 	STATEMENT_FIND,				/* SELECT by key, locks */
 	STATEMENT_MOVE,
 	STATEMENT_NOTE,				/* keep the target's row for a conflict */
-	STATEMENT_CONFLICT			/* record a conflict with that row */
+	STATEMENT_CONFLICT,			/* record a conflict with that row */
+	/* without a key: rows are found by all their values */
+	STATEMENT_TAKE,				/* delete */
+	STATEMENT_REPLACE			/* delete, then insert with what else it had */
 } StatementKind;
 
 /* A prepared statement for one kind and one set of missing columns. */
@@ -32,6 +35,13 @@ typedef struct TargetStatement
 	PeerStatement *statement;	/* NULL: there is nothing to say */
 	struct TargetStatement *next;
 } TargetStatement;
+
+/* A column of an index by which rows are found faster. */
+typedef struct Locator
+{
+	int			column;
+	char	   *operator;		/* its equality, as key_operator */
+} Locator;
 
 /* A target table as one mapping writes it. */
 typedef struct TargetWriter
@@ -44,6 +54,8 @@ typedef struct TargetWriter
 	int			ntarget;		/* writable columns of the target table */
 	char	  **target_columns;
 	bool		has_incoming_fk;
+	int			nlocators;		/* without a key */
+	Locator    *locators;
 	TargetStatement *statements;
 } TargetWriter;
 
@@ -51,5 +63,12 @@ extern TargetWriter *target_writer_create(Peer *peer, Transform *transform);
 extern PeerStatement *target_statement(TargetWriter *writer,
 									   StatementKind kind,
 									   const bool *missing);
+
+/* for statement_keyless.c */
+extern void statement_append_columns(StringInfo sql,
+									 const TargetWriter *writer);
+extern void keyless_load_locators(Peer *peer, TargetWriter *writer);
+extern int	keyless_build_take(StringInfo sql, const TargetWriter *writer);
+extern int	keyless_build_replace(StringInfo sql, const TargetWriter *writer);
 
 #endif							/* BG_STATEMENT_H */

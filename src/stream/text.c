@@ -52,10 +52,11 @@ text_row(void *arg, const RowChange *change)
 	appendStringInfo(ctx->out, "table %s: %s:",
 					 mapping_target_name(transform->row),
 					 change_kind_names[change->kind]);
-	if (change->kind == CHANGE_MOVE)
+	if (change->kind == CHANGE_MOVE ||
+		(change->kind == CHANGE_UPDATE && transform->nkeys == 0))
 	{
 		appendStringInfoString(ctx->out, " from");
-		change_describe_key(ctx->out, transform, change->old_values);
+		change_describe_old(ctx->out, change);
 		appendStringInfoString(ctx->out, " to");
 	}
 	change_describe(ctx->out, change);

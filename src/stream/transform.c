@@ -303,6 +303,9 @@ compile_columns(Transform *transform, Relation source)
 		}
 		i++;
 	}
+	for (i = 0; i < transform->ncolumns; i++)
+		transform->columns[i].finds_row = transform->nkeys == 0 &&
+			!transform->columns[i].depends_on_commit;
 	/* mappings of one target must hash a key's columns in one order */
 	if (transform->row->target_shared)
 		qsort_arg(transform->keys, transform->nkeys, sizeof(int),

@@ -29,6 +29,8 @@ typedef struct TransformColumn
 	ExprState  *state;			/* NULL for a plain column */
 	Bitmapset  *reads;			/* source attribute numbers */
 	bool		depends_on_commit;	/* reads commit_time() or commit_lsn() */
+	bool		finds_row;		/* without a key: the target's row is found by
+								 * this column among others */
 	bool		may_be_absent;	/* reads a TOASTable column outside the
 								 * identity: left out of an UPDATE's SET when
 								 * that value is unchanged */
@@ -64,7 +66,7 @@ typedef struct Transform
 	int			number;			/* in the stream's list, from 0 */
 	int			ncolumns;
 	TransformColumn *columns;
-	int			nkeys;
+	int			nkeys;			/* 0: a mapping without a key (keyless.c) */
 	int		   *keys;			/* indexes into columns */
 	ExprState  *filter;			/* NULL = every row */
 	Bitmapset  *filter_reads;

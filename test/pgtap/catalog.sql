@@ -80,6 +80,7 @@ SELECT set_eq($$SELECT signature FROM routine
 		('bluegreen.noted_row()'),
 		('bluegreen.grant_apply(regrole,regclass[])'),
 		('bluegreen.revoke_apply(regrole,regclass[])'),
+		('bluegreen.image_hash("any")'),
 		('bluegreen.reset_stats(name)'),
 		('bluegreen.stream_state()'),
 		('bluegreen.table_state()'),
@@ -119,6 +120,7 @@ SELECT set_eq($$SELECT proname::text,
 	('create_deployment', 'name name, server name', 'integer'),
 	('drop_deployment', 'name name, force boolean DEFAULT false', 'void'),
 	('fdw_validator', 'options text[], catalog oid', 'void'),
+	('image_hash', 'VARIADIC "any"', 'bigint'),
 	('map_schema', 'deployment name, schema name, target_schema name DEFAULT NULL::name, exclude name[] DEFAULT ''{}''::name[], OUT mapping integer, OUT source regclass', 'SETOF record'),
 	('map_table', 'deployment name, source regclass, target text DEFAULT NULL::text, transform text DEFAULT NULL::text, key text[] DEFAULT NULL::text[], on_write text DEFAULT ''mirror''::text, on_delete text DEFAULT ''delete''::text, lookup text DEFAULT NULL::text, direction text DEFAULT ''forward''::text', 'integer'),
 	('preview', 'deployment name, source regclass, n integer DEFAULT 5, OUT target text, OUT source_row jsonb, OUT action text, OUT target_row jsonb', 'SETOF record'),
@@ -132,9 +134,9 @@ SELECT set_eq($$SELECT proname::text,
 	'argument names, defaults and results');
 SELECT set_eq($$SELECT proname::text FROM routine
 	WHERE provolatile <> 'v'$$,
-	$$SELECT f FROM (VALUES ('commit_lsn'), ('commit_time'))
+	$$SELECT f FROM (VALUES ('commit_lsn'), ('commit_time'), ('image_hash'))
 		v (f)$$,
-	'only the pseudo-functions of transforms claim not to be volatile');
+	'only the pseudo-functions of transforms, and a hash, claim not to be volatile');
 
 --
 -- Members and comments
@@ -170,16 +172,16 @@ SELECT is_empty($$SELECT description FROM pg_description d
 --
 -- commit_time() and commit_lsn() tell nothing, and are used by transforms,
 -- which run as any deployment's owner; note_row() keeps a text for a moment, as
--- any target table's owner.
+-- any target table's owner; image_hash() tells what its caller has.
 SELECT set_eq($$SELECT signature FROM routine
 	WHERE has_function_privilege('public', oid, 'EXECUTE')$$,
 	ARRAY['bluegreen.commit_time()', 'bluegreen.commit_lsn()',
-		'bluegreen.note_row(text)'],
+		'bluegreen.image_hash("any")', 'bluegreen.note_row(text)'],
 	'PUBLIC may execute nothing but what tells nothing');
 SELECT set_eq($$SELECT signature FROM routine
 	WHERE has_function_privilege('pg_monitor', oid, 'EXECUTE')$$,
 	ARRAY['bluegreen.commit_time()', 'bluegreen.commit_lsn()',
-		'bluegreen.note_row(text)', 'bluegreen.stream_state()',
+		'bluegreen.image_hash("any")', 'bluegreen.note_row(text)', 'bluegreen.stream_state()',
 		'bluegreen.table_state()', 'bluegreen.copy_state()',
 		'bluegreen.slot_state(name)'],
 	'pg_monitor may execute what the views need, and nothing that acts');
@@ -228,14 +230,15 @@ SELECT is_empty($$SELECT signature FROM routine WHERE prosecdef$$,
 	'nothing is SECURITY DEFINER');
 -- Procedures that commit cannot have a SET clause (C pins their search_path);
 -- map_table() and alter_mapping() resolve the names of a transform by the
--- caller's.
+-- caller's; image_hash() is called for every row, and looks up no name.
 SELECT set_eq($$SELECT signature FROM routine
 	WHERE proconfig IS DISTINCT FROM
 		ARRAY['search_path=pg_catalog, pg_temp']$$,
 	ARRAY['bluegreen.start(name,boolean)', 'bluegreen.stop(name)',
 		'bluegreen.wait_for_sync(name,interval)',
 		'bluegreen.map_table(name,regclass,text,text,text[],text,text,text,text)',
-		'bluegreen.alter_mapping(name,regclass,text,text,text[],text,text)'],
+		'bluegreen.alter_mapping(name,regclass,text,text,text[],text,text)',
+		'bluegreen.image_hash("any")'],
 	'every function but these pins search_path to pg_catalog, pg_temp');
 SELECT is_empty($$SELECT signature, lanname FROM routine
 		JOIN pg_language l ON l.oid = prolang

@@ -159,6 +159,23 @@ is($green->safe_psql('SELECT v FROM storm WHERE id = -1'),
 	'after', 'and a change after it is applied');
 
 #
+# A mark of the progress writes no row; it is durable all the same
+#
+foreach my $crash (1 .. 3)
+{
+	$position = insert_position();
+	$blue->safe_psql(q{INSERT INTO unmapped VALUES ('x')});
+	$blue->poll_query_until(
+		"SELECT confirmed_flush_lsn - '0/0' > $position"
+		  . " FROM pg_replication_slots WHERE slot_name = '$slot'");
+	$green->kill9;
+	$green->start;
+}
+wait_for_sync('p');
+is( $blue->safe_psql('SELECT state FROM bluegreen.status'),
+	'streaming', 'what a mark has told the slot survives a crash');
+
+#
 # Nobody but one session has the origin
 #
 $blue->safe_psql(q{CALL bluegreen.stop('p')});

@@ -1,6 +1,6 @@
 # Every type of pg_catalog that can be stored, types of users and of contrib,
 # and arrays of them all, with NULLs and extreme values, arrive unchanged by
-# copy and by stream, under both replica identities.  So do tables whose names
+# copy and by stream, under both replica identities and without a key.  So do tables whose names
 # are as odd as can be.
 use strict;
 use warnings;
@@ -147,6 +147,7 @@ sub array_of
 my $no_array = qr/\]$|^(int2vector|oidvector|list|regnames)$/;
 push @types, map { array_of(@$_) } grep { $_->[0] !~ $no_array } @types;
 
+my @tables = qw(by_key by_row by_all);
 my $rows = 0;
 foreach my $type (@types)
 {
@@ -179,13 +180,14 @@ foreach my $node ($blue, $green)
 		CREATE COLLATION "Odd space"."C" (locale = 'C');
 		CREATE TEXT SEARCH CONFIGURATION "Odd space".search (COPY = simple);
 		CREATE TEXT SEARCH DICTIONARY "Odd space".words (TEMPLATE = simple);});
-	foreach my $table (qw(by_key by_row))
+	foreach my $table (@tables)
 	{
 		my $n = 0;
-		$node->safe_psql("CREATE TABLE $table (id int PRIMARY KEY, "
+		$node->safe_psql("CREATE TABLE $table (id int"
+			  . ($table eq 'by_all' ? ', ' : ' PRIMARY KEY, ')
 			  . join(', ', map { 'c' . ++$n . " $_->[0]" } @types) . ')');
 		$node->safe_psql("ALTER TABLE $table REPLICA IDENTITY FULL")
-		  if $table eq 'by_row';
+		  if $table ne 'by_key';
 	}
 }
 
@@ -236,27 +238,28 @@ sub fill
 sub same
 {
 	my ($what) = @_;
-	foreach my $table (qw(by_key by_row))
+	foreach my $table (@tables)
 	{
 		compare_tables("TABLE $table", "TABLE $table", "$table: $what");
 	}
 	return;
 }
 
-fill($_, 1) for qw(by_key by_row);
+fill($_, 1) for @tables;
 $blue->safe_psql(q{SELECT bluegreen.create_deployment('types', 'green');
 	SELECT bluegreen.map_table('types', 'by_key');
 	SELECT bluegreen.map_table('types', 'by_row');
+	SELECT bluegreen.map_table('types', 'by_all');
 	CALL bluegreen.start('types');});
 wait_for_sync('types');
 same('copied');
 
-fill($_, 1001) for qw(by_key by_row);
+fill($_, 1001) for @tables;
 wait_for_sync('types');
 same('inserted by the stream');
 
 # each column alone, from NULL and to NULL, and all of them
-foreach my $table (qw(by_key by_row))
+foreach my $table (@tables)
 {
 	my $set = join ', ', map { "c$_ = s.c$_" } 1 .. @types;
 	my $null = join ', ', map { "c$_ = NULL" } 1 .. @types;
@@ -277,8 +280,7 @@ foreach my $table (qw(by_key by_row))
 wait_for_sync('types');
 same('updated, with and without a new key');
 
-$blue->safe_psql("DELETE FROM by_key WHERE id % 2 = 0;
-	DELETE FROM by_row WHERE id % 2 = 0;");
+$blue->safe_psql("DELETE FROM $_ WHERE id % 2 = 0") for @tables;
 wait_for_sync('types');
 same('deleted');
 is( $green->safe_psql(q{SELECT count(*) FROM bluegreen.conflict}),
