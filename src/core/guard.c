@@ -320,21 +320,44 @@ plan_next(Query *query, const char *query_string, int options,
 	return standard_planner(query, query_string, options, params);
 }
 
-static Oid
-query_owner(Query *query)
+/*
+ * Find for whom a marked query is planned, wherever in it his table is.
+ */
+static bool
+find_owner(Node *node, Oid *owner)
 {
 	ListCell   *lc;
 
-	if (!list_member_oid(query->constraintDeps, InvalidOid))
-		return InvalidOid;
-	foreach(lc, query->rtable)
+	if (node == NULL)
+		return false;
+	if (!IsA(node, Query))
+		return expression_tree_walker(node, find_owner, owner);
+	foreach(lc, ((Query *) node)->rtable)
 	{
 		RangeTblEntry *rte = lfirst(lc);
 
 		if (rte->rtekind == RTE_RELATION && guard_is_foreign(rte->relid))
-			return rte_check_as_user(query_perminfos(query), rte);
+		{
+			*owner = rte_check_as_user(query_perminfos((Query *) node), rte);
+			return true;
+		}
 	}
-	return InvalidOid;
+	return query_tree_walker((Query *) node, find_owner, owner, 0);
+}
+
+/*
+ * The owner as whom a query is planned, or InvalidOid.
+ */
+static Oid
+query_owner(Query *query)
+{
+	Oid			owner = InvalidOid;
+
+	if (!list_member_oid(query->constraintDeps, InvalidOid))
+		return InvalidOid;
+	if (!find_owner((Node *) query, &owner) || !OidIsValid(owner))
+		elog(ERROR, "could not find the owner of a stream's target");
+	return owner;
 }
 
 static PlannedStmt *
