@@ -324,4 +324,11 @@ rte_set_check_as_user(List *perminfos, RangeTblEntry *rte, Oid userid)
 }
 #endif
 
+/* ALTER TABLE ... SET EXPRESSION is new in 17. */
+#if PG_VERSION_NUM >= 170000
+#define IS_SET_EXPRESSION(subtype) ((subtype) == AT_SetExpression)
+#else
+#define IS_SET_EXPRESSION(subtype) false
+#endif
+
 #endif							/* BG_COMPAT_H */

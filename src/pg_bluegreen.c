@@ -67,5 +67,6 @@ _PG_init(void)
 		launcher_register();
 	wake_register();
 	partition_hook_install();
+	ddl_watch_install();
 	owner_watch_install();
 }

@@ -94,7 +94,7 @@ typedef struct MappingRow
 	OnDelete	on_delete;
 	bool		has_other_columns;	/* target has columns that we don't write */
 	List	   *row_shape;		/* the source's columns when the mapping was
-								 * made, "name type" each; NIL unless the
+								 * made: name, type, name ...; NIL unless the
 								 * transform reads whole rows */
 	char	   *defined_in;		/* pg_snapshot of map_table() */
 	int			ncolumns;

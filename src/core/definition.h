@@ -125,6 +125,11 @@ extern void ready_target_rights(Peer *peer, const MapRequest *request);
 extern void ready_warn(const Deployment *deployment, Peer *peer);
 extern void ready_announce_wait(const Deployment *deployment);
 
+/* ---- ddl.c: DDL that a mapping could not live with ---- */
+
+extern void ddl_note(Oid relid);
+extern void ddl_note_commands(Oid relid, const AlterTableStmt *stmt);
+
 /* ---- mapping.c ---- */
 
 struct Transform;

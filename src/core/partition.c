@@ -186,6 +186,7 @@ partition_utility(PlannedStmt *pstmt, const char *query_string,
 		if (moves_rows(stmt))
 			log_change(parent);
 		PopActiveSnapshot();
+		ddl_note_commands(parent, stmt);
 	}
 }
 

@@ -217,9 +217,6 @@ transform_find_identity(Transform *transform, Relation source)
 		transform->identity = relation_identity(source, &full);
 		transform->identity_full = full;
 	}
-	transform->filter_by_identity =
-		bms_is_subset(transform->filter_reads, transform->identity);
-
 	if (transform->identity_full)
 		transform->chunk_index = relation_primary_key(source);
 	else
@@ -288,7 +285,7 @@ refuse(const Transform *transform, const char *reason)
 
 /*
  * One column that may be absent: that is fine where leaving it out of an
- * UPDATE's SET says all there is to say.
+ * UPDATE's SET says all there is to say.  The reason why it is not, or NULL.
  *
  * Let through is what only an UPDATE of the replica identity itself could
  * bring about: a row that enters a filter on the key, or that is inserted
@@ -297,24 +294,73 @@ refuse(const Transform *transform, const char *reason)
  * IDENTITY FULL would be a high price for what hardly ever happens; the stream
  * stops at it with the statement that mends it (gate.c).
  */
-static void
-check_absent_column(const Transform *transform, const TransformColumn *column)
+static const char *
+absent_column_problem(const Transform *transform,
+					  const TransformColumn *column,
+					  const Bitmapset *identity)
 {
-	const MappingRow *row = transform->row;
-
 	if (bms_membership(column->reads) == BMS_MULTIPLE ||
 		column->depends_on_commit)
-		refuse(transform,
-			   psprintf("Target column \"%s\" combines a column that an UPDATE may leave out with others.",
-						column->def->name));
-	if (row->on_write == ON_WRITE_MERGE)
-		refuse(transform,
-			   psprintf("An UPDATE may leave out what target column \"%s\" reads, and a merge may have to insert it.",
-						column->def->name));
-	if (transform->filter != NULL && !transform->filter_by_identity)
-		refuse(transform,
-			   psprintf("An UPDATE that makes a row pass the filter may leave out what target column \"%s\" reads.",
-						column->def->name));
+		return psprintf("Target column \"%s\" combines a column that an UPDATE may leave out with others.",
+						column->def->name);
+	if (transform->row->on_write == ON_WRITE_MERGE)
+		return psprintf("An UPDATE may leave out what target column \"%s\" reads, and a merge may have to insert it.",
+						column->def->name);
+	if (transform->filter != NULL &&
+		!bms_is_subset(transform->filter_reads, identity))
+		return psprintf("An UPDATE that makes a row pass the filter may leave out what target column \"%s\" reads.",
+						column->def->name);
+	return NULL;
+}
+
+/*
+ * A column of the set that may be TOASTed and is not in the identity; 0 if
+ * there is none.
+ */
+static AttrNumber
+may_be_left_out(const Transform *transform, const Bitmapset *attnos,
+				const Bitmapset *identity)
+{
+	int			attno = -1;
+
+	while ((attno = bms_next_member(attnos, attno)) >= 0)
+		if (transform->source[attno - 1].toastable &&
+			!bms_is_member(attno, identity))
+			return attno;
+	return 0;
+}
+
+/*
+ * Why changes that carry this replica identity (attributes of the source; not
+ * all of them) do not carry enough for the mapping; NULL if they do.
+ */
+static const char *
+identity_problem(const Transform *transform, const Bitmapset *identity)
+{
+	AttrNumber	attno;
+
+	if (identity == NULL)
+		return "The table has no replica identity, so an UPDATE or DELETE does not say which row it changed.";
+	if (!bms_is_subset(transform->key_reads, identity))
+		return "The target's key reads columns outside the replica identity, so a DELETE does not say which target row goes.";
+	attno = may_be_left_out(transform, transform->filter_reads, identity);
+	if (attno > 0)
+		return psprintf("An UPDATE may leave out column \"%s\", which the filter reads.",
+						NameStr(transform->source[attno - 1].name));
+	if (transform->row->on_delete == ON_DELETE_WRITE &&
+		!bms_is_subset(transform->reads, identity))
+		return "The old row is written on a DELETE, but the DELETE carries only the replica identity's columns.";
+	for (int i = 0; i < transform->ncolumns; i++)
+	{
+		const TransformColumn *column = &transform->columns[i];
+		const char *problem = NULL;
+
+		if (may_be_left_out(transform, column->reads, identity) > 0)
+			problem = absent_column_problem(transform, column, identity);
+		if (problem != NULL)
+			return problem;
+	}
+	return NULL;
 }
 
 /*
@@ -344,26 +390,24 @@ check_keyless(const Transform *transform)
 void
 transform_check_identity(Transform *transform)
 {
-	int			attno = -1;
+	const char *problem = NULL;
 
 	if (transform->nkeys == 0)
 		check_keyless(transform);
-	if (transform->identity_full || transform->nkeys == 0)
-		return;
-	if (transform->identity == NULL)
-		refuse(transform, "The table has no replica identity, so an UPDATE or DELETE does not say which row it changed.");
-	if (!bms_is_subset(transform->key_reads, transform->identity))
-		refuse(transform, "The target's key reads columns outside the replica identity, so a DELETE does not say which target row goes.");
-	while ((attno = bms_next_member(transform->filter_reads, attno)) >= 0)
-		if (transform->source[attno - 1].toastable &&
-			!bms_is_member(attno, transform->identity))
-			refuse(transform,
-				   psprintf("An UPDATE may leave out column \"%s\", which the filter reads.",
-							NameStr(transform->source[attno - 1].name)));
-	if (transform->row->on_delete == ON_DELETE_WRITE &&
-		!bms_is_subset(transform->reads, transform->identity))
-		refuse(transform, "The old row is written on a DELETE, but the DELETE carries only the replica identity's columns.");
-	for (int i = 0; i < transform->ncolumns; i++)
-		if (transform->columns[i].may_be_absent)
-			check_absent_column(transform, &transform->columns[i]);
+	else if (!transform->identity_full)
+		problem = identity_problem(transform, transform->identity);
+	if (problem != NULL)
+		refuse(transform, problem);
+}
+
+/*
+ * Would a change with another replica identity than the one that was compiled
+ * carry enough?  Without a key every row is asked by itself (rowchange.c).
+ */
+bool
+transform_identity_suffices(const Transform *transform,
+							const Bitmapset *identity)
+{
+	return transform->nkeys == 0 ||
+		identity_problem(transform, identity) == NULL;
 }

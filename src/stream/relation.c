@@ -220,15 +220,17 @@ relation_refuse(const Transform *transform, const Misfit *misfit)
 }
 
 /*
- * Map the root's columns to a leaf's, by name; both as of the change.
+ * Map the root's columns to a leaf's, by name; both as of the change.  There is
+ * an entry for each column of today, which the root may not have had yet.
  */
 static AttrNumber *
-build_attrmap(Relation root, Relation leaf)
+build_attrmap(const Transform *transform, Relation root, Relation leaf)
 {
 	TupleDesc	desc = RelationGetDescr(root);
-	AttrNumber *map = palloc0_array(AttrNumber, desc->natts);
+	int			natts = transform->source_desc->natts;
+	AttrNumber *map = palloc0_array(AttrNumber, natts);
 
-	for (int i = 0; i < desc->natts; i++)
+	for (int i = 0; i < Min(natts, desc->natts); i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);
 
@@ -245,25 +247,29 @@ build_attrmap(Relation root, Relation leaf)
 }
 
 /*
- * Do old tuples of this relation carry the columns that were compiled as the
- * replica identity?  Someone may have altered it since.
+ * Which columns of the source do old tuples of this relation carry, and is
+ * that enough?  Someone may have altered it before or since the transform was
+ * compiled.
  */
-static bool
-identity_still_ok(RelationTransform *bound, Relation leaf)
+static void
+bind_identity(RelationTransform *bound, Relation leaf)
 {
-	const Transform *transform = bound->transform;
-	const AttrNumber *attrmap = bound->attrmap;
-	Bitmapset  *now = relation_identity(leaf, &bound->identity_full);
-	int			attno = -1;
+	Transform  *transform = bound->transform;
+	Bitmapset  *carried = relation_identity(leaf, &bound->identity_full);
 
-	if (bound->identity_full)
-		return true;
-	if (transform->identity_full)
-		return false;
-	while ((attno = bms_next_member(transform->identity, attno)) >= 0)
-		if (!bms_is_member(attrmap ? attrmap[attno - 1] : attno, now))
-			return false;
-	return true;
+	for (int i = 0; i < transform->source_desc->natts; i++)
+	{
+		int			attno = i + 1;
+
+		if (bound->attrmap)
+			attno = bound->attrmap[i];
+		if (bms_is_member(attno, carried))
+			bound->identity = bms_add_member(bound->identity, i + 1);
+	}
+	bound->identity_ok = bound->identity_full ||
+		transform_identity_suffices(transform, bound->identity);
+	bound->filter_by_identity = bound->identity_full ||
+		bms_is_subset(transform->filter_reads, bound->identity);
 }
 
 static void
@@ -283,10 +289,11 @@ bind_transform(RelationEntry *entry, Transform *transform, Relation relation)
 		if (!RelationIsValid(root))
 			elog(ERROR, "could not open relation with OID %u", source);
 		bound->misfit = relation_find_misfit(transform, root);
-		bound->attrmap = build_attrmap(root, relation);
+		bound->attrmap = build_attrmap(transform, root, relation);
 		RelationClose(root);
 	}
-	bound->identity_ok = identity_still_ok(bound, relation);
+	if (bound->misfit.column == NULL)
+		bind_identity(bound, relation);
 }
 
 static void

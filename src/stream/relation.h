@@ -16,9 +16,12 @@ typedef struct RelationTransform
 	Transform  *transform;
 	AttrNumber *attrmap;		/* source attribute -> leaf attribute, 0 if
 								 * none; NULL if they are the same */
-	bool		identity_ok;	/* old tuples carry what was compiled */
+	/* what old tuples carry of the source, as of now in the WAL */
+	bool		identity_full;	/* the whole row */
+	Bitmapset  *identity;
+	bool		identity_ok;	/* it suffices */
+	bool		filter_by_identity; /* the filter reads nothing else */
 	Misfit		misfit;			/* no name: the transform fits the relation */
-	bool		identity_full;	/* old tuples carry the whole row */
 } RelationTransform;
 
 typedef struct RelationEntry

@@ -188,10 +188,10 @@ admitted(ChangeContext *context)
  * change carries it all, or if nothing else is read.
  */
 static bool
-old_row_is_known(const Transform *transform)
+old_row_is_known(const RelationTransform *bound)
 {
-	return transform->identity_full ||
-		bms_is_subset(transform->reads, transform->identity);
+	return bound->identity_full ||
+		bms_is_subset(bound->transform->reads, bound->identity);
 }
 
 static void
@@ -208,14 +208,14 @@ evaluate_old(ChangeContext *context, Side *side)
 	begin_evaluation(context);
 	if (transform->filter == NULL)
 		side->passed = PASSED_YES;
-	else if (transform->identity_full || transform->filter_by_identity)
+	else if (context->bound->filter_by_identity)
 		side->passed = transform_filter(transform) ? PASSED_YES : PASSED_NO;
 	else
 		side->passed = PASSED_UNKNOWN;
 	if (side->passed != PASSED_NO)
 	{
 		if (transform->row->on_delete == ON_DELETE_WRITE &&
-			old_row_is_known(transform))
+			old_row_is_known(context->bound))
 			transform_row(transform, NULL, side->row->values,
 						  side->row->isnull, side->row->missing);
 		transform_key(transform, side->row->values, side->row->isnull);
@@ -275,7 +275,7 @@ old_from_new(ChangeContext *context, const Side *new, Side *old)
 	if (transform->filter == NULL)
 		old->passed = PASSED_YES;
 	else
-		old->passed = transform->filter_by_identity ? new->passed :
+		old->passed = context->bound->filter_by_identity ? new->passed :
 			PASSED_UNKNOWN;
 	if (new->passed == PASSED_NO && old->passed != PASSED_NO)
 	{

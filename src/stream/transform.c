@@ -348,8 +348,10 @@ remember_source(Transform *transform, Relation source)
 		mine->type = att->atttypid;
 		mine->typmod = att->atttypmod;
 		mine->dropped = att->attisdropped;
+		/* SET STORAGE PLAIN leaves values where they are */
 		mine->toastable = att->attlen == -1 && !att->attisdropped &&
-			att->attstorage != TYPSTORAGE_PLAIN;
+			(att->attstorage != TYPSTORAGE_PLAIN ||
+			 get_typstorage(att->atttypid) != TYPSTORAGE_PLAIN);
 	}
 	transform->slot = MakeSingleTupleTableSlot(transform->source_desc,
 											   &TTSOpsVirtual);
@@ -358,7 +360,7 @@ remember_source(Transform *transform, Relation source)
 }
 
 /*
- * The columns of the source: a list of "name type".
+ * The columns of the source: a list of name, type, name, type ...
  */
 List *
 transform_row_shape(const Transform *transform)
@@ -370,30 +372,31 @@ transform_row_shape(const Transform *transform)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);
 
-		if (!att->attisdropped)
-			shape = lappend(shape,
-							psprintf("%s %s", quote_identifier(NameStr(att->attname)),
-									 format_type_with_typemod(att->atttypid,
-															  att->atttypmod)));
+		if (att->attisdropped)
+			continue;
+		shape = lappend(shape, pstrdup(NameStr(att->attname)));
+		shape = lappend(shape, format_type_with_typemod(att->atttypid,
+														att->atttypmod));
 	}
 	return shape;
 }
 
+/*
+ * Name of the first column of a shape that another one does not have, or NULL.
+ */
 static const char *
 first_missing(List *shape, List *from)
 {
-	ListCell   *lc;
-	ListCell   *other;
-
-	foreach(lc, shape)
+	for (int i = 0; i < list_length(shape); i += 2)
 	{
-		foreach(other, from)
-		{
-			if (strcmp(lfirst(lc), lfirst(other)) == 0)
-				break;
-		}
-		if (other == NULL)
-			return lfirst(lc);
+		int			j = 0;
+
+		while (j < list_length(from) &&
+			   (strcmp(list_nth(shape, i), list_nth(from, j)) != 0 ||
+				strcmp(list_nth(shape, i + 1), list_nth(from, j + 1)) != 0))
+			j += 2;
+		if (j >= list_length(from))
+			return list_nth(shape, i);
 	}
 	return NULL;
 }
@@ -422,24 +425,6 @@ compare_shape(Transform *transform)
 			transform->misfit.reason = "The transform reads whole rows, and the table has lost this column since it was mapped.";
 	}
 	transform->misfit.column = column;
-}
-
-/*
- * Columns whose value an UPDATE may not carry.
- */
-static void
-mark_absent_columns(Transform *transform)
-{
-	for (int i = 0; i < transform->ncolumns; i++)
-	{
-		TransformColumn *column = &transform->columns[i];
-		int			attno = -1;
-
-		while ((attno = bms_next_member(column->reads, attno)) >= 0)
-			if (transform->source[attno - 1].toastable &&
-				!bms_is_member(attno, transform->identity))
-				column->may_be_absent = true;
-	}
 }
 
 /*
@@ -472,7 +457,6 @@ transform_compile(MappingRow *row)
 
 	compare_shape(transform);
 	transform_find_identity(transform, source);
-	mark_absent_columns(transform);
 	table_close(source, NoLock);
 	return transform;
 }
@@ -538,8 +522,7 @@ transform_row(Transform *transform, const Bitmapset *absent,
 	{
 		TransformColumn *column = &transform->columns[i];
 
-		missing[i] = column->may_be_absent &&
-			bms_overlap(column->reads, absent);
+		missing[i] = absent != NULL && bms_overlap(column->reads, absent);
 		if (missing[i])
 			isnull[i] = true;
 		else

@@ -31,9 +31,6 @@ typedef struct TransformColumn
 	bool		depends_on_commit;	/* reads commit_time() or commit_lsn() */
 	bool		finds_row;		/* without a key: the target's row is found by
 								 * this column among others */
-	bool		may_be_absent;	/* reads a TOASTable column outside the
-								 * identity: left out of an UPDATE's SET when
-								 * that value is unchanged */
 	char	   *carrier;		/* type of the parameter that carries it */
 	FmgrInfo	send;			/* type's send function (binary, array) */
 	FmgrInfo	output;			/* type's output function */
@@ -81,7 +78,6 @@ typedef struct Transform
 	SourceAttribute *source;	/* per attribute, natts of source_desc */
 	Bitmapset  *identity;		/* replica identity columns; all if FULL */
 	bool		identity_full;
-	bool		filter_by_identity; /* the filter reads nothing else */
 	Oid			chunk_index;	/* replica identity index, or the primary key
 								 * under FULL; invalid if there is none */
 	Bitmapset  *chunk_key;		/* its columns */
@@ -124,6 +120,8 @@ extern List *transform_row_shape(const Transform *transform);
  * hint is the ALTER TABLE that mends it.
  */
 extern void transform_check_identity(Transform *transform);
+extern bool transform_identity_suffices(const Transform *transform,
+										const Bitmapset *identity);
 
 /* identity.c */
 extern Bitmapset *relation_identity(Relation relation, bool *full);
