@@ -46,7 +46,7 @@
 #define LAUNCHER_RESTART_TIME	5	/* seconds */
 #define LAUNCHER_INTERVAL		10000	/* ms between looks at the slots */
 #define MAX_QUICK_ENDS			3	/* orderly ends in a row without delay */
-#define PROBE_TIME				5000	/* ms, if nobody ends it */
+#define PROBE_TIME				60000	/* ms, if nobody ends it */
 #define MAX_RECORDER_TRIES		10	/* then a database's events are dropped */
 
 /* What the launcher remembers of an entry's worker. */
@@ -122,17 +122,28 @@ start_worker(const char *function, const char *type, const char *name,
 }
 
 /*
- * Entry point of a worker that takes up room until it is told to end.
+ * Entry point of a worker that takes up room until it is told to end.  Other
+ * things set its latch, too, at its start for one; were it to end then, its
+ * room would be taken for free while the next probe is registered.
  */
 void
 bluegreen_probe_main(Datum arg)
 {
+	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+												  PROBE_TIME);
+	long		left;
+
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
 	BackgroundWorkerUnblockSignals();
-	if (!ShutdownRequestPending)
+	while (!ShutdownRequestPending &&
+		   (left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+												   end)) > 0)
+	{
 		(void) WaitLatch(MyLatch,
 						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 PROBE_TIME, PG_WAIT_EXTENSION);
+						 left, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+	}
 	proc_exit(0);
 }
 
