@@ -21,7 +21,7 @@ my $seed = $ENV{BLUEGREEN_SEED} || time;
 srand $seed;
 note("BLUEGREEN_SEED=$seed BLUEGREEN_KILLS=$kills");
 
-# enough chunks for half of the kills
+# chunks of 200 rows, of which there are 15 for each of half of the kills
 my $accounts = 2_000 * max(50, $kills);
 
 my ($blue, $green) = create_pair(
@@ -68,12 +68,20 @@ CREATE TRIGGER write_down AFTER INSERT OR UPDATE OR DELETE ON $table
 ALTER TABLE $table ENABLE ALWAYS TRIGGER write_down;});
 }
 
-# Each chunk takes a while, so that there is a copy to be killed.
+# Each chunk takes a while, and between two kills there are not more of them
+# than $step, so that there is a copy to be killed however slow the server is.
+my $step = 15;
 $green->safe_psql(q{
+CREATE TABLE allowed (chunks bigint NOT NULL);
+INSERT INTO allowed VALUES (0);
 CREATE FUNCTION take_time() RETURNS trigger LANGUAGE plpgsql
 SET search_path = public AS $$
 BEGIN
-	PERFORM pg_sleep(0.06);
+	LOOP
+		PERFORM pg_sleep(0.06);
+		EXIT WHEN (SELECT count(*) FROM bluegreen.applied_chunk)
+			< (SELECT chunks FROM allowed);
+	END LOOP;
 	RETURN NULL;
 END $$;
 CREATE TRIGGER take_time BEFORE INSERT ON account
@@ -179,9 +187,20 @@ sub wait_for_more
 	return;
 }
 
+# Ask green, which may not know yet that one of its processes was killed.
+sub ask
+{
+	my ($sql) = @_;
+	my ($status, $out);
+	BlueGreen::Node::wait_until(
+		sub { ($status, $out) = $green->psql($sql); return $status == 0 })
+	  or give_up('green does not answer');
+	return $out;
+}
+
 sub is_copying
 {
-	return $green->safe_psql(q{SELECT state FROM bluegreen.applied_table
+	return ask(q{SELECT state FROM bluegreen.applied_table
 		WHERE target_table = 'account'}) eq 'copying';
 }
 
@@ -267,17 +286,19 @@ $blue->safe_psql(q{SELECT bluegreen.create_deployment('kill', 'green');
 my $copied = 0;
 for my $n (1 .. $kills / 2)
 {
+	ask("UPDATE allowed SET chunks = $copied + $step");
 	wait_a_moment($chunks, $copied, 'chunks');
 	my $copying = is_copying();
 	my $victim = kill_somebody('copying');
 	$green->wait_until_up;
-	my $now = $green->safe_psql($chunks);
+	my $now = ask($chunks);
 	ok($copying && $now >= $copied,
 		"kill $n, during the copy: $victim; $now chunks stay finished")
 	  or diag("there were $copied");
 	$copied = $now;
 }
-$green->safe_psql('ALTER TABLE account DISABLE TRIGGER take_time');
+ask("UPDATE allowed SET chunks = 1000 * chunks");
+ask('ALTER TABLE account DISABLE TRIGGER take_time');
 wait_for_sync('kill');
 
 #
@@ -285,11 +306,10 @@ wait_for_sync('kill');
 #
 for my $n (1 .. $kills - int($kills / 2))
 {
-	wait_a_moment($applied, $green->safe_psql($applied), 'rows');
+	wait_a_moment($applied, ask($applied), 'rows');
 	my $victim = kill_somebody('streaming');
 	$green->wait_until_up;
-	is( $green->safe_psql(
-			'SELECT (SELECT sum(v) FROM account) = count(*) FROM ledger'),
+	is( ask('SELECT (SELECT sum(v) FROM account) = count(*) FROM ledger'),
 		't',
 		"kill $n, while streaming: $victim; green has whole transactions only");
 }
@@ -298,7 +318,7 @@ note("killed: $done{$_} times $_") for sort keys %done;
 #
 # The end
 #
-wait_for_more($applied, $green->safe_psql($applied), 'rows');
+wait_for_more($applied, ask($applied), 'rows');
 $blue->wait_until_up;
 stop_load();
 wait_for_sync('kill');

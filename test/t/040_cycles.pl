@@ -139,6 +139,10 @@ sub cycles
 		'<', 3, 'there are not more processes than there should be');
 
 	$cure->();
+	# who waits for a stream that shows an error is told of it
+	$blue->poll_query_until(
+		q{SELECT state = 'streaming' FROM bluegreen.stat_stream})
+	  or die 'the stream does not go on';
 	wait_for_sync('d');
 	compare_tables('SELECT id, share(v) AS v FROM t',
 		'TABLE t', "$name: with its cause gone, the stream goes on");
