@@ -226,6 +226,17 @@ request_recopy(Gate *gate, GateTable *table, const char *key, bool first)
 	ConditionVariableBroadcast(&gate->shared->changed);
 }
 
+static bool
+recopy_requested(const Gate *gate)
+{
+	bool		requested;
+
+	LWLockAcquire(shared_chunk_lock(), LW_SHARED);
+	requested = gate->shared->recopy.mapping != 0;
+	LWLockRelease(shared_chunk_lock());
+	return requested;
+}
+
 /*
  * Wait until a copy worker has taken the request up and is done with it.  Has
  * it copied the key?  It may have died, or given up because of locks that our
@@ -237,14 +248,18 @@ wait_for_recopy(Gate *gate, GateTable *table, const Datum *key,
 {
 	for (;;)
 	{
-		bool		requested;
+		bool		requested = recopy_requested(gate);
 		Chunk	   *chunk;
 
-		/* first this, since it is announced before the request is cleared */
-		LWLockAcquire(shared_chunk_lock(), LW_SHARED);
-		requested = gate->shared->recopy.mapping != 0;
-		LWLockRelease(shared_chunk_lock());
 		refresh(gate, table);
+
+		/*
+		 * Taken up while we read the directory, which then may be older than
+		 * the announcement, or newer than its end: after that no change would
+		 * wake us.
+		 */
+		if (recopy_requested(gate) != requested)
+			continue;
 		chunk = chunk_find(table->directory, key);
 		if (!requested && (chunk == NULL || !chunk->announced))
 			return chunk != NULL && chunk->key_only &&
