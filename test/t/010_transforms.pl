@@ -270,7 +270,7 @@ SET default_transaction_isolation = 'read committed';
 SET client_encoding = 'UTF8'; SET array_nulls = on;
 SQL
 $blue->safe_psql(qq{$plain CALL bluegreen.start('e')});
-$blue->safe_psql(qq{$plain CALL bluegreen.wait_for_sync('e', '60 s')});
+$blue->safe_psql(qq{$plain CALL bluegreen.wait_for_sync('e', '180 s')});
 
 my $columns = 'id, ts, tl, d, iv, f, f4, b, x::text, m, mx, amx, ats, aiv, af,'
   . ' ab, rts, j, e, tv, an';
@@ -290,7 +290,7 @@ $plain
 UPDATE looks SET id = id + 10;
 @{[ $row ]}
 UPDATE looks SET iv = -iv, an = '{NULL,2}' WHERE id > 10;
-CALL bluegreen.wait_for_sync('e', '60 s');
+CALL bluegreen.wait_for_sync('e', '180 s');
 SQL
 looks_same('nor in what is streamed');
 is( $green->safe_psql(

@@ -33,7 +33,7 @@ srand $seed;
 note("BLUEGREEN_SEED=$seed");
 
 # of the settings, in seconds; a slow machine may take a multiple
-my ($peer_timeout, $slow) = (3, 10);
+my ($peer_timeout, $slow) = (3, 40);
 
 my ($blue, $green) = create_pair(
 	conf => "bluegreen.peer_timeout = '${peer_timeout}s'\n"

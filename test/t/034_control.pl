@@ -54,7 +54,7 @@ is( $blue->safe_psql(
 $blue->safe_psql('UPDATE t SET v = v + 1; INSERT INTO t VALUES (3000, 1);
 	DELETE FROM t WHERE id = 1;');
 my (undef, undef, $error) =
-  $blue->psql(q{CALL bluegreen.wait_for_sync('d')}, timeout => 20);
+  $blue->psql(q{CALL bluegreen.wait_for_sync('d')});
 like($error, qr/is not started/, 'waiting for a stopped stream is an error');
 $blue->safe_psql(q{CALL bluegreen.stop('d'); CALL bluegreen.start('d');});
 wait_for_sync('d');
@@ -101,7 +101,7 @@ like(
 	qr/^(error|starting)\|./,
 	'status tells as well');
 (undef, undef, $error) =
-  $blue->psql(q{CALL bluegreen.wait_for_sync('d')}, timeout => 20);
+  $blue->psql(q{CALL bluegreen.wait_for_sync('d')});
 like($error, qr/unlucky/, 'wait_for_sync raises the error instead of waiting');
 is( $green->safe_psql(q{SELECT string_agg(id || '=' || v, ' ' ORDER BY id)
 		FROM t WHERE id >= 3000}),

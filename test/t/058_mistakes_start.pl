@@ -178,20 +178,20 @@ SET extra_float_digits = -15;
 SET default_transaction_isolation = 'serializable';
 SET default_transaction_deferrable = on;
 SET session_replication_role = 'replica';
-SET statement_timeout = '100 s';
-SET lock_timeout = '100 s';});
+SET statement_timeout = '180 s';
+SET lock_timeout = '180 s';});
 is( $odd->query(q{
 SELECT bluegreen.create_deployment('odd', 'green') OPERATOR(pg_catalog.>) 0;
 SELECT bluegreen.map_table('odd', 'public.t', 'public.u', transform =>
 	E'SELECT id, v || ''\\\\\\\\'' || date ''02/03/2026'' AS v FROM public.t')
 	OPERATOR(pg_catalog.>) 0;
 CALL bluegreen.start('odd');
-CALL bluegreen.wait_for_sync('odd', '100 s');
+CALL bluegreen.wait_for_sync('odd', '180 s');
 INSERT INTO public.t VALUES (3, 'later');
-CALL bluegreen.wait_for_sync('odd', '100 s');
+CALL bluegreen.wait_for_sync('odd', '180 s');
 CALL bluegreen.stop('odd');
 CALL bluegreen.start('odd');
-CALL bluegreen.wait_for_sync('odd', '100 s');}) . $odd->errors,
+CALL bluegreen.wait_for_sync('odd', '180 s');}) . $odd->errors,
 	"t\nt", 'a session with settings of its own can do everything');
 is( $green->safe_psql('SELECT string_agg(v, E\'\n\' ORDER BY id) FROM u'),
 	"a\\b'c\\2026-03-02\nlater\\2026-03-02",
@@ -314,7 +314,7 @@ foreach my $room (0, 1)
 			title => "room for $room replication origins on green",
 			sql => $start,
 			state => '53400',
-			message => qr/^could not find free replication state slot/,
+			message => qr/^peer lacks resources: could not find free replication state slot/,
 			hint => qr/^On the peer, increase "$setting" and restart\.$/
 		});
 	$_->quit for @taken;
