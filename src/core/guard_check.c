@@ -13,9 +13,11 @@
  * And the owner from the session's user, unless that one may become the owner
  * anyway: what runs as the owner may read and write only tables that the
  * user has privileges on, and call nothing that the user could have made or
- * that does more than compute.  Statements of streams need columns,
- * parameters, unnest(), casts to the columns' types and the equality operators
- * of unique indexes; that and its like is let through.
+ * that does more than compute, nor hold a value of a type that the user could
+ * have made: casts of his would come with it.  Statements of streams need
+ * columns, parameters, unnest(), casts to the columns' types and the equality
+ * operators of unique indexes, and to find rows without a key numbers of rows,
+ * hashes and comparisons of records; that and its like is let through.
  *
  *-------------------------------------------------------------------------
  */
@@ -349,6 +351,7 @@ is_expression_with_type(Node *node)
 {
 	switch (nodeTag(node))
 	{
+		case T_Var:
 		case T_Const:
 		case T_Param:
 		case T_FuncExpr:
@@ -368,6 +371,25 @@ is_expression_with_type(Node *node)
 
 static bool check_shape(Node *node, Shape *shape);
 
+/*
+ * Has a relation rows that only the user has given a type, which no expression
+ * shows if they are taken as a whole?  Then code of his could come with it
+ * (to_jsonb() calls casts).
+ */
+static bool
+has_hidden_types(const RangeTblEntry *rte)
+{
+	ListCell   *lc;
+
+	if (rte->rtekind == RTE_NAMEDTUPLESTORE)
+		return true;
+	if (rte->rtekind == RTE_FUNCTION)
+		foreach(lc, rte->functions)
+			if (lfirst_node(RangeTblFunction, lc)->funccoltypes != NIL)
+				return true;
+	return false;
+}
+
 static void
 check_query(Query *query, Shape *shape)
 {
@@ -384,6 +406,10 @@ check_query(Query *query, Shape *shape)
 			ereport(ERROR,
 					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 					 errmsg("TABLESAMPLE and table functions cannot be used in a session that applies")));
+		if (has_hidden_types(rte))
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("transition tables and column definition lists cannot be used in a session that applies")));
 	}
 	if (query->resultRelation > 0 &&
 		!list_member_oid(shape->relations,

@@ -210,6 +210,103 @@ wait_for_sync('d');
 compare_tables('TABLE house.t', 'TABLE house.t', 'until it is back');
 mover(q{SELECT bluegreen.unmap_table('d', 'house.m')});
 wait_for_sync('d');
+
+# a table without a key: rows are found by all their values
+$blue->safe_psql(q{
+	CREATE TABLE house.n (a int, b text, w varchar(20), j json);
+	ALTER TABLE house.n REPLICA IDENTITY FULL;
+	INSERT INTO house.n SELECT i % 20, 'row', 'word', '{"a": 1.0}'
+		FROM generate_series(1, 100) i;
+	GRANT SELECT ON house.n TO mover;});
+$green->safe_psql(q{SET ROLE landlord;
+	CREATE FUNCTION house.shout(text) RETURNS text IMMUTABLE
+		LANGUAGE plpgsql AS 'BEGIN RETURN upper($1); END';
+	CREATE DOMAIN house.word AS varchar(20)
+		CHECK (house.shout(VALUE) <> 'BAD');
+	CREATE TABLE house.n (a int, b text, w house.word, j json,
+		k int GENERATED ALWAYS AS IDENTITY, d text DEFAULT house.shout('d'),
+		g text GENERATED ALWAYS AS (house.shout(b)) STORED)
+		PARTITION BY RANGE (a);
+	CREATE TABLE house.n_low PARTITION OF house.n FOR VALUES FROM (0) TO (10);
+	CREATE TABLE house.n_rest PARTITION OF house.n DEFAULT;
+	ALTER TABLE house.n ENABLE ROW LEVEL SECURITY;
+	RESET ROLE;
+	SELECT bluegreen.grant_apply('applier', 'house.n');});
+
+sub same_without_key
+{
+	my ($name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	wait_for_sync('d');
+	return compare_tables('TABLE house.n', 'SELECT a, b, w, j FROM house.n',
+		"without a key: $name");
+}
+mover(q{SELECT bluegreen.map_table('d', 'house.n')});
+same_without_key('copied');
+$green->safe_psql(q{UPDATE house.n SET d = 'kept' WHERE a = 7});
+foreach my $how ('streamed', 'in one batch')
+{
+	my $batched = $how eq 'in one batch';
+	mover(q{CALL bluegreen.stop('d')}) if $batched;
+	$blue->safe_psql(q{
+		UPDATE house.n SET b = 'one of them' WHERE ctid =
+			(SELECT min(ctid) FROM house.n WHERE a = 1 AND b = 'row');
+		DELETE FROM house.n WHERE ctid =
+			(SELECT min(ctid) FROM house.n WHERE a = 2);
+		UPDATE house.n SET a = a + 10 WHERE a IN (3, 4);
+		UPDATE house.n SET j = '{"a": 1.00}' WHERE a = 5;
+		UPDATE house.n SET w = w || '+' WHERE a = 7;
+		INSERT INTO house.n VALUES (NULL, NULL, NULL, NULL),
+			(NULL, NULL, NULL, NULL), (1, 'one of them', 'word', '1');
+		BEGIN; INSERT INTO house.n VALUES (30, 'went', 'w', '1');
+		UPDATE house.n SET a = 31 WHERE a = 30;
+		DELETE FROM house.n WHERE a = 31; COMMIT;});
+	mover($start) if $batched;
+	same_without_key($how);
+}
+is( $green->safe_psql(
+		q{SELECT count(DISTINCT k), count(*), min(d), min(g) FROM house.n
+		WHERE a = 7}),
+	'5|5|kept|ROW',
+	'without a key: what green alone has is kept');
+my $seen = $green->safe_psql('SELECT count(*) FROM bluegreen.conflict');
+$green->safe_psql('DELETE FROM house.n WHERE a IN (8, 9)');
+$blue->safe_psql(q{UPDATE house.n SET b = 'back' WHERE a = 8;
+	DELETE FROM house.n WHERE a = 9;});
+same_without_key('conflicts');
+is( $green->safe_psql(qq{SELECT string_agg(DISTINCT kind || ' ' ||
+			split_part(key, ' ', 1), ', ') FROM
+		(SELECT * FROM bluegreen.conflict ORDER BY id OFFSET $seen) c}),
+	q{delete_missing a[integer]:'9', update_missing a[integer]:'8'},
+	'which are recorded');
+is( $green->safe_psql('SELECT count(*) FROM bluegreen.conflict'),
+	$seen + 10, 'one for each row');
+$blue->safe_psql(q{TRUNCATE house.n;
+	INSERT INTO house.n VALUES (1, 'x', 'y', '1'), (1, 'x', 'y', '1');});
+same_without_key('TRUNCATE');
+$blue->safe_psql(q{UPDATE house.n SET w = 'bad' WHERE ctid =
+	(SELECT min(ctid) FROM house.n)});
+ok( $blue->poll_query_until(
+		q{SELECT state = 'error' AND error_message ~ 'value for domain'
+		FROM bluegreen.stat_stream}),
+	"without a key: the owner's domain holds");
+mover(q{SELECT bluegreen.skip('d', error_lsn) FROM bluegreen.stat_stream});
+wait_for_sync('d');
+$green->safe_psql(q{REVOKE DELETE ON house.n FROM applier});
+$blue->safe_psql(q{DELETE FROM house.n WHERE w = 'y'});
+ok( $blue->poll_query_until(
+		q{SELECT state = 'error' AND error_message ~ 'permission denied for table house.n'
+		AND error_hint ~ 'grant_apply\(''applier'', ''house.n''\)'
+		FROM bluegreen.stat_stream}),
+	'without a key: nor does it go without a right');
+$green->safe_psql(q{SELECT bluegreen.grant_apply('applier', 'house.n')});
+mover($start);
+wait_for_sync('d');
+is($green->safe_psql('SELECT count(*), min(w) FROM house.n'),
+	'1|y', 'until it is back');
+mover(q{SELECT bluegreen.unmap_table('d', 'house.n')});
+wait_for_sync('d');
+
 like(mover('SELECT * FROM bluegreen.status'),
 	qr/^d\|forward\|streaming\|1\/1/, 'the owner sees its status');
 

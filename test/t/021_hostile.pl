@@ -205,8 +205,15 @@ sub as_applier
 {
 	my ($sql, $pattern, $name) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	my (undef, undef, $error) =
-	  $green->psql("SELECT bluegreen.begin_apply();\n$sql", user => 'applier');
+	my (undef, undef, $error) = $green->psql(
+		qq{SELECT bluegreen.begin_apply();
+		CREATE TEMPORARY TABLE loot AS SELECT 'bad'::kit.mood AS m;
+		CREATE TEMPORARY TABLE sack AS SELECT '{bad}'::kit.mood[] AS m;
+		CREATE TEMPORARY TABLE trap (m kit.mood);
+		CREATE TRIGGER x AFTER INSERT ON trap REFERENCING NEW TABLE AS n
+			EXECUTE FUNCTION kit.catch();
+		ALTER TABLE trap ENABLE ALWAYS TRIGGER x;
+		$sql}, user => 'applier');
 	return like($error, $pattern, $name);
 }
 $green->safe_psql(q{SET ROLE villain; CREATE TABLE lair.diary (line text);
@@ -224,6 +231,14 @@ $green->safe_psql(q{SET ROLE villain; CREATE TABLE lair.diary (line text);
 	CREATE TABLE kit.t (id int);
 	CREATE FUNCTION kit.fire() RETURNS trigger LANGUAGE plpgsql AS
 		'BEGIN DROP TABLE lair.diary; RETURN NEW; END';
+	CREATE TYPE kit.mood AS ENUM ('bad');
+	CREATE FUNCTION kit.look(kit.mood) RETURNS json LANGUAGE plpgsql AS
+		$$ BEGIN PERFORM kit.rob(); RETURN '"mood"'; END $$;
+	CREATE CAST (kit.mood AS json) WITH FUNCTION kit.look(kit.mood);
+	CREATE FUNCTION kit.catch() RETURNS trigger LANGUAGE plpgsql AS
+		'BEGIN PERFORM to_jsonb(n) FROM n LEFT JOIN lair.p ON true;
+		RETURN NULL; END';
+	GRANT USAGE ON SCHEMA kit TO PUBLIC;
 	CREATE TRIGGER x BEFORE INSERT ON kit.t FOR EACH ROW
 		EXECUTE FUNCTION kit.fire();
 	ALTER TABLE kit.t ENABLE ALWAYS TRIGGER x;});
@@ -257,6 +272,38 @@ foreach my $case (
 	[ 'INSERT INTO lair.p SELECT 1, line FROM lair.diary', 'lair.diary' ],
 	[ 'COPY lair.p FROM STDIN WHERE kit.spy(id) > 0', 'can only COPY' ],
 	[ 'TRUNCATE lair.p CASCADE', 'CASCADE' ],
+	[
+		'SELECT to_jsonb(loot.m) FROM loot LEFT JOIN lair.p ON true',
+		'type kit.mood'
+	],
+	[ 'SELECT to_jsonb(loot) FROM loot LEFT JOIN lair.p ON true', 'type' ],
+	[
+		q{SELECT to_jsonb(j) FROM (loot LEFT JOIN lair.p ON true) AS j},
+		'type kit.mood'
+	],
+	[
+		q{WITH d AS (DELETE FROM lair.p RETURNING ctid),
+			l AS (SELECT m[1] FROM sack)
+			SELECT to_jsonb(l) FROM l LEFT JOIN d ON true},
+		'type kit.mood\[\]'
+	],
+	[
+		q{INSERT INTO trap VALUES ('bad')},
+		'transition tables and column definition lists'
+	],
+	[
+		q{SELECT to_jsonb(r) FROM lair.p,
+			json_to_record('{"m":"bad"}') AS r(m kit.mood)},
+		'transition tables and column definition lists'
+	],
+	[
+		q{SELECT bluegreen.image_hash(kit.spy(id)) FROM lair.p},
+		'function kit.spy\(integer\)'
+	],
+	[
+		q{SELECT sum(kit.spy(id)) OVER (PARTITION BY id) FROM lair.p},
+		'function kit.spy\(integer\)'
+	],
 	[ 'SELECT kit.write()', 'must be owner of table diary' ],
 	[ 'DROP TABLE lair.p', 'must be owner' ],
 	[ 'SET ROLE villain', 'permission denied' ])
