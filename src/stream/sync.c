@@ -405,8 +405,9 @@ note_error(StreamWorker *worker, const ErrorData *error)
 		!peer_sqlstate_is_transient(sqlstate))
 		lsn = worker->current.commit_lsn;
 	if (!XLogRecPtrIsInvalid(lsn) && error->hint == NULL)
-		hint = psprintf("Remove the cause, or leave this transaction out with bluegreen.skip('%s', '%X/%X').",
-						worker->deployment->name, LSN_FORMAT_ARGS(lsn));
+		hint = psprintf("Remove the cause, or leave this transaction out with bluegreen.skip(%s, '%X/%X').",
+						quote_literal_cstr(worker->deployment->name),
+						LSN_FORMAT_ARGS(lsn));
 
 	SpinLockAcquire(&shared->mutex);
 	shared->failures++;

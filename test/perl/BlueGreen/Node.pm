@@ -81,7 +81,8 @@ sub connstr
 	my ($self, $dbname, $user) = @_;
 	$dbname //= 'postgres';
 	$user //= 'postgres';
-	return "host=127.0.0.1 port=$self->{port} user=$user dbname=$dbname";
+	s/([\\'])/\\$1/g for $dbname, $user;
+	return "host=127.0.0.1 port=$self->{port} user='$user' dbname='$dbname'";
 }
 
 # The server's log; from a position of earlier, if given (length of log then).
