@@ -189,7 +189,7 @@ make_table(CopyState *state, MappingRow *row)
 		get_rel_relkind(row->source) == RELKIND_PARTITIONED_TABLE;
 	table->staged = row->on_write != ON_WRITE_MIRROR ||
 		row->on_delete != ON_DELETE_DELETE;
-	table->binary = true;
+	table->binary = table->writer->takes_binary;
 	for (int i = 0; i < row->ncolumns; i++)
 		table->binary &= row->columns[i].wire != WIRE_TEXT;
 	return table;

@@ -31,7 +31,9 @@
 
 /*
  * The writable columns of a target, which of them are GENERATED ALWAYS
- * identities, and whether other tables reference the target.
+ * identities, whether other tables reference the target, and whether COPY can
+ * be in binary: it looks up the input functions of all columns of the table,
+ * not only of those that come.
  */
 static void
 load_columns(Peer *peer, TargetWriter *writer)
@@ -43,7 +45,12 @@ load_columns(Peer *peer, TargetWriter *writer)
 	result = peer_query(peer,
 						"SELECT a.attname, a.attidentity = 'a',"
 						" EXISTS (SELECT FROM pg_catalog.pg_constraint f"
-						"  WHERE f.confrelid = c.oid AND f.contype = 'f') "
+						"  WHERE f.confrelid = c.oid AND f.contype = 'f'),"
+						" NOT EXISTS (SELECT FROM pg_catalog.pg_attribute o"
+						"  JOIN pg_catalog.pg_type t ON t.oid = o.atttypid"
+						"  WHERE o.attrelid = c.oid AND o.attnum > 0"
+						"  AND NOT o.attisdropped"
+						"  AND t.typreceive::pg_catalog.oid = 0) "
 						"FROM pg_catalog.pg_attribute a "
 						"JOIN pg_catalog.pg_class c ON c.oid = a.attrelid "
 						"JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
@@ -57,6 +64,7 @@ load_columns(Peer *peer, TargetWriter *writer)
 	{
 		writer->target_columns[i] = result->values[i][0];
 		writer->has_incoming_fk = result->values[i][2][0] == 't';
+		writer->takes_binary = result->values[i][3][0] == 't';
 		for (int j = 0; j < row->ncolumns; j++)
 			if (strcmp(row->columns[j].name, result->values[i][0]) == 0)
 				writer->always_identity[j] = result->values[i][1][0] == 't';

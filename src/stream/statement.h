@@ -54,6 +54,7 @@ typedef struct TargetWriter
 	int			ntarget;		/* writable columns of the target table */
 	char	  **target_columns;
 	bool		has_incoming_fk;
+	bool		takes_binary;	/* in COPY: all its columns' types do */
 	int			nlocators;		/* without a key */
 	Locator    *locators;
 	TargetStatement *statements;
