@@ -434,15 +434,16 @@ note_error(StreamWorker *worker, const ErrorData *error)
 }
 
 /*
- * A transform failed.  The careful path names the row, which costs too much to
- * be done for every row, and applies what comes before it.
+ * A transaction cannot be decoded or transformed.  The careful path applies
+ * what comes before it, some of which may still be in the batch, and names the
+ * row, which costs too much to be done for every row.
  */
 static void
-blame_evaluation(StreamWorker *worker, const ErrorData *error)
+blame_transaction(StreamWorker *worker, const ErrorData *error)
 {
 	StreamShared *shared = worker->shared;
 
-	if (worker->decode == NULL || worker->decode->evaluating == NULL ||
+	if (worker->decode == NULL || worker->decode->txn == NULL ||
 		worker->careful ||
 		peer_sqlstate_is_transient(unpack_sql_state(error->sqlerrcode)))
 		return;
@@ -463,7 +464,7 @@ fail(StreamWorker *worker, XLogRecPtr careful_before)
 	bool		lost = lost_was_raised();
 	bool		retry_carefully;
 
-	blame_evaluation(worker, error);
+	blame_transaction(worker, error);
 	retry_carefully = !worker->careful &&
 		shared->careful_until != careful_before;
 	HOLD_INTERRUPTS();

@@ -342,8 +342,9 @@ compare_tables('SELECT id, v FROM part', 'TABLE part',
 # A mapping that breaks: the stream stops before the first row of it
 #
 $blue->safe_psql(q{INSERT INTO whole VALUES (6, 6);
-	ALTER TABLE whole ADD extra int;
-	INSERT INTO a VALUES (6, 'v', 6);
+	INSERT INTO a VALUES (6, 'v', 6)});
+wait_for_sync('d');
+$blue->safe_psql(q{ALTER TABLE whole ADD extra int;
 	INSERT INTO whole VALUES (7, 7, 7); UPDATE whole SET n = 10 WHERE id = 1;
 	INSERT INTO a VALUES (7, 'v', 7);});
 ok( $blue->poll_query_until(
