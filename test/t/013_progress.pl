@@ -161,13 +161,16 @@ is($green->safe_psql('SELECT v FROM storm WHERE id = -1'),
 #
 # A mark of the progress writes no row; it is durable all the same
 #
+my $worth_a_mark = q{INSERT INTO unmapped
+	SELECT repeat('x', 1000) FROM generate_series(1, 100)};
 foreach my $crash (1 .. 3)
 {
 	$position = insert_position();
-	$blue->safe_psql(q{INSERT INTO unmapped VALUES ('x')});
+	$blue->safe_psql($worth_a_mark);
 	$blue->poll_query_until(
 		"SELECT confirmed_flush_lsn - '0/0' > $position"
-		  . " FROM pg_replication_slots WHERE slot_name = '$slot'");
+		  . " FROM pg_replication_slots WHERE slot_name = '$slot'")
+	  or die 'there is no mark';
 	$green->kill9;
 	$green->start;
 }
@@ -229,10 +232,10 @@ $green->start;
 $blue->safe_psql(q{INSERT INTO storm VALUES (-4, 'will be gone')});
 wait_for_sync('p');
 $position = insert_position();
-$blue->safe_psql(q{INSERT INTO unmapped
-	SELECT repeat('x', 1000) FROM generate_series(1, 100)});
+$blue->safe_psql($worth_a_mark);
 $blue->poll_query_until("SELECT confirmed_flush_lsn - '0/0' > $position"
-	  . " FROM pg_replication_slots WHERE slot_name = '$slot'");
+	  . " FROM pg_replication_slots WHERE slot_name = '$slot'")
+  or die 'there is no mark';
 $green->stop;
 system('rm', '-rf', $green->data_dir) == 0 or die 'rm failed';
 rename $saved, $green->data_dir or die $!;

@@ -323,8 +323,9 @@ sub safe_psql
 	return $out;
 }
 
-# Repeat a query until it prints $expected ('t' if not given); false after the
-# timeout.  poll_query_until([dbname,] query [, expected])
+# Repeat a query until it prints $expected ('t' if not given).  False after the
+# timeout, or if nobody looks at the result, the end of the test.
+# poll_query_until([dbname,] query [, expected])
 sub poll_query_until
 {
 	my ($self, @arguments) = @_;
@@ -338,9 +339,11 @@ sub poll_query_until
 			($status, $out, $err) = $self->psql($dbname, $query);
 			return $status == 0 && $out eq $expected;
 		});
-	Test::More::diag("$self->{name} never answered '$expected' but '$out' $err"
-		  . " to: $query")
-	  unless $reached;
+	return $reached if $reached;
+	my $missing =
+	  "$self->{name} never answered '$expected' but '$out' $err to: $query";
+	croak $missing unless defined wantarray;
+	Test::More::diag($missing);
 	return $reached;
 }
 
