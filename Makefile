@@ -3,10 +3,10 @@
 #	make, make install, make installcheck	PG_CONFIG= chooses the server;
 #		installcheck wants one that runs with test/cluster.conf
 #	make test	every test on temporary clusters; TESTS="names" for some
-#	make bench-latency	from commit on blue to visible on green; see bench/
+#	make bench	how fast it is, beside others; WORKLOADS="names" for some
 #	make demo	the shop moves while its customers keep buying
 #
-# test, bench-latency and demo bring what they need (test/bootstrap) and
+# test, bench and demo bring what they need (test/bootstrap) and
 # install nothing into the server: they use a private copy of it.
 
 EXTENSION = pg_bluegreen
@@ -38,13 +38,13 @@ test: bootstrap
 demo: bootstrap
 	@demo/run
 
-bench-latency: bootstrap
-	@bench/latency
+bench: bootstrap
+	@bench/run $(WORKLOADS)
 
 bootstrap:
 	@test/bootstrap
 
-.PHONY: all test demo bench-latency bootstrap
+.PHONY: all test demo bench bootstrap
 
 PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)

@@ -1,13 +1,8 @@
-# Functions that the benchmarks share (bash): pairs of temporary clusters, and
-# contenders that make green follow blue.
-#
-# A contender NAME has its own pair of clusters, NAME.blue and NAME.green, so
-# that nobody decodes another's WAL; whoever is not measured is idle.  It is a
-# function contender_NAME, which is called when the tables of the benchmark
-# exist on both sides, and returns when all of them follow.
+# Functions that the benchmarks share (bash): temporary clusters, SQL on them,
+# and waiting without disturbing what is measured.
 #
 # Settings that matter for the numbers are in bench.conf, and printed.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034
 
 . "$(dirname "${BASH_SOURCE[0]}")/../test/lib.sh"
 
@@ -26,6 +21,14 @@ bench_begin() {
 		"load $(cut -d' ' -f1-3 </proc/loadavg)"
 	private_install '' "$REPLY" "$work" || exit 1
 	bindir=$REPLY
+	sharedir=$("$bindir/pg_config" --sharedir)
+	grep -h '=' "$BENCH/bench.conf" | sed 's/^/# /'
+}
+
+# die MESSAGE: give up
+die() {
+	echo "bench: $1" >&2
+	exit 1
 }
 
 # server NAME PROGRAM...: pg_ctl and the like, on a cluster
@@ -35,75 +38,49 @@ server() {
 		</dev/null
 }
 
-# cluster NAME: make and start one, with the settings of bench.conf
+# cluster NAME [CONF]: make and start one, with the settings of bench.conf
 cluster() {
 	free_port
 	port[$1]=$REPLY
 	cluster_start '' "$bindir" "$work/clusters/$1" "$REPLY" || exit 1
-	cat "$BENCH/bench.conf" >>"$work/clusters/$1/data/postgresql.conf"
+	{
+		cat "$BENCH/bench.conf"
+		echo "${2:-}"
+	} >>"$work/clusters/$1/data/postgresql.conf"
 	server "$1" pg_ctl -m fast restart || exit 1
 }
 
 # sql NAME: run the SQL of standard input on a cluster; prints rows
 sql() {
-	"$bindir/psql" -XAtq -v ON_ERROR_STOP=1 -p "${port[$1]}" -d postgres -f -
+	PGOPTIONS="-c client_min_messages=warning ${PGOPTIONS:-}" \
+		"$bindir/psql" -XAtq -v ON_ERROR_STOP=1 -p "${port[$1]}" -d postgres \
+		-f - || die "on $1"
 }
 
-# until_true NAME SQL: wait until a query prints t
+# until_true NAME SQL: wait until a query prints t; prints the moment (us)
 until_true() {
-	local i
-	for ((i = 0; i < 1200; i++)); do
-		[ "$(sql "$1" <<<"$2")" != t ] || return 0
-		sleep 0.1
-	done
-	echo "never true on $1: $2" >&2
-	exit 1
+	"$BENCH/until" "${port[$1]}" "$2" "${PATIENCE:-1200}" ||
+		die "on $1: $2"
 }
 
-# pair NAME TABLES BLUE_SQL: the clusters of a contender with the benchmark's
-# tables on both sides and, on blue, what is in them
-pair() {
-	local side
-	for side in blue green; do
-		cluster "$1.$side"
-		sql "$1.$side" <<<"$2"
-	done
-	sql "$1.blue" <<<"$3"
-	"contender_$1" "$1.blue" "$1.green"
+# now: microseconds
+now() {
+	echo "${EPOCHREALTIME/./}"
 }
 
-# tables NAME: the tables of a cluster's benchmark
+# scaled N: rows or transactions, as many as SCALE says
+scaled() {
+	awk -v n="$1" -v scale="${SCALE:-1}" 'BEGIN { printf "%.0f", n * scale }'
+}
+
+# tables NAME: the tables of a cluster's benchmark, the mark last
 tables() {
 	sql "$1" <<<"SELECT relname FROM pg_class WHERE relkind = 'r'
-		AND relnamespace = 'public'::regnamespace ORDER BY 1"
+		AND relnamespace = 'public'::regnamespace
+		ORDER BY relname = 'mark', relname"
 }
 
-contender_bluegreen() {
-	local table
-	sql "$2" <<<'CREATE EXTENSION pg_bluegreen'
-	sql "$1" <<SQL
-CREATE EXTENSION pg_bluegreen;
-CREATE SERVER green FOREIGN DATA WRAPPER pg_bluegreen
-	OPTIONS (host '127.0.0.1', port '${port[$2]}', dbname 'postgres');
-CREATE USER MAPPING FOR CURRENT_USER SERVER green
-	OPTIONS (user 'postgres', password 'not asked for');
-SELECT FROM bluegreen.create_deployment('bench', 'green');
-SQL
-	for table in $(tables "$1"); do
-		sql "$1" <<<"SELECT FROM bluegreen.map_table('bench', '$table')"
-	done
-	sql "$1" <<<"CALL bluegreen.start('bench')"
-	sql "$1" <<<"CALL bluegreen.wait_for_sync('bench', '10 minutes')"
-}
-
-# Native logical replication; its commits on green are made as durable as ours
-# before they are visible (a subscription's default is not to wait).
-contender_native() {
-	sql "$1" <<<'CREATE PUBLICATION bench FOR ALL TABLES'
-	sql "$2" <<SQL || exit 1
-CREATE SUBSCRIPTION bench
-	CONNECTION 'host=127.0.0.1 port=${port[$1]} user=postgres dbname=postgres'
-	PUBLICATION bench WITH (synchronous_commit = on)
-SQL
-	until_true "$2" "SELECT bool_and(srsubstate = 'r') FROM pg_subscription_rel"
+# has_extension NAME: does this server know it?
+has_extension() {
+	[ -e "$sharedir/extension/$1.control" ]
 }

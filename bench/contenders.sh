@@ -1,0 +1,207 @@
+# Contenders: ways to make green follow blue (bash).
+#
+# A contender NAME has functions
+#	prepare_NAME BLUE GREEN		once for a pair of clusters
+#	follow_NAME BLUE GREEN		begin: copy the tables of schema public and
+#								follow; may return earlier
+#	followed_NAME BLUE GREEN	wait until all tables are copied and follow
+#	pause_NAME, resume_NAME		stop, so that no process of it runs, and go on
+#	unfollow_NAME				undo follow; the tables stay
+# and perhaps blue_conf_NAME and green_conf_NAME: settings it cannot do
+# without.  What is measured is from the call of follow or resume to the moment
+# in which green has what is waited for.
+# shellcheck shell=bash disable=SC2154
+
+# conninfo CLUSTER
+conninfo() {
+	echo "host=127.0.0.1 port=${port[$1]} user=postgres dbname=postgres"
+}
+
+# on_each SQL: a statement for each table of a cluster; standard input are the
+# tables' names, and @ in the statement is one
+on_each() {
+	while read -r table; do echo "${1//@/$table};"; done
+}
+
+#
+# bluegreen: this extension
+#
+
+prepare_bluegreen() {
+	sql "$2" <<<'CREATE EXTENSION pg_bluegreen'
+	sql "$1" <<-SQL
+		CREATE EXTENSION pg_bluegreen;
+		CREATE SERVER green FOREIGN DATA WRAPPER pg_bluegreen
+			OPTIONS (host '127.0.0.1', port '${port[$2]}', dbname 'postgres');
+		CREATE USER MAPPING FOR CURRENT_USER SERVER green
+			OPTIONS (user 'postgres', password 'not asked for');
+	SQL
+}
+
+# Every table as it is, unless the workload has $mappings of its own.
+follow_bluegreen() {
+	{
+		echo "SELECT FROM bluegreen.create_deployment('bench', 'green');"
+		if [ -n "${mappings:-}" ]; then
+			echo "$mappings"
+		else
+			tables "$1" | on_each "SELECT FROM bluegreen.map_table('bench', '@')"
+		fi
+		echo "CALL bluegreen.start('bench');"
+	} | sql "$1"
+}
+
+followed_bluegreen() {
+	until_true "$1" "SELECT bool_and(state = 'streaming')
+		FROM bluegreen.stat_table" >/dev/null
+}
+
+pause_bluegreen() {
+	sql "$1" <<<"CALL bluegreen.stop('bench')"
+}
+
+resume_bluegreen() {
+	sql "$1" <<<"CALL bluegreen.start('bench')"
+}
+
+unfollow_bluegreen() {
+	sql "$1" <<<"SELECT FROM bluegreen.drop_deployment('bench')"
+}
+
+worker_bluegreen() {
+	sql "$1" <<<"SELECT pid FROM bluegreen.stat_stream"
+}
+
+#
+# native: logical replication as PostgreSQL has it.  Commits on green are as
+# durable as ours before they are visible; a subscription's default is not to
+# wait (native_async).
+#
+
+prepare_native() { :; }
+
+# subscribe BLUE GREEN OPTIONS
+subscribe() {
+	sql "$1" <<<"CREATE PUBLICATION $2 FOR TABLE
+		$(tables "$1" | paste -sd, -)"
+	sql "$2" <<<"CREATE SUBSCRIPTION bench CONNECTION '$(conninfo "$1")'
+		PUBLICATION $2 WITH (streaming = on, slot_name = '$2', $3)"
+}
+
+follow_native() { subscribe "$1" "$2" 'binary = off, synchronous_commit = on'; }
+
+followed_native() {
+	until_true "$2" "SELECT bool_and(srsubstate = 'r') FROM pg_subscription_rel" >/dev/null
+}
+
+pause_native() {
+	sql "$2" <<<'ALTER SUBSCRIPTION bench DISABLE'
+	until_true "$1" "SELECT NOT active FROM pg_replication_slots
+		WHERE slot_name = '$2'" >/dev/null
+}
+
+resume_native() {
+	sql "$2" <<<'ALTER SUBSCRIPTION bench ENABLE'
+}
+
+unfollow_native() {
+	sql "$2" <<<'DROP SUBSCRIPTION bench'
+	sql "$1" <<<"DROP PUBLICATION $2"
+}
+
+green_conf_native() { echo "shared_preload_libraries = ''"; }
+
+# The same with another option.  A publication's name is its own.
+for name in native_binary native_async; do
+	for what in prepare followed pause resume unfollow; do
+		eval "${what}_$name() { ${what}_native \"\$@\"; }"
+	done
+	eval "green_conf_$name() { green_conf_native; }"
+done
+follow_native_binary() { subscribe "$1" "$2" 'binary = on, synchronous_commit = on'; }
+follow_native_async() { subscribe "$1" "$2" 'binary = off'; }
+
+#
+# pglogical: where its package is installed
+#
+
+blue_conf_pglogical() {
+	echo "shared_preload_libraries = 'pg_bluegreen, pglogical'"
+	if run_server '' "$bindir/postgres" --describe-config |
+		grep '^output_plugin_libraries' >/dev/null; then
+		echo "output_plugin_libraries = 'pgoutput, test_decoding," \
+			"pg_bluegreen, pglogical_output'"
+	fi
+}
+
+green_conf_pglogical() {
+	echo "shared_preload_libraries = 'pglogical'"
+	echo 'pglogical.synchronous_commit = on'
+}
+
+prepare_pglogical() {
+	local cluster
+	for cluster in "$1" "$2"; do
+		sql "$cluster" <<-SQL
+			CREATE EXTENSION pglogical;
+			SELECT FROM pglogical.create_node('$cluster',
+				'$(conninfo "$cluster")');
+		SQL
+	done
+}
+
+# A table without a key is in the set for inserts alone.
+follow_pglogical() {
+	sql "$1" <<-SQL
+		SELECT FROM (SELECT pglogical.replication_set_add_table(CASE WHEN EXISTS (
+				SELECT FROM pg_index WHERE indrelid = c.oid AND indisprimary)
+				THEN 'default' ELSE 'default_insert_only' END, c.oid)
+			FROM pg_class c WHERE relkind = 'r'
+			AND relnamespace = 'public'::regnamespace) t;
+	SQL
+	sql "$2" <<-SQL
+		SELECT FROM pglogical.create_subscription('bench', '$(conninfo "$1")',
+			ARRAY['default', 'default_insert_only']);
+	SQL
+}
+
+followed_pglogical() {
+	until_true "$2" "SELECT count(*) > 1 AND bool_and(sync_status = 'r')
+		FROM pglogical.local_sync_status" >/dev/null
+}
+
+pause_pglogical() {
+	sql "$2" <<<"SELECT FROM pglogical.alter_subscription_disable('bench', true)"
+	until_true "$1" "SELECT bool_and(NOT active) FROM pg_replication_slots
+		WHERE plugin = 'pglogical_output'" >/dev/null
+}
+
+resume_pglogical() {
+	sql "$2" <<<"SELECT FROM pglogical.alter_subscription_enable('bench', true)"
+}
+
+unfollow_pglogical() {
+	sql "$2" <<<"SELECT FROM pglogical.drop_subscription('bench')"
+	sql "$1" <<-SQL
+		SELECT FROM (SELECT pglogical.replication_set_remove_table(set_name, relid)
+			FROM pglogical.tables WHERE set_name IS NOT NULL) t;
+	SQL
+}
+
+# pair NAME TABLES BLUE_SQL: a pair of clusters of a contender's own, NAME_blue
+# and NAME_green, that are followed: for what is measured on blue, too
+pair() {
+	local side conf
+	for side in blue green; do
+		conf=
+		if declare -F "${side}_conf_$1" >/dev/null; then
+			conf=$("${side}_conf_$1")
+		fi
+		cluster "$1_$side" "$conf"
+		sql "$1_$side" <<<"$2"
+	done
+	sql "$1_blue" <<<"$3"
+	"prepare_$1" "$1_blue" "$1_green"
+	"follow_$1" "$1_blue" "$1_green"
+	"followed_$1" "$1_blue" "$1_green"
+}
