@@ -106,8 +106,9 @@ for my $crash (1 .. 3)
 
 	# nobody may write while the rows are looked at
 	$green->append_conf('max_worker_processes = 31');
-	$green->append_conf("port = " . ($green->port + 1));
-	$green->{port}++;
+	my $port = $green->port;
+	$green->{port} = BlueGreen::Node::free_port();
+	$green->append_conf("port = $green->{port}");
 	$green->start;
 	my $progress = progress();
 	$ahead++ if $confirmed > $progress;
@@ -119,8 +120,8 @@ for my $crash (1 .. 3)
 	  number($green->safe_psql('SELECT max(at) FROM storm'));
 	$behind++ if $last >= $progress;
 	$green->stop;
-	$green->{port}--;
-	$green->append_conf("port = " . $green->port);
+	$green->{port} = $port;
+	$green->append_conf("port = $port");
 	$green->start;
 	$blue->safe_psql(q{CALL bluegreen.start('p')});
 }

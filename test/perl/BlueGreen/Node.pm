@@ -28,11 +28,12 @@ my $conf_file = __FILE__ =~ s{perl/BlueGreen/Node\.pm$}{cluster.conf}r;
 sub new
 {
 	my ($class, $name, $place, $conf, %options) = @_;
+	my $port = free_port();
 	my $self = bless {
 		%$place,
 		name => $name,
-		dir => "$place->{work}/clusters/$name-" . free_port(),
-		port => free_port(),
+		dir => "$place->{work}/clusters/$name-$port",
+		port => $port,
 	}, $class;
 
 	$self->_server('mkdir', '-p', $self->{dir});
@@ -373,11 +374,16 @@ sub slurp
 	return scalar(<$in>) // '';
 }
 
+# A port that nobody listens on, and that no other test of this run gets, also
+# while its server is down.
 sub free_port
 {
+	my $taken = $ENV{BLUE_WORK} ? "$ENV{BLUE_WORK}/ports" : undef;
+	mkdir $taken if defined $taken;
 	while (1)
 	{
 		my $port = 10000 + int(rand(20000));
+		next if defined $taken && !mkdir "$taken/$port";
 		return $port
 		  if IO::Socket::INET->new(
 			LocalAddr => '127.0.0.1',
