@@ -10,7 +10,7 @@
 # commit order; what green has is compared with blue after each measurement.
 # shellcheck shell=bash disable=SC2154
 
-# bed_begin: the clusters
+# bed_begin: the clusters, and what is in them for good
 bed_begin() {
 	local contender conf=
 	for contender in "${contenders[@]}"; do
@@ -27,16 +27,20 @@ bed_begin() {
 		cluster "$contender" "$conf"
 		"prepare_$contender" blue "$contender"
 	done
+	for contender in "${copiers[@]}"; do
+		cluster "$contender" "shared_preload_libraries = ''"
+		"prepare_$contender" blue "$contender"
+	done
 	cluster floor "shared_preload_libraries = ''"
 	sql floor <"$BENCH/floor.sql"
 	sql blue <<<"CREATE PUBLICATION nothing"
 }
 
-# rotated RUN: the contenders, another one first in each run
+# rotated RUN NAME...: the names, another one first in each run
 rotated() {
-	local i
-	for ((i = 0; i < ${#contenders[@]}; i++)); do
-		echo "${contenders[(i + $1 - 1) % ${#contenders[@]}]}"
+	local i names=("${@:2}")
+	for ((i = 0; i < ${#names[@]}; i++)); do
+		echo "${names[(i + $1 - 1) % ${#names[@]}]}"
 	done
 }
 
@@ -45,7 +49,7 @@ make_tables() {
 	local contender green
 	sql blue <<<"$1 $mark_table"
 	sql floor <<<"$1 $mark_table"
-	for contender in "${contenders[@]}"; do
+	for contender in "${contenders[@]}" "${copiers[@]}"; do
 		green=$1
 		if [ "$contender" = bluegreen ]; then green=${2:-$1}; fi
 		sql "$contender" <<<"$green $mark_table"
@@ -56,7 +60,7 @@ marks=0
 
 drop_tables() {
 	local cluster
-	for cluster in blue floor "${contenders[@]}"; do
+	for cluster in blue floor "${contenders[@]}" "${copiers[@]}"; do
 		tables "$cluster" | on_each 'DROP TABLE @ CASCADE' | sql "$cluster"
 	done
 }

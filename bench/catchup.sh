@@ -13,7 +13,7 @@
 catch_up() {
 	local workload=$1 run contender
 	follow_all
-	sql blue <<<"SELECT FROM pg_create_logical_replication_slot('floor', 'pgoutput')"
+	sql blue >/dev/null <<<"SELECT FROM pg_create_logical_replication_slot('floor', 'pgoutput')"
 	for ((run = 1; run <= runs; run++)); do
 		if declare -F "before_$workload" >/dev/null; then
 			before "$workload" "$run"
@@ -24,12 +24,12 @@ catch_up() {
 		mark
 		sql blue <<<'CHECKPOINT'
 		contents blue >"$work/contents"
-		for contender in $(rotated "$run"); do
+		for contender in $(rotated "$run" "${contenders[@]}"); do
 			measure_catch_up "$workload" "$contender"
 		done
 		measure_floors "$workload"
 	done
-	sql blue <<<"SELECT pg_drop_replication_slot('floor')"
+	sql blue >/dev/null <<<"SELECT pg_drop_replication_slot('floor')"
 	for contender in "${contenders[@]}"; do
 		"unfollow_$contender" blue "$contender"
 	done
@@ -39,8 +39,7 @@ catch_up() {
 follow_all() {
 	local contender
 	for contender in "${contenders[@]}"; do
-		"follow_$contender" blue "$contender"
-		"followed_$contender" blue "$contender"
+		follow "$contender" blue "$contender"
 		"pause_$contender" blue "$contender"
 	done
 }
@@ -96,16 +95,8 @@ floor_copy() {
 	for table in $(tables blue); do
 		[ "$table" != mark ] || continue
 		sql floor <<<"TRUNCATE $table"
-		pipe "$table" "$table"
+		pipe blue "$table" floor "$table"
 	done
-}
-
-# pipe TABLE AS: a table of blue becomes one of the floor
-pipe() {
-	"$bindir/psql" -Xq -p "${port[blue]}" -d postgres \
-		-c "COPY $1 TO STDOUT (FORMAT binary)" |
-		"$bindir/psql" -Xq -p "${port[floor]}" -d postgres \
-			-c "COPY $2 FROM STDIN (FORMAT binary)"
 }
 
 # measure_floors WORKLOAD: decoding alone, and the target's work alone
@@ -119,13 +110,13 @@ measure_floors() {
 	for table in $(tables blue); do
 		[ "$table" != mark ] || continue
 		sql floor <<<"CREATE UNLOGGED TABLE new_$table AS TABLE $table WITH NO DATA"
-		pipe "$table" "new_$table"
+		pipe blue "$table" floor "new_$table"
 	done
 	sql floor >/dev/null <<<'SELECT FROM find_changes()'
 	tables floor | grep '^new_' | on_each 'DROP TABLE @' | sql floor
 	settle floor
 	begin=$(now)
-	sql floor <<<'SELECT FROM apply_changes()'
+	sql floor >/dev/null <<<'SELECT FROM apply_changes()'
 	result "$1" floor:apply $(($(now) - begin))
 	tables floor | grep -E '^(ins|upd|del)_' | on_each 'DROP TABLE @' | sql floor
 	contents floor | grep -v '^mark' >"$work/contents.floor"

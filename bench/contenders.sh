@@ -4,13 +4,22 @@
 #	prepare_NAME BLUE GREEN		once for a pair of clusters
 #	follow_NAME BLUE GREEN		begin: copy the tables of schema public and
 #								follow; may return earlier
-#	followed_NAME BLUE GREEN	wait until all tables are copied and follow
+#	followed_NAME BLUE GREEN	where ($on) it can be asked ($query) whether all
+#								tables are copied and follow
 #	pause_NAME, resume_NAME		stop, so that no process of it runs, and go on
 #	unfollow_NAME				undo follow; the tables stay
 # and perhaps blue_conf_NAME and green_conf_NAME: settings it cannot do
 # without.  What is measured is from the call of follow or resume to the moment
 # in which green has what is waited for.
 # shellcheck shell=bash disable=SC2154
+
+# follow CONTENDER BLUE GREEN: begin, and wait until all tables follow
+follow() {
+	local on query
+	"follow_$1" "$2" "$3"
+	"followed_$1" "$2" "$3"
+	until_true "$on" "$query" >/dev/null
+}
 
 # conninfo CLUSTER
 conninfo() {
@@ -48,12 +57,11 @@ follow_bluegreen() {
 			tables "$1" | on_each "SELECT FROM bluegreen.map_table('bench', '@')"
 		fi
 		echo "CALL bluegreen.start('bench');"
-	} | sql "$1"
+	} | sql "$1" >/dev/null
 }
 
 followed_bluegreen() {
-	until_true "$1" "SELECT bool_and(state = 'streaming')
-		FROM bluegreen.stat_table" >/dev/null
+	on=$1 query="SELECT bool_and(state = 'streaming') FROM bluegreen.stat_table"
 }
 
 pause_bluegreen() {
@@ -65,7 +73,7 @@ resume_bluegreen() {
 }
 
 unfollow_bluegreen() {
-	sql "$1" <<<"SELECT FROM bluegreen.drop_deployment('bench')"
+	sql "$1" >/dev/null <<<"SELECT FROM bluegreen.drop_deployment('bench')"
 }
 
 worker_bluegreen() {
@@ -91,7 +99,7 @@ subscribe() {
 follow_native() { subscribe "$1" "$2" 'binary = off, synchronous_commit = on'; }
 
 followed_native() {
-	until_true "$2" "SELECT bool_and(srsubstate = 'r') FROM pg_subscription_rel" >/dev/null
+	on=$2 query="SELECT bool_and(srsubstate = 'r') FROM pg_subscription_rel"
 }
 
 pause_native() {
@@ -142,7 +150,7 @@ green_conf_pglogical() {
 prepare_pglogical() {
 	local cluster
 	for cluster in "$1" "$2"; do
-		sql "$cluster" <<-SQL
+		sql "$cluster" >/dev/null <<-SQL
 			CREATE EXTENSION pglogical;
 			SELECT FROM pglogical.create_node('$cluster',
 				'$(conninfo "$cluster")');
@@ -152,41 +160,101 @@ prepare_pglogical() {
 
 # A table without a key is in the set for inserts alone.
 follow_pglogical() {
-	sql "$1" <<-SQL
+	sql "$1" >/dev/null <<-SQL
 		SELECT FROM (SELECT pglogical.replication_set_add_table(CASE WHEN EXISTS (
 				SELECT FROM pg_index WHERE indrelid = c.oid AND indisprimary)
 				THEN 'default' ELSE 'default_insert_only' END, c.oid)
 			FROM pg_class c WHERE relkind = 'r'
 			AND relnamespace = 'public'::regnamespace) t;
 	SQL
-	sql "$2" <<-SQL
+	sql "$2" >/dev/null <<-SQL
 		SELECT FROM pglogical.create_subscription('bench', '$(conninfo "$1")',
 			ARRAY['default', 'default_insert_only']);
 	SQL
 }
 
 followed_pglogical() {
-	until_true "$2" "SELECT count(*) > 1 AND bool_and(sync_status = 'r')
-		FROM pglogical.local_sync_status" >/dev/null
+	on=$2 query="SELECT count(*) > 1 AND bool_and(sync_status = 'r')
+		FROM pglogical.local_sync_status"
 }
 
 pause_pglogical() {
-	sql "$2" <<<"SELECT FROM pglogical.alter_subscription_disable('bench', true)"
+	sql "$2" >/dev/null <<<"SELECT FROM pglogical.alter_subscription_disable('bench', true)"
 	until_true "$1" "SELECT bool_and(NOT active) FROM pg_replication_slots
 		WHERE plugin = 'pglogical_output'" >/dev/null
 }
 
 resume_pglogical() {
-	sql "$2" <<<"SELECT FROM pglogical.alter_subscription_enable('bench', true)"
+	sql "$2" >/dev/null <<<"SELECT FROM pglogical.alter_subscription_enable('bench', true)"
 }
 
 unfollow_pglogical() {
-	sql "$2" <<<"SELECT FROM pglogical.drop_subscription('bench')"
-	sql "$1" <<-SQL
+	sql "$2" >/dev/null <<<"SELECT FROM pglogical.drop_subscription('bench')"
+	sql "$1" >/dev/null <<-SQL
 		SELECT FROM (SELECT pglogical.replication_set_remove_table(set_name, relid)
 			FROM pglogical.tables WHERE set_name IS NOT NULL) t;
 	SQL
 }
+
+#
+# What only copies: functions copy_NAME BLUE GREEN, which return when all is
+# there.
+#
+
+prepare_pipe() { :; }
+
+# One pipe for each table, into the table with its indexes.
+copy_pipe() {
+	local table
+	for table in $(tables "$1"); do
+		pipe "$1" "$table" "$2" "$table"
+	done
+}
+
+# Its filter leaves in what belongs to no table.
+prepare_pgcopydb() {
+	sql "$2" <<<'CREATE FOREIGN DATA WRAPPER pg_bluegreen'
+}
+
+# Two processes copy parts of the tables; then the indexes are built.  It signals
+# its whole process group when it ends, so it has one of its own.
+copy_pgcopydb() {
+	local table dir=$work/pgcopydb
+	{
+		echo '[include-only-table]'
+		tables "$1" | sed 's/^/public./'
+	} >"$work/pgcopydb.ini"
+	{
+		tables "$2" | on_each 'DROP TABLE @'
+		echo 'DROP SERVER IF EXISTS green CASCADE;'
+		echo 'DROP PUBLICATION IF EXISTS nothing;'
+	} | sql "$2"
+	rm -rf "$dir"
+	PATH=$bindir:$PATH setsid -w pgcopydb clone --source "$(uri "$1")" \
+		--target "$(uri "$2")" --dir "$dir" --filters "$work/pgcopydb.ini" \
+		--table-jobs 2 --index-jobs 2 --split-tables-larger-than '200 MB' \
+		--no-owner --no-acl --skip-extensions --skip-large-objects \
+		>"$work/pgcopydb.log" 2>&1 || {
+		tail -n 30 "$work/pgcopydb.log" >&2
+		exit 1
+	}
+}
+
+uri() {
+	echo "postgres://postgres@127.0.0.1:${port[$1]}/postgres"
+}
+
+# pipe CLUSTER TABLE CLUSTER TABLE: a table's rows into another
+pipe() {
+	"$bindir/psql" -Xq -p "${port[$1]}" -d postgres \
+		-c "COPY $2 TO STDOUT (FORMAT binary)" |
+		"$bindir/psql" -Xq -p "${port[$3]}" -d postgres \
+			-c "COPY $4 FROM STDIN (FORMAT binary)"
+}
+
+#
+# Pairs of a contender's own
+#
 
 # pair NAME TABLES BLUE_SQL: a pair of clusters of a contender's own, NAME_blue
 # and NAME_green, that are followed: for what is measured on blue, too
@@ -202,6 +270,14 @@ pair() {
 	done
 	sql "$1_blue" <<<"$3"
 	"prepare_$1" "$1_blue" "$1_green"
-	"follow_$1" "$1_blue" "$1_green"
-	"followed_$1" "$1_blue" "$1_green"
+	follow "$1" "$1_blue" "$1_green"
+}
+
+# end_pair NAME
+end_pair() {
+	local side
+	for side in green blue; do
+		server "$1_$side" pg_ctl -m immediate stop
+		rm -rf "$work/clusters/$1_$side"
+	done
 }

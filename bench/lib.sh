@@ -14,7 +14,7 @@ export PGUSER=postgres PGHOST=127.0.0.1
 bench_begin() {
 	work_begin '' || exit 1
 	work=$REPLY
-	trap 'trap - EXIT; work_end' EXIT
+	trap 'trap - EXIT; set +e; work_end' EXIT
 	trap 'exit 1' INT TERM HUP
 	find_pg_config '' "${PG_CONFIG:-}" || exit 1
 	echo "# $("$REPLY" --version), $(nproc) processors," \
