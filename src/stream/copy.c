@@ -175,8 +175,32 @@ copy_log_chunk(CopyState *state, const CopyJob *job, int64 rows, int64 bytes,
 	MemoryContextSwitchTo(state->context);
 }
 
+/*
+ * May rows of a copy meet rows of the same key on the target?  Those of several
+ * source rows that feed one may, and those of a mirror whose target a merge
+ * feeds, too: whichever of them is copied first makes the row.
+ */
+static bool
+needs_stage(const MappingRow *row, const List *rows)
+{
+	const ListCell *lc;
+
+	if (row->on_write != ON_WRITE_MIRROR || row->on_delete != ON_DELETE_DELETE)
+		return true;
+	foreach(lc, rows)
+	{
+		const MappingRow *other = lfirst(lc);
+
+		if (other->on_write == ON_WRITE_MERGE &&
+			strcmp(other->target_table, row->target_table) == 0 &&
+			strcmp(other->target_schema, row->target_schema) == 0)
+			return true;
+	}
+	return false;
+}
+
 static CopyTable *
-make_table(CopyState *state, MappingRow *row)
+make_table(CopyState *state, MappingRow *row, const List *rows)
 {
 	CopyTable  *table = palloc0_object(CopyTable);
 
@@ -187,8 +211,7 @@ make_table(CopyState *state, MappingRow *row)
 	table->writer = target_writer_create(state->peer, table->transform);
 	table->partitioned =
 		get_rel_relkind(row->source) == RELKIND_PARTITIONED_TABLE;
-	table->staged = row->on_write != ON_WRITE_MIRROR ||
-		row->on_delete != ON_DELETE_DELETE;
+	table->staged = table->transform->nkeys > 0 && needs_stage(row, rows);
 	table->binary = table->writer->takes_binary;
 	for (int i = 0; i < row->ncolumns; i++)
 		table->binary &= row->columns[i].wire != WIRE_TEXT;
@@ -238,7 +261,8 @@ load_tables(CopyState *state)
 									(int) (state->slot - state->shared->copy) + 1));
 	foreach(lc, rows)
 	{
-		state->tables = lappend(state->tables, make_table(state, lfirst(lc)));
+		state->tables = lappend(state->tables,
+								make_table(state, lfirst(lc), rows));
 	}
 	PopActiveSnapshot();
 	CommitTransactionCommand();

@@ -15,8 +15,9 @@
  *	6. take the announcement back.
  *
  * Rows that may meet others of the same key on the target (merge, patch, an
- * upserting mirror, a key that is copied again) go through a temporary table,
- * numbered in commit order, of which the last row of each key counts.
+ * upserting mirror, a mirror beside a merge, a key that is copied again) go
+ * through a temporary table, numbered in commit order, of which the last row
+ * of each key counts.
  *
  * A patch updates rows that other mappings put there, so everything that S
  * sees must be on the target first.  For it, writers of the source are locked

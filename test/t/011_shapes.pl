@@ -473,4 +473,25 @@ cmp_ok(
 is($blue->safe_psql(q{SELECT state FROM bluegreen.status}),
 	'streaming', 'the stream goes on');
 
+#
+# Whichever is copied first: here a merge has made the rows that a mirror brings
+#
+$blue->safe_psql(<<'SQL');
+CREATE TABLE visit (id integer PRIMARY KEY, city text);
+ALTER TABLE visit REPLICA IDENTITY FULL;
+CREATE TABLE guest (id integer PRIMARY KEY, name text);
+INSERT INTO visit SELECT i, 'city ' || i FROM generate_series(1, 20) i;
+INSERT INTO guest SELECT i, 'name ' || i FROM generate_series(5, 25) i;
+SQL
+$green->safe_psql(
+	'CREATE TABLE guest (id integer PRIMARY KEY, name text, city text)');
+map_tables(
+	q{'visit', 'guest', on_write => 'merge', on_delete => 'ignore'});
+wait_for_sync('s');
+map_tables(q{'guest'});
+wait_for_sync('s');
+compare_tables(
+	'SELECT id, name, city FROM visit FULL JOIN guest USING (id)',
+	'TABLE guest', 'a mirror that is copied after a merge');
+
 done_testing();
