@@ -61,7 +61,8 @@ sub is_lost
 	my $before = $green->safe_psql($digest);
 	insert();
 	my (undef, undef, $error) =
-	  $blue->psql(q{CALL bluegreen.wait_for_sync('d', '180 s')});
+	  $blue->psql(q{CALL bluegreen.wait_for_sync('d', '180 s')},
+		timeout => 200);
 	like($error, qr/is in state lost: $message/, 'wait_for_sync, too');
 	is($green->safe_psql($digest), $before, 'the target is left alone');
 	return;
