@@ -1,4 +1,5 @@
-# Transactions of 2 million rows go through in bounded memory.
+# Transactions of a million rows (BLUEGREEN_ROWS) go through in bounded memory,
+# of which their rows alone would need more.
 use strict;
 use warnings;
 
@@ -6,7 +7,7 @@ use BlueGreen;
 use Test::More;
 use Time::HiRes qw(time);
 
-my $rows = 2_000_000;
+my $rows = $ENV{BLUEGREEN_ROWS} || 1_000_000;
 my $limit_mb = 100;
 
 my ($blue, $green) = create_pair(
