@@ -86,6 +86,7 @@ typedef struct CopyShared
 	XLogRecPtr	lsn;			/* P, once it is known and if nobody else
 								 * wrote the table when S was taken (patches) */
 	TimestampTz started_at;
+	int64		planned_rows;	/* about so many will be copied */
 	int64		rows;			/* copied so far in this chunk */
 } CopyShared;
 
@@ -189,6 +190,7 @@ typedef struct TableShared
 	pg_atomic_uint64 copied_bytes;
 	pg_atomic_uint64 copied_chunks;
 	int64		estimated_rows; /* of the source at start of the copy */
+	int64		estimated_bytes;	/* with what is stored out of line */
 	TimestampTz copy_started_at;
 	TimestampTz copy_finished_at;
 	XLogRecPtr	copied_until;	/* largest P of its chunks */

@@ -10,6 +10,7 @@
 
 #include "stream/chunk.h"
 #include "stream/statement.h"
+#include "tcop/dest.h"
 
 /* A table as a copy worker sees it. */
 typedef struct CopyTable
@@ -31,6 +32,7 @@ typedef struct CopyJob
 	int			number;
 	Datum	   *lower;
 	Datum	   *upper;
+	int64		rows;			/* about so many */
 	bool		key_only;
 } CopyJob;
 
@@ -48,6 +50,18 @@ typedef struct CopyState
 	bool		evaluating;		/* rows are being transformed ... */
 	CopyJob		job;			/* ... of this chunk */
 } CopyState;
+
+/* Receives rows from the executor and sends them as COPY data. */
+typedef struct CopyReceiver
+{
+	DestReceiver pub;
+	CopyState  *state;
+	const CopyTable *table;
+	StringInfoData buffer;
+	MemoryContext row_context;
+	int64		rows;
+	int64		bytes;
+} CopyReceiver;
 
 /* What to do next.  */
 typedef enum CopyStep
@@ -67,6 +81,10 @@ extern void copy_withdraw(CopyState *state);
 /* copy_run.c */
 extern bool copy_chunk(CopyState *state, const CopyJob *job);
 extern char *copy_find_failing_row(CopyState *state);
+
+/* copy_send.c */
+extern CopyReceiver *copy_receiver_create(CopyState *state,
+										  const CopyTable *table);
 
 /* copy_query.c */
 extern Query *copy_build_query(const CopyJob *job, TimestampTz moment);

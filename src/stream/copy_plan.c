@@ -30,6 +30,7 @@
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "optimizer/plancat.h"
+#include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "stream/copy.h"
 #include "utils/builtins.h"
@@ -37,6 +38,10 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
+
+#define CHUNK_BYTES		(INT64CONST(256) * 1024 * 1024)
+#define MIN_CHUNK_ROWS	100		/* of rows however wide */
+#define LAST_CHUNK_ROWS	50000
 
 /*
  * One planner at a time for a deployment; until the end of the transaction.
@@ -51,37 +56,54 @@ lock_planning(const CopyState *state)
 					   (Oid) state->deployment->id, 1, ExclusiveLock);
 }
 
-static double
-estimate_one(Oid relid)
+/*
+ * Add what a relation has, with its TOAST table.
+ */
+static void
+estimate_one(Oid relid, double *rows, double *bytes)
 {
 	Relation	relation = table_open(relid, AccessShareLock);
 	BlockNumber pages;
-	double		tuples = 0;
+	double		tuples;
 	double		allvisfrac;
 
 	if (relation->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
+	{
 		estimate_rel_size(relation, NULL, &pages, &tuples, &allvisfrac);
+		*rows += tuples;
+		*bytes += (double) pages * BLCKSZ;
+		if (OidIsValid(relation->rd_rel->reltoastrelid))
+		{
+			Relation	toast = table_open(relation->rd_rel->reltoastrelid,
+										   AccessShareLock);
+
+			*bytes += (double) RelationGetNumberOfBlocks(toast) * BLCKSZ;
+			table_close(toast, AccessShareLock);
+		}
+	}
 	table_close(relation, AccessShareLock);
-	return tuples;
 }
 
 /*
- * About how many rows the source has now.
+ * About how much the source has now.
  */
-static int64
-estimate_rows(const CopyTable *table)
+static void
+estimate_source(const CopyTable *table)
 {
 	Oid			source = table->transform->row->source;
-	double		total = 0;
+	double		rows = 0;
+	double		bytes = 0;
+	List	   *relations = table->partitioned ?
+		find_all_inheritors(source, AccessShareLock, NULL) :
+		list_make1_oid(source);
 	ListCell   *lc;
 
-	if (!table->partitioned)
-		return (int64) estimate_one(source);
-	foreach(lc, find_all_inheritors(source, AccessShareLock, NULL))
+	foreach(lc, relations)
 	{
-		total += estimate_one(lfirst_oid(lc));
+		estimate_one(lfirst_oid(lc), &rows, &bytes);
 	}
-	return (int64) total;
+	table->stats->estimated_rows = (int64) rows;
+	table->stats->estimated_bytes = (int64) bytes;
 }
 
 static char *
@@ -175,17 +197,59 @@ find_upper(CopyTable *table, Datum *lower, Datum *gap_upper, int64 rows)
 }
 
 /*
- * Rows of the next chunk.  A thousandth of the table at least, or of what is
- * copied of one that has grown: the copy must catch up with a table that grows
- * while it is copied, though each chunk costs a look at all of them.
+ * About how many rows of the table are in no chunk yet, or 0 if nobody knows.
+ */
+static int64
+rows_left(const CopyState *state, const CopyTable *table)
+{
+	int64		left = table->stats->estimated_rows -
+		(int64) pg_atomic_read_u64(&table->stats->copied_rows);
+
+	LWLockAcquire(shared_chunk_lock(), LW_SHARED);
+	for (int i = 0; i < BG_MAX_COPY_WORKERS; i++)
+	{
+		const CopyShared *copy = &state->shared->copy[i];
+
+		if (copy->mapping == table->transform->row->id)
+			left -= copy->planned_rows;
+	}
+	LWLockRelease(shared_chunk_lock());
+	return Max(left, 0);
+}
+
+/*
+ * Rows of a chunk.  Large chunks cost less, but a chunk holds its snapshot,
+ * makes the stream wait for it, and is lost with its worker: so wide rows make
+ * it smaller.  A thousandth of the table at least, or of what is copied of one
+ * that has grown: each chunk costs a look at all of them.
  */
 static int64
 chunk_rows(TableShared *stats)
 {
 	int64		copied = (int64) pg_atomic_read_u64(&stats->copied_rows);
+	int64		rows = bg_copy_chunk_rows;
 
-	return Max((int64) bg_copy_chunk_rows,
-			   Max(stats->estimated_rows, copied) / 1000);
+	if (stats->estimated_rows > 0)
+	{
+		int64		width = Max(stats->estimated_bytes / stats->estimated_rows,
+								1);
+
+		rows = Min(rows, Max(CHUNK_BYTES / width, MIN_CHUNK_ROWS));
+	}
+	return Max(rows, Max(stats->estimated_rows, copied) / 1000);
+}
+
+/*
+ * Towards the end chunks get smaller, so that the copy workers end together.
+ */
+static int64
+share_of_rest(const CopyState *state, const CopyTable *table, int64 rows)
+{
+	int64		left = rows_left(state, table);
+
+	if (left == 0 || bg_copy_workers < 2)
+		return rows;
+	return Min(rows, Max(left / (2 * bg_copy_workers), LAST_CHUNK_ROWS));
 }
 
 /*
@@ -196,14 +260,16 @@ cut_chunk(CopyState *state, CopyTable *table, CopyJob *job)
 {
 	ChunkDirectory *directory = table->directory;
 	bool		first = directory->nchunks == 0;
+	int64		rows = chunk_rows(table->stats);
 
+	job->rows = table->stats->estimated_rows;
 	if (directory->space->nkeys == 0)
 		return;
-	if (first && (table->stats->estimated_rows <= bg_copy_chunk_rows ||
+	if (first && (table->stats->estimated_rows <= rows ||
 				  !copy_save_indexes(state, table)))
 		return;
-	job->upper = find_upper(table, job->lower, job->upper,
-							chunk_rows(table->stats));
+	job->rows = share_of_rest(state, table, rows);
+	job->upper = find_upper(table, job->lower, job->upper, job->rows);
 }
 
 static void
@@ -240,6 +306,7 @@ announce(CopyState *state, const CopyJob *job)
 	mine.key_only = job->key_only;
 	mine.lsn = InvalidXLogRecPtr;
 	mine.started_at = GetCurrentTimestamp();
+	mine.planned_rows = job->rows;
 	mine.rows = 0;
 	set_bound(mine.lower, &mine.has_lower, space, job->lower);
 	set_bound(mine.upper, &mine.has_upper, space, job->upper);
@@ -299,7 +366,7 @@ begin_table(CopyState *state, CopyTable *table)
 
 	if (stats->state == TABLE_COPYING)
 		return;
-	stats->estimated_rows = estimate_rows(table);
+	estimate_source(table);
 	if (stats->copy_started_at == 0)
 		stats->copy_started_at = GetCurrentTimestamp();
 	stats->state = TABLE_COPYING;
