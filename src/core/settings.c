@@ -19,6 +19,7 @@
 #include "core/settings.h"
 #include "core/shared.h"
 #include "miscadmin.h"
+#include "utils/guc.h"
 
 int			bg_max_streams = 16;
 int			bg_max_tables = 4096;
@@ -27,6 +28,7 @@ int			bg_copy_chunk_rows = 500000;
 int			bg_batch_rows = 10000;
 int			bg_batch_size = 8192;
 int			bg_batch_delay = 200;
+int			bg_decoding_work_mem = 256 * 1024;
 int			bg_connect_timeout = 10;
 int			bg_peer_timeout = 30000;
 int			bg_restart_delay = 1000;
@@ -89,6 +91,12 @@ static const Setting settings[] = {
 		PGC_SIGHUP, GUC_UNIT_MS,
 		"Sends a batch to the target this long after its first row change.",
 		"A batch is also sent as soon as no more WAL is waiting."
+	},
+	{
+		"bluegreen.decoding_work_mem", &bg_decoding_work_mem, 64, MAX_KILOBYTES,
+		PGC_SIGHUP, GUC_UNIT_KB,
+		"Sets the maximum memory in which a stream keeps transactions before it spills them to disk.",
+		"Where logical_decoding_work_mem is larger, that is used."
 	},
 	{
 		"bluegreen.connect_timeout", &bg_connect_timeout, 2, 3600,

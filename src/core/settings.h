@@ -21,6 +21,9 @@ extern int	bg_batch_rows;		/* a batch is sent at this many rows ... */
 extern int	bg_batch_size;		/* ... or kilobytes ... */
 extern int	bg_batch_delay;		/* ... or milliseconds since its first row */
 
+/* decoding */
+extern int	bg_decoding_work_mem;	/* kilobytes, before core spills to disk */
+
 /* peer */
 extern int	bg_connect_timeout; /* seconds */
 extern int	bg_peer_timeout;	/* ms without any answer = dead peer */

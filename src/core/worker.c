@@ -20,16 +20,21 @@
 
 #include "compat.h"
 
+#include "core/settings.h"
 #include "core/worker.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
+#include "replication/reorderbuffer.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
+
+/* logical_decoding_work_mem of this server; 0 = this worker does not decode */
+static int	core_decoding_memory = 0;
 
 const PinnedSetting pinned_settings[] = {
 	/* how values look */
@@ -129,6 +134,25 @@ worker_start(Oid dboid, Oid userid, const char *application_name)
 	pgstat_report_activity(STATE_IDLE, NULL);
 }
 
+static void
+set_decoding_memory(void)
+{
+	char		kilobytes[16];
+
+	snprintf(kilobytes, sizeof(kilobytes), "%d",
+			 Max(bg_decoding_work_mem, core_decoding_memory));
+	SetConfigOption("logical_decoding_work_mem", kilobytes,
+					PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+void
+worker_use_decoding_memory(void)
+{
+	if (core_decoding_memory == 0)
+		core_decoding_memory = logical_decoding_work_mem;
+	set_decoding_memory();
+}
+
 /*
  * What a worker's loop does each round: end if told so, read the configuration
  * again if it changed.
@@ -141,6 +165,8 @@ worker_check(void)
 	{
 		ConfigReloadPending = false;
 		ProcessConfigFile(PGC_SIGHUP);
+		if (core_decoding_memory > 0)
+			set_decoding_memory();
 	}
 }
 

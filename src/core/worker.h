@@ -54,6 +54,12 @@ extern void owner_watch_install(void);
 /* CHECK_FOR_INTERRUPTS, and read the configuration again after SIGHUP. */
 extern void worker_check(void);
 
+/*
+ * This worker decodes: give core's reorder buffer the memory that
+ * bluegreen.decoding_work_mem says, now and when that changes.
+ */
+extern void worker_use_decoding_memory(void);
+
 /* A setting whose value must not depend on who configured what. */
 typedef struct PinnedSetting
 {

@@ -4,9 +4,7 @@
  *		Queue a batch's rows as set-based statements on the peer.
  *
  * Per target table: deletes, then updates (one statement per set of columns
- * that they carry), then inserts, each over rows sorted by key.  A parameter
- * is a one-dimensional array in PostgreSQL's binary format, built straight
- * from the wire values of the rows.
+ * that they carry), then inserts, each over rows sorted by key.
  *
  * Of mappings without a key, all old rows were on the target before the batch
  * (keyless.c): deletes, replacements, inserts.
@@ -15,11 +13,9 @@
  */
 #include "postgres.h"
 
-#include "catalog/pg_type.h"
 #include "compat.h"
-#include "lib/stringinfo.h"
-#include "libpq/pqformat.h"
 #include "stream/apply.h"
+#include "stream/parameters.h"
 #include "utils/memutils.h"
 
 /* Which rows a statement takes, in the order of sending. */
@@ -73,128 +69,6 @@ apply_writer(Apply *apply, const Transform *transform)
 	return writer;
 }
 
-/*
- * Begin a binary array of a column's carrier type.
- */
-static void
-begin_array(StringInfo out, const TransformColumn *column, int n,
-			bool has_null)
-{
-	initStringInfo(out);
-	pq_sendint32(out, 1);		/* dimensions */
-	pq_sendint32(out, has_null ? 1 : 0);
-	pq_sendint32(out, column->def->wire == WIRE_BINARY ?
-				 column->type : BPCHAROID);
-	pq_sendint32(out, n);
-	pq_sendint32(out, 1);		/* lower bound */
-}
-
-static void
-append_element(StringInfo out, const WireValue *value)
-{
-	pq_sendint32(out, value->data ? value->len : -1);
-	if (value->data)
-		appendBinaryStringInfoNT(out, value->data, value->len);
-}
-
-/* Which columns of rows a statement takes. */
-typedef enum ColumnSet
-{
-	COLUMNS_CARRIED,			/* all that are not missing */
-	COLUMNS_KEY,
-	COLUMNS_OLD					/* without a key: of the old row */
-} ColumnSet;
-
-static const WireValue *
-value_of(const BatchRow *row, ColumnSet set, int i)
-{
-	return set == COLUMNS_OLD ? &row->old[i] : &row->values[i];
-}
-
-/*
- * Column i of some rows as a binary array.
- */
-static void
-encode_array(StringInfo out, const TransformColumn *column, BatchRow **rows,
-			 int nrows, ColumnSet set)
-{
-	int			i = column->def->position - 1;
-	bool		has_null = false;
-
-	for (int r = 0; r < nrows && !has_null; r++)
-		has_null = value_of(rows[r], set, i)->data == NULL;
-	begin_array(out, column, nrows, has_null);
-	for (int r = 0; r < nrows; r++)
-		append_element(out, value_of(rows[r], set, i));
-}
-
-/* The parameters of one statement, being filled. */
-typedef struct Parameters
-{
-	int			n;
-	const char **values;
-	int		   *lengths;
-	int		   *formats;
-} Parameters;
-
-static Parameters
-parameters_create(int max)
-{
-	Parameters	p = {
-		.values = palloc0_array(const char *, max),
-		.lengths = palloc0_array(int, max),
-		.formats = palloc0_array(int, max)
-	};
-
-	return p;
-}
-
-static void
-add_array(Parameters *p, const StringInfoData *array)
-{
-	p->values[p->n] = array->data;
-	p->lengths[p->n] = array->len;
-	p->formats[p->n] = 1;
-	p->n++;
-}
-
-/*
- * Is the column in the set, of rows that carry the same columns as this one?
- */
-static bool
-is_in_set(const TransformColumn *column, ColumnSet set, const BatchRow *row)
-{
-	switch (set)
-	{
-		case COLUMNS_KEY:
-			return column->def->is_key;
-		case COLUMNS_OLD:
-			return column->finds_row;
-		case COLUMNS_CARRIED:
-			break;
-	}
-	return row->missing == NULL || !row->missing[column->def->position - 1];
-}
-
-/*
- * Arrays for the columns that a statement takes.
- */
-static void
-add_columns(Parameters *p, Transform *transform, BatchRow **rows, int nrows,
-			ColumnSet set)
-{
-	for (int i = 0; i < transform->ncolumns; i++)
-	{
-		TransformColumn *column = &transform->columns[i];
-		StringInfoData array;
-
-		if (!is_in_set(column, set, rows[0]))
-			continue;
-		encode_array(&array, column, rows, nrows, set);
-		add_array(p, &array);
-	}
-}
-
 static void
 send_statement(Apply *apply, PeerStatement *statement, const Parameters *p)
 {
@@ -220,9 +94,10 @@ queue_statement(Apply *apply, TargetWriter *writer, const RowStep *step,
 		return;
 	old = MemoryContextSwitchTo(apply->param_context);
 	p = parameters_create(writer->transform->ncolumns);
-	add_columns(&p, writer->transform, rows, nrows,
-				step->kind == STATEMENT_DELETE ||
-				step->kind == STATEMENT_FIND ? COLUMNS_KEY : COLUMNS_CARRIED);
+	parameters_add_columns(&p, writer->transform, rows, nrows,
+						   step->kind == STATEMENT_DELETE ||
+						   step->kind == STATEMENT_FIND ?
+						   COLUMNS_KEY : COLUMNS_CARRIED);
 	send_statement(apply, statement, &p);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(apply->param_context);
@@ -270,28 +145,6 @@ queue_step(Apply *apply, TargetWriter *writer, const RowStep *step,
 	pfree(group);
 }
 
-/*
- * A number for each row as a binary array.
- */
-static void
-add_numbers(Parameters *p, const int *numbers, int n)
-{
-	StringInfoData array;
-
-	initStringInfo(&array);
-	pq_sendint32(&array, 1);	/* dimensions */
-	pq_sendint32(&array, 0);	/* no NULLs */
-	pq_sendint32(&array, INT4OID);
-	pq_sendint32(&array, n);
-	pq_sendint32(&array, 1);	/* lower bound */
-	for (int i = 0; i < n; i++)
-	{
-		pq_sendint32(&array, sizeof(int32));
-		pq_sendint32(&array, numbers[i]);
-	}
-	add_array(p, &array);
-}
-
 static int
 compare_old_rows(const void *a, const void *b, void *arg)
 {
@@ -319,8 +172,8 @@ add_groups(Parameters *p, Transform *transform, BatchRow **rows, int nrows)
 		group[r] = r == 0 ? 1 : group[r - 1] + (same ? 0 : 1);
 		count[r] = same ? count[r - 1] + 1 : 1;
 	}
-	add_numbers(p, group, nrows);
-	add_numbers(p, count, nrows);
+	parameters_add_numbers(p, group, nrows);
+	parameters_add_numbers(p, count, nrows);
 }
 
 /*
@@ -336,9 +189,9 @@ queue_keyless(Apply *apply, TargetWriter *writer, StatementKind kind,
 	Parameters	p = parameters_create(2 * transform->ncolumns + 2);
 
 	qsort_arg(rows, nrows, sizeof(BatchRow *), compare_old_rows, transform);
-	add_columns(&p, transform, rows, nrows, COLUMNS_OLD);
+	parameters_add_columns(&p, transform, rows, nrows, COLUMNS_OLD);
 	if (kind == STATEMENT_REPLACE)
-		add_columns(&p, transform, rows, nrows, COLUMNS_CARRIED);
+		parameters_add_columns(&p, transform, rows, nrows, COLUMNS_CARRIED);
 	add_groups(&p, transform, rows, nrows);
 	peer_send_sql(apply->peer,
 				  "SET LOCAL plan_cache_mode = force_custom_plan");
@@ -477,17 +330,13 @@ apply_queue_conflict(Apply *apply, TargetWriter *writer, BatchRow *row,
 
 	if (transform->nkeys > 0)
 	{
-		add_columns(&key, transform, &row, 1, COLUMNS_KEY);
+		parameters_add_columns(&key, transform, &row, 1, COLUMNS_KEY);
 		send_statement(apply, target_statement(writer, STATEMENT_NOTE, NULL),
 					   &key);
 		apply_expect(apply, writer, -1);
 	}
 	for (int i = 0; i < 8; i++)
-	{
-		p.values[p.n] = texts[i];
-		p.lengths[p.n] = texts[i] ? strlen(texts[i]) : 0;
-		p.n++;
-	}
+		parameters_add_text(&p, texts[i]);
 	send_statement(apply, target_statement(writer, STATEMENT_CONFLICT, NULL),
 				   &p);
 	MemoryContextSwitchTo(old);
@@ -506,15 +355,10 @@ apply_queue_move(Apply *apply, TargetWriter *writer, BatchRow *row,
 	MemoryContext old = MemoryContextSwitchTo(apply->param_context);
 	Parameters	p = parameters_create(transform->ncolumns + transform->nkeys);
 
-	add_columns(&p, transform, &row, 1, COLUMNS_CARRIED);
+	parameters_add_columns(&p, transform, &row, 1, COLUMNS_CARRIED);
 	for (int k = 0; k < transform->nkeys; k++)
-	{
-		StringInfoData array;
-
-		begin_array(&array, &transform->columns[transform->keys[k]], 1, false);
-		append_element(&array, &old_key[k]);
-		add_array(&p, &array);
-	}
+		parameters_add_value(&p, &transform->columns[transform->keys[k]],
+							 &old_key[k]);
 	send_statement(apply, target_statement(writer, STATEMENT_MOVE,
 										   row->missing), &p);
 	MemoryContextSwitchTo(old);

@@ -18,7 +18,9 @@
  * Mappings without a key fold in another way, by whole rows: see keyless.c.
  *
  * Values are kept as the bytes that will go over the wire, so that encoding
- * happens once and nothing points into the decoder's memory.
+ * happens once and nothing points into the decoder's memory.  A row, its key
+ * and its values lie side by side in the batch's arena; a value that changes
+ * again takes the place of the one before where it can.
  *
  *-------------------------------------------------------------------------
  */
@@ -26,14 +28,36 @@
 
 #include "common/hashfn.h"
 #include "compat.h"
-#include "port/pg_bswap.h"
 #include "stream/batch.h"
+#include "stream/key.h"
 #include "utils/datum.h"
-#include "utils/fmgroids.h"
 #include "utils/memutils.h"
 
 #define FOLD_CUT	ROW_KINDS	/* no rule: cut the batch */
 #define INITIAL_BUCKETS 64
+
+/* A row and what it is sorted by first. */
+typedef struct SortedRow
+{
+	int64		order;
+	BatchRow   *row;
+} SortedRow;
+
+static inline int
+compare_rows(const SortedRow *a, const SortedRow *b, Transform *transform)
+{
+	if (a->order != b->order)
+		return a->order < b->order ? -1 : 1;
+	return key_compare(transform, a->row->key, b->row->key);
+}
+
+#define ST_SORT sort_rows
+#define ST_ELEMENT_TYPE SortedRow
+#define ST_COMPARE(a, b, transform) compare_rows(a, b, transform)
+#define ST_COMPARE_ARG_TYPE Transform
+#define ST_SCOPE static
+#define ST_DEFINE
+#include "lib/sort_template.h"
 
 /* What a change is when nothing is known of its key. */
 static const RowKind first_kind[] = {
@@ -86,32 +110,43 @@ Batch *
 batch_create(List *transforms)
 {
 	Batch	   *batch = palloc0_object(Batch);
+	int			nkeys = 1;
 	ListCell   *lc;
 
 	batch->context = AllocSetContextCreate(CurrentMemoryContext,
 										   "pg_bluegreen batch",
 										   ALLOCSET_DEFAULT_SIZES);
+	batch->arena = arena_create();
 	batch->tables = palloc0_array(BatchTable, Max(list_length(transforms), 1));
 	foreach(lc, transforms)
 	{
-		batch->tables[batch->ntables++].transform = lfirst(lc);
+		Transform  *transform = lfirst(lc);
+
+		batch->tables[batch->ntables++].transform = transform;
+		nkeys = Max(nkeys, transform->nkeys);
 	}
+	batch->key = palloc_array(Datum, nkeys);
 	return batch;
 }
 
 /*
- * Forget all rows and give their memory back.
+ * Forget all rows.
  */
 void
 batch_reset(Batch *batch)
 {
 	for (int i = 0; i < batch->ntables; i++)
 	{
-		Transform  *transform = batch->tables[i].transform;
+		BatchTable *table = &batch->tables[i];
 
-		memset(&batch->tables[i], 0, sizeof(BatchTable));
-		batch->tables[i].transform = transform;
+		table->expected = Max(table->nrows, table->expected / 2);
+		table->nrows = 0;
+		table->first = NULL;
+		table->last = NULL;
+		table->buckets = NULL;
+		table->nbuckets = 0;
 	}
+	arena_reset(batch->arena);
 	batch->rows = 0;
 	batch->bytes = 0;
 	batch->shared_keys = NULL;
@@ -133,132 +168,27 @@ batch_table(Batch *batch, const Transform *transform)
 }
 
 /*
- * Fixed-width values that their send functions only swap to network order.
+ * Zeroed memory that lives as long as the batch's rows.
  */
-static bool
-encode_fixed(Oid send, Datum value, WireValue *result)
+void *
+batch_alloc(Batch *batch, Size size)
 {
-	uint64		bytes8;
-	uint32		bytes4;
-	uint16		bytes2;
-
-	switch (send)
-	{
-		case F_INT8SEND:
-		case F_TIMESTAMP_SEND:
-		case F_TIMESTAMPTZ_SEND:
-			bytes8 = pg_hton64((uint64) DatumGetInt64(value));
-			result->len = sizeof(bytes8);
-			result->data = palloc(sizeof(bytes8));
-			memcpy(result->data, &bytes8, sizeof(bytes8));
-			return true;
-		case F_INT4SEND:
-		case F_DATE_SEND:
-			bytes4 = pg_hton32((uint32) DatumGetInt32(value));
-			result->len = sizeof(bytes4);
-			result->data = palloc(sizeof(bytes4));
-			memcpy(result->data, &bytes4, sizeof(bytes4));
-			return true;
-		case F_INT2SEND:
-			bytes2 = pg_hton16((uint16) DatumGetInt16(value));
-			result->len = sizeof(bytes2);
-			result->data = palloc(sizeof(bytes2));
-			memcpy(result->data, &bytes2, sizeof(bytes2));
-			return true;
-		default:
-			return false;
-	}
+	return memset(arena_alloc(batch->arena, size), 0, size);
 }
 
 /*
- * Values whose binary form is their content: both ends of the connection use
- * this database's encoding.
+ * The key of a row by key column, in the batch's scratch memory.
  */
-static bool
-encode_plain(Oid send, Datum value, WireValue *result)
-{
-	struct varlena *content;
-
-	if (send != F_TEXTSEND && send != F_VARCHARSEND && send != F_BPCHARSEND &&
-		send != F_BYTEASEND)
-		return false;
-	content = PG_DETOAST_DATUM_PACKED(value);
-	result->len = VARSIZE_ANY_EXHDR(content);
-	result->data = palloc(result->len + 1);
-	memcpy(result->data, VARDATA_ANY(content), result->len);
-	if ((Pointer) content != DatumGetPointer(value))
-		pfree(content);
-	return true;
-}
-
-/*
- * Turn a column's value into the bytes that go into a parameter: its binary
- * form, or the text form of what unnest() could not carry.  Result in
- * CurrentMemoryContext.
- */
-void
-wire_encode(TransformColumn *column, Datum value, bool isnull,
-			WireValue *result)
-{
-	bytea	   *bytes;
-
-	result->len = 0;
-	result->data = NULL;
-	if (isnull)
-		return;
-	if (column->def->wire != WIRE_BINARY)
-	{
-		result->data = OutputFunctionCall(&column->output, value);
-		result->len = strlen(result->data);
-		return;
-	}
-	if (encode_fixed(column->send.fn_oid, value, result))
-		return;
-	if (encode_plain(column->send.fn_oid, value, result))
-		return;
-	/* a send function's buffer is larger than what it holds: keep a copy */
-	bytes = SendFunctionCall(&column->send, value);
-	result->len = VARSIZE(bytes) - VARHDRSZ;
-	result->data = palloc(result->len + 1);
-	memcpy(result->data, VARDATA(bytes), result->len);
-	pfree(bytes);
-}
-
-static uint32
-hash_key(Transform *transform, const Datum *values)
-{
-	uint32		hash = 0;
-
-	for (int k = 0; k < transform->nkeys; k++)
-	{
-		TransformColumn *column = &transform->columns[transform->keys[k]];
-		Datum		value = values[transform->keys[k]];
-
-		hash = hash_combine(hash,
-							DatumGetUInt32(FunctionCall1Coll(&column->hash,
-															 column->collation,
-															 value)));
-	}
-	return hash;
-}
-
-static bool
-row_has_key(Transform *transform, const BatchRow *row, const Datum *values)
+static Datum *
+take_key(Batch *batch, const Transform *transform, const Datum *values)
 {
 	for (int k = 0; k < transform->nkeys; k++)
-	{
-		TransformColumn *column = &transform->columns[transform->keys[k]];
-
-		if (!DatumGetBool(FunctionCall2Coll(&column->equal, column->collation,
-											row->key[k],
-											values[transform->keys[k]])))
-			return false;
-	}
-	return true;
+		batch->key[k] = values[transform->keys[k]];
+	return batch->key;
 }
 
 static BatchRow *
-find_row(BatchTable *table, const Datum *values, uint32 hash)
+find_row(BatchTable *table, const Datum *key, uint32 hash)
 {
 	BatchRow   *row;
 
@@ -266,21 +196,30 @@ find_row(BatchTable *table, const Datum *values, uint32 hash)
 		return NULL;
 	row = table->buckets[hash & (table->nbuckets - 1)];
 	while (row != NULL &&
-		   (row->hash != hash || !row_has_key(table->transform, row, values)))
+		   (row->hash != hash || !key_equal(table->transform, row->key, key)))
 		row = row->chain;
 	return row;
 }
 
 /*
- * Double the buckets when there are as many rows as buckets.
+ * Make room for one row more.  The first buckets are for as many rows as there
+ * have come to be in the batch before.
  */
 static void
-grow_buckets(BatchTable *table)
+grow_buckets(Batch *batch, BatchTable *table)
 {
 	if (table->nrows < table->nbuckets)
 		return;
-	table->nbuckets = Max(table->nbuckets * 2, INITIAL_BUCKETS);
-	table->buckets = palloc0_array(BatchRow *, table->nbuckets);
+	if (table->nbuckets == 0)
+	{
+		table->nbuckets = INITIAL_BUCKETS;
+		while (table->nbuckets < table->expected)
+			table->nbuckets *= 2;
+	}
+	else
+		table->nbuckets *= 2;
+	table->buckets = batch_alloc(batch,
+								 table->nbuckets * sizeof(BatchRow *));
 	for (BatchRow *row = table->first; row != NULL; row = row->next)
 	{
 		BatchRow  **bucket = &table->buckets[row->hash & (table->nbuckets - 1)];
@@ -290,33 +229,46 @@ grow_buckets(BatchTable *table)
 	}
 }
 
-static void
-copy_key(Transform *transform, BatchRow *row, const Datum *values)
+/*
+ * A key's value in the batch's memory.  A varlena may still point into the
+ * decoder's.
+ */
+static Datum
+copy_key_value(Batch *batch, const TransformColumn *column, Datum value)
 {
-	row->key = palloc_array(Datum, transform->nkeys);
-	for (int k = 0; k < transform->nkeys; k++)
-	{
-		TransformColumn *column = &transform->columns[transform->keys[k]];
-		Datum		value = values[transform->keys[k]];
+	Size		size;
+	void	   *copy;
 
-		/* a varlena may still point into the decoder's memory */
-		if (column->typlen == -1)
-			row->key[k] = PointerGetDatum(PG_DETOAST_DATUM_COPY(value));
-		else
-			row->key[k] = datumCopy(value, column->typbyval, column->typlen);
-	}
+	if (column->typbyval)
+		return value;
+	if (column->typlen == -1)
+		value = PointerGetDatum(PG_DETOAST_DATUM(value));
+	size = datumGetSize(value, column->typbyval, column->typlen);
+	copy = arena_alloc(batch->arena, size);
+	memcpy(copy, DatumGetPointer(value), size);
+	return PointerGetDatum(copy);
 }
 
 static BatchRow *
-new_row(BatchTable *table, const Datum *values, uint32 hash)
+new_row(Batch *batch, BatchTable *table, const Datum *key, uint32 hash)
 {
-	BatchRow   *row = palloc0_object(BatchRow);
+	Transform  *transform = table->transform;
+	Size		fixed = sizeof(BatchRow) +
+		transform->ncolumns * sizeof(WireValue);
+	BatchRow   *row;
 	BatchRow  **bucket;
 
-	grow_buckets(table);
+	grow_buckets(batch, table);
+	row = arena_alloc(batch->arena, fixed + transform->nkeys * sizeof(Datum));
+	memset(row, 0, fixed);
 	row->hash = hash;
-	copy_key(table->transform, row, values);
-	row->values = palloc0_array(WireValue, table->transform->ncolumns);
+	row->order = key_order(transform, key);
+	row->values = (WireValue *) (row + 1);
+	row->key = (Datum *) (row->values + transform->ncolumns);
+	for (int k = 0; k < transform->nkeys; k++)
+		row->key[k] = copy_key_value(batch,
+									 &transform->columns[transform->keys[k]],
+									 key[k]);
 	bucket = &table->buckets[hash & (table->nbuckets - 1)];
 	row->chain = *bucket;
 	*bucket = row;
@@ -326,6 +278,8 @@ new_row(BatchTable *table, const Datum *values, uint32 hash)
 		table->first = row;
 	table->last = row;
 	table->nrows++;
+	batch->rows++;
+	batch->bytes += transform->ncolumns * WIRE_HEADER;
 	return row;
 }
 
@@ -349,7 +303,8 @@ shared_key_clashes(Batch *batch, const Transform *transform, uint32 hash)
 		uint32		old_size = batch->shared_size;
 
 		batch->shared_size = Max(old_size * 2, INITIAL_BUCKETS);
-		batch->shared_keys = palloc0_array(uint64, batch->shared_size);
+		batch->shared_keys = batch_alloc(batch, batch->shared_size *
+										 sizeof(uint64));
 		for (uint32 j = 0; j < old_size; j++)
 			if (old[j] != 0)
 			{
@@ -377,35 +332,47 @@ is_delete(ChangeKind kind)
 	return kind == CHANGE_DELETE || kind == CHANGE_DELETE_IF_THERE;
 }
 
+static void
+take_value(Batch *batch, BatchRow *row, const RowChange *change, int i)
+{
+	WireValue  *value = &row->values[i];
+	char	   *before = value->data;
+
+	wire_encode_in(batch->arena, &change->transform->columns[i],
+				   change->values[i], change->isnull[i], value);
+	if (value->data != before)
+		batch->bytes += value->len;
+}
+
 /*
  * Put the change's values into the row.  What the change does not carry stays
  * as the row has it, and is missing if the row has nothing either.
  */
 static void
-take_values(Batch *batch, Transform *transform, BatchRow *row,
-			const RowChange *change, bool is_new)
+take_values(Batch *batch, BatchRow *row, const RowChange *change, bool is_new)
 {
+	Transform  *transform = change->transform;
+
+	if (is_delete(change->kind))
+	{
+		for (int k = 0; k < transform->nkeys; k++)
+			take_value(batch, row, change, transform->keys[k]);
+		return;
+	}
 	for (int i = 0; i < transform->ncolumns; i++)
 	{
-		TransformColumn *column = &transform->columns[i];
-
-		if (is_delete(change->kind) && !column->def->is_key)
-			continue;
-		if (!is_delete(change->kind) && change->missing[i])
+		if (!change->missing[i])
 		{
-			if (is_new)
-			{
-				if (row->missing == NULL)
-					row->missing = palloc0_array(bool, transform->ncolumns);
-				row->missing[i] = true;
-			}
-			continue;
+			take_value(batch, row, change, i);
+			if (row->missing)
+				row->missing[i] = false;
 		}
-		wire_encode(column, change->values[i], change->isnull[i],
-					&row->values[i]);
-		if (row->missing)
-			row->missing[i] = false;
-		batch->bytes += row->values[i].len + sizeof(int32);
+		else if (is_new)
+		{
+			if (row->missing == NULL)
+				row->missing = batch_alloc(batch, transform->ncolumns);
+			row->missing[i] = true;
+		}
 	}
 }
 
@@ -418,8 +385,8 @@ batch_add(Batch *batch, const RowChange *change)
 {
 	Transform  *transform = change->transform;
 	BatchTable *table = batch_table(batch, transform);
+	Datum	   *key;
 	uint32		hash;
-	MemoryContext old;
 	BatchRow   *row;
 	RowKind		kind;
 	bool		fresh;
@@ -429,31 +396,23 @@ batch_add(Batch *batch, const RowChange *change)
 		keyless_add(batch, table, change);
 		return BATCH_ADDED;
 	}
-	hash = hash_key(transform, change->values);
-	row = find_row(table, change->values, hash);
+	key = take_key(batch, transform, change->values);
+	hash = key_hash(transform, key);
+	row = find_row(table, key, hash);
 	kind = row ? fold_rules[row->kind][change->kind] : first_kind[change->kind];
-	if (kind == FOLD_CUT)
+	if (kind == FOLD_CUT ||
+		(transform->row->target_shared &&
+		 shared_key_clashes(batch, transform, hash)))
 		return BATCH_CUT;
 
-	old = MemoryContextSwitchTo(batch->context);
-	if (transform->row->target_shared &&
-		shared_key_clashes(batch, transform, hash))
-	{
-		MemoryContextSwitchTo(old);
-		return BATCH_CUT;
-	}
 	/* nothing of a row that was deleted may show through in a later one */
 	fresh = row == NULL || row->kind == ROW_NONE || row->kind == ROW_DELETE ||
 		row->kind == ROW_DELETE_IF_THERE;
 	if (row == NULL)
-	{
-		row = new_row(table, change->values, hash);
-		batch->rows++;
-	}
+		row = new_row(batch, table, key, hash);
 	row->kind = kind;
 	if (kind != ROW_NONE)
-		take_values(batch, transform, row, change, fresh);
-	MemoryContextSwitchTo(old);
+		take_values(batch, row, change, fresh);
 	return BATCH_ADDED;
 }
 
@@ -464,34 +423,11 @@ void
 batch_forget(Batch *batch, const Transform *transform, const Datum *values)
 {
 	BatchTable *table = batch_table(batch, transform);
-	BatchRow   *row = find_row(table, values,
-							   hash_key(table->transform, values));
+	Datum	   *key = take_key(batch, transform, values);
+	BatchRow   *row = find_row(table, key, key_hash(table->transform, key));
 
 	if (row != NULL)
 		row->kind = ROW_NONE;
-}
-
-static int
-compare_rows(const void *a, const void *b, void *arg)
-{
-	const BatchRow *x = *(BatchRow *const *) a;
-	const BatchRow *y = *(BatchRow *const *) b;
-	Transform  *transform = arg;
-
-	for (int k = 0; k < transform->nkeys; k++)
-	{
-		TransformColumn *column = &transform->columns[transform->keys[k]];
-		int			order;
-
-		if (!OidIsValid(column->compare.fn_oid))
-			continue;
-		order = DatumGetInt32(FunctionCall2Coll(&column->compare,
-												column->collation,
-												x->key[k], y->key[k]));
-		if (order != 0)
-			return order;
-	}
-	return 0;
 }
 
 /*
@@ -503,10 +439,17 @@ BatchRow  **
 batch_sorted_rows(BatchTable *table)
 {
 	BatchRow  **rows = palloc_array(BatchRow *, Max(table->nrows, 1));
+	SortedRow  *sorted = palloc_array(SortedRow, Max(table->nrows, 1));
 	int			n = 0;
 
 	for (BatchRow *row = table->first; row != NULL; row = row->next)
-		rows[n++] = row;
-	qsort_arg(rows, n, sizeof(BatchRow *), compare_rows, table->transform);
+	{
+		sorted[n].order = row->order;
+		sorted[n++].row = row;
+	}
+	sort_rows(sorted, n, table->transform);
+	for (int i = 0; i < n; i++)
+		rows[i] = sorted[i].row;
+	pfree(sorted);
 	return rows;
 }

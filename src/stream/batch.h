@@ -9,6 +9,7 @@
 #define BG_BATCH_H
 
 #include "stream/change.h"
+#include "stream/wire.h"
 
 /* What a batch knows of one key. */
 typedef enum RowKind
@@ -26,19 +27,13 @@ typedef enum RowKind
 	ROW_KINDS
 } RowKind;
 
-/* A column's value as it goes over the wire; data NULL = SQL NULL. */
-typedef struct WireValue
-{
-	int32		len;
-	char	   *data;
-} WireValue;
-
 typedef struct BatchRow
 {
 	RowKind		kind;
 	uint32		hash;
 	struct BatchRow *chain;		/* next with the same bucket */
 	struct BatchRow *next;		/* next in order of arrival */
+	int64		order;			/* see key_order() */
 	Datum	   *key;			/* by key column */
 	WireValue  *values;			/* by column */
 	WireValue  *old;			/* without a key: the row to find, by column;
@@ -55,13 +50,16 @@ typedef struct BatchTable
 	BatchRow   *last;
 	BatchRow  **buckets;
 	uint32		nbuckets;		/* a power of 2 */
+	uint32		expected;		/* rows, by the batches before */
 } BatchTable;
 
 typedef struct Batch
 {
 	MemoryContext context;		/* reset by batch_reset() */
+	Arena	   *arena;			/* the rows; as well */
 	int			ntables;
 	BatchTable *tables;			/* one per transform of the stream */
+	Datum	   *key;			/* scratch: the key at hand, by key column */
 	int64		rows;			/* in the tables */
 	int64		bytes;			/* of their values */
 	uint64	   *shared_keys;	/* keys of shared targets, see batch.c */
@@ -80,6 +78,7 @@ extern BatchResult batch_add(Batch *batch, const RowChange *change);
 extern void batch_forget(Batch *batch, const Transform *transform,
 						 const Datum *values);
 extern void batch_reset(Batch *batch);
+extern void *batch_alloc(Batch *batch, Size size);
 extern BatchTable *batch_table(Batch *batch, const Transform *transform);
 extern BatchRow **batch_sorted_rows(BatchTable *table);
 
@@ -88,9 +87,5 @@ extern void keyless_add(Batch *batch, BatchTable *table,
 						const RowChange *change);
 extern int	keyless_compare(const Transform *transform, const WireValue *a,
 							const WireValue *b);
-
-/* Turn one value into bytes in CurrentMemoryContext. */
-extern void wire_encode(TransformColumn *column, Datum value, bool isnull,
-						WireValue *result);
 
 #endif							/* BG_BATCH_H */

@@ -48,6 +48,7 @@ typedef struct DecodeState
 	MemoryContext change_context;	/* reset for each change */
 	struct HTAB *relations;		/* see relation.c */
 	int			max_relations;	/* look for stale ones at so many */
+	struct RelationEntry *last_relation;	/* that was asked for; or NULL */
 	ReorderBufferTXN *txn;		/* current, or NULL */
 	int			max_columns;
 	RowChange	scratch;		/* arrays of max_columns */

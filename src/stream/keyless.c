@@ -74,12 +74,14 @@ static WireValue *
 encode(Batch *batch, Transform *transform, const Datum *values,
 	   const bool *isnull)
 {
-	WireValue  *result = palloc0_array(WireValue, transform->ncolumns);
+	WireValue  *result = batch_alloc(batch, transform->ncolumns *
+									 sizeof(WireValue));
 
 	for (int i = 0; i < transform->ncolumns; i++)
 	{
-		wire_encode(&transform->columns[i], values[i], isnull[i], &result[i]);
-		batch->bytes += result[i].len + sizeof(int32);
+		wire_encode_in(batch->arena, &transform->columns[i], values[i],
+					   isnull[i], &result[i]);
+		batch->bytes += result[i].len + WIRE_HEADER;
 	}
 	return result;
 }
@@ -101,12 +103,13 @@ link_row(BatchTable *table, BatchRow *row)
 }
 
 static void
-grow_buckets(BatchTable *table)
+grow_buckets(Batch *batch, BatchTable *table)
 {
 	if (table->nrows < table->nbuckets)
 		return;
 	table->nbuckets = Max(table->nbuckets * 2, INITIAL_BUCKETS);
-	table->buckets = palloc0_array(BatchRow *, table->nbuckets);
+	table->buckets = batch_alloc(batch,
+								 table->nbuckets * sizeof(BatchRow *));
 	for (BatchRow *row = table->first; row != NULL; row = row->next)
 		if (is_live(row))
 			link_row(table, row);
@@ -143,7 +146,7 @@ unlink_row(BatchTable *table, const WireValue *values)
 static BatchRow *
 append_row(Batch *batch, BatchTable *table)
 {
-	BatchRow   *row = palloc0_object(BatchRow);
+	BatchRow   *row = batch_alloc(batch, sizeof(BatchRow));
 
 	if (table->last)
 		table->last->next = row;
@@ -162,7 +165,6 @@ void
 keyless_add(Batch *batch, BatchTable *table, const RowChange *change)
 {
 	Transform  *transform = table->transform;
-	MemoryContext context = MemoryContextSwitchTo(batch->context);
 	WireValue  *new = NULL;
 	WireValue  *old = NULL;
 	BatchRow   *row = NULL;
@@ -174,7 +176,7 @@ keyless_add(Batch *batch, BatchTable *table, const RowChange *change)
 	if (change->kind != CHANGE_DELETE)
 		new = encode(batch, transform, change->values, change->isnull);
 
-	grow_buckets(table);
+	grow_buckets(batch, table);
 	if (old != NULL)
 		row = unlink_row(table, old);
 	if (row == NULL)
@@ -191,5 +193,4 @@ keyless_add(Batch *batch, BatchTable *table, const RowChange *change)
 	}
 	else
 		row->kind = row->old ? ROW_DELETE : ROW_NONE;
-	MemoryContextSwitchTo(context);
 }

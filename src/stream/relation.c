@@ -92,6 +92,7 @@ forget_stale_entries(DecodeState *state)
 
 	if (hash_get_num_entries(state->relations) < state->max_relations)
 		return;
+	state->last_relation = NULL;
 	hash_seq_init(&status, state->relations);
 	while ((entry = hash_seq_search(&status)) != NULL)
 	{
@@ -222,6 +223,7 @@ relation_refuse(const Transform *transform, const Misfit *misfit)
 /*
  * Map the root's columns to a leaf's, by name; both as of the change.  There is
  * an entry for each column of today, which the root may not have had yet.
+ * Returns NULL if they are the same.
  */
 static AttrNumber *
 build_attrmap(const Transform *transform, Relation root, Relation leaf)
@@ -229,6 +231,7 @@ build_attrmap(const Transform *transform, Relation root, Relation leaf)
 	TupleDesc	desc = RelationGetDescr(root);
 	int			natts = transform->source_desc->natts;
 	AttrNumber *map = palloc0_array(AttrNumber, natts);
+	bool		same = natts <= desc->natts;
 
 	for (int i = 0; i < Min(natts, desc->natts); i++)
 	{
@@ -242,8 +245,9 @@ build_attrmap(const Transform *transform, Relation root, Relation leaf)
 				strcmp(NameStr(att->attname), NameStr(other->attname)) == 0)
 				map[i] = j + 1;
 		}
+		same &= map[i] == i + 1;
 	}
-	return map;
+	return same ? NULL : map;
 }
 
 /*
@@ -292,14 +296,25 @@ bind_transform(RelationEntry *entry, Transform *transform, Relation relation)
 		bound->attrmap = build_attrmap(transform, root, relation);
 		RelationClose(root);
 	}
+	bound->values = palloc_array(Datum, transform->source_desc->natts);
+	bound->isnull = palloc_array(bool, transform->source_desc->natts);
 	if (bound->misfit.column == NULL)
 		bind_identity(bound, relation);
+}
+
+static void
+deformed_init(DeformedTuple *tuple, int natts)
+{
+	tuple->values = palloc0_array(Datum, natts);
+	tuple->isnull = palloc_array(bool, natts);
+	memset(tuple->isnull, true, natts);
 }
 
 static void
 fill_entry(DecodeState *state, RelationEntry *entry, Relation relation)
 {
 	List	   *sources = NIL;
+	int			natts = RelationGetDescr(relation)->natts;
 	ListCell   *lc;
 
 	if (relation->rd_rel->relispartition)
@@ -313,14 +328,13 @@ fill_entry(DecodeState *state, RelationEntry *entry, Relation relation)
 	{
 		Transform  *transform = lfirst(lc);
 
-		if (list_member_oid(sources, transform->row->source))
-			bind_transform(entry, transform, relation);
+		if (!list_member_oid(sources, transform->row->source))
+			continue;
+		bind_transform(entry, transform, relation);
+		natts = Max(natts, transform->source_desc->natts);
 	}
-	entry->natts = RelationGetDescr(relation)->natts;
-	entry->new_values = palloc0_array(Datum, entry->natts);
-	entry->new_isnull = palloc0_array(bool, entry->natts);
-	entry->old_values = palloc0_array(Datum, entry->natts);
-	entry->old_isnull = palloc0_array(bool, entry->natts);
+	deformed_init(&entry->new, natts);
+	deformed_init(&entry->old, natts);
 }
 
 /*
@@ -331,10 +345,14 @@ RelationEntry *
 relation_entry(DecodeState *state, Relation relation)
 {
 	Oid			relid = RelationGetRelid(relation);
-	RelationEntry *entry = hash_search(state->relations, &relid, HASH_FIND,
-									   NULL);
+	RelationEntry *entry = state->last_relation;
 	MemoryContext old;
 
+	/* mostly it is the one of the change before */
+	if (entry != NULL && entry->relid == relid && entry->valid)
+		return entry;
+	entry = hash_search(state->relations, &relid, HASH_FIND, NULL);
+	state->last_relation = entry;
 	if (entry != NULL && entry->valid)
 		return entry;
 	if (entry == NULL)

@@ -10,12 +10,24 @@
 
 #include "stream/decode.h"
 
+/*
+ * A tuple that is deformed.  The arrays have an entry for each column that the
+ * relation or a source of a transform has; NULL if the tuple has none.
+ */
+typedef struct DeformedTuple
+{
+	Datum	   *values;
+	bool	   *isnull;
+} DeformedTuple;
+
 /* One transform over a relation that is its source or a leaf of it. */
 typedef struct RelationTransform
 {
 	Transform  *transform;
 	AttrNumber *attrmap;		/* source attribute -> leaf attribute, 0 if
 								 * none; NULL if they are the same */
+	Datum	   *values;			/* for the slot, where that is not the tuple */
+	bool	   *isnull;
 	/* what old tuples carry of the source, as of now in the WAL */
 	bool		identity_full;	/* the whole row */
 	Bitmapset  *identity;
@@ -31,11 +43,8 @@ typedef struct RelationEntry
 	int			ntransforms;
 	RelationTransform *transforms;
 	MemoryContext context;
-	int			natts;
-	Datum	   *new_values;		/* the deformed tuples of one change */
-	bool	   *new_isnull;
-	Datum	   *old_values;
-	bool	   *old_isnull;
+	DeformedTuple new;			/* of the change at hand */
+	DeformedTuple old;
 } RelationEntry;
 
 extern void relation_entries_create(DecodeState *state);

@@ -96,24 +96,34 @@ emit(ChangeContext *context, ChangeKind kind, RowChange *row)
 }
 
 /*
- * Put a deformed tuple into the transform's slot, in the source's column
- * order.
+ * Put a deformed tuple (NULL: one of NULLs) into the transform's slot, in the
+ * source's column order.  Where that is the tuple's own, the slot takes its
+ * arrays.
  */
 static void
-fill_slot(const RelationTransform *bound, const Datum *values,
-		  const bool *isnull, int natts)
+fill_slot(const RelationTransform *bound, const DeformedTuple *tuple)
 {
 	TupleTableSlot *slot = bound->transform->slot;
 	int			n = slot->tts_tupleDescriptor->natts;
 
 	ExecClearTuple(slot);
+	if (tuple != NULL && bound->attrmap == NULL)
+	{
+		slot->tts_values = tuple->values;
+		slot->tts_isnull = tuple->isnull;
+		ExecStoreVirtualTuple(slot);
+		return;
+	}
+	slot->tts_values = bound->values;
+	slot->tts_isnull = bound->isnull;
 	for (int i = 0; i < n; i++)
 	{
-		int			attno = bound->attrmap ? bound->attrmap[i] : i + 1;
-		bool		there = attno > 0 && attno <= natts;
+		bool		there = tuple != NULL && bound->attrmap[i] > 0;
 
-		slot->tts_values[i] = there ? values[attno - 1] : (Datum) 0;
-		slot->tts_isnull[i] = there ? isnull[attno - 1] : true;
+		slot->tts_values[i] = there ?
+			tuple->values[bound->attrmap[i] - 1] : (Datum) 0;
+		slot->tts_isnull[i] = there ?
+			tuple->isnull[bound->attrmap[i] - 1] : true;
 	}
 	ExecStoreVirtualTuple(slot);
 }
@@ -129,18 +139,18 @@ complete_new_row(ChangeContext *context)
 	RelationEntry *entry = context->entry;
 	TupleDesc	desc = RelationGetDescr(context->relation);
 
-	for (int i = 0; i < entry->natts; i++)
+	for (int i = 0; i < desc->natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);
 
-		if (att->attlen != -1 || att->attisdropped || entry->new_isnull[i] ||
-			!VARATT_IS_EXTERNAL_ONDISK(DatumGetPointer(entry->new_values[i])))
+		if (att->attlen != -1 || att->attisdropped || entry->new.isnull[i] ||
+			!VARATT_IS_EXTERNAL_ONDISK(DatumGetPointer(entry->new.values[i])))
 			continue;
-		if (context->has_old && !entry->old_isnull[i])
-			entry->new_values[i] = entry->old_values[i];
+		if (context->has_old && !entry->old.isnull[i])
+			entry->new.values[i] = entry->old.values[i];
 		else
 		{
-			entry->new_isnull[i] = true;
+			entry->new.isnull[i] = true;
 			context->absent = bms_add_member(context->absent, i + 1);
 		}
 	}
@@ -198,10 +208,8 @@ static void
 evaluate_old(ChangeContext *context, Side *side)
 {
 	Transform  *transform = context->transform;
-	RelationEntry *entry = context->entry;
 
-	fill_slot(context->bound, entry->old_values, entry->old_isnull,
-			  entry->natts);
+	fill_slot(context->bound, &context->entry->old);
 	side->admitted = admitted(context);
 	if (!side->admitted)
 		return;
@@ -236,10 +244,8 @@ static void
 evaluate_new(ChangeContext *context, Side *side)
 {
 	Transform  *transform = context->transform;
-	RelationEntry *entry = context->entry;
 
-	fill_slot(context->bound, entry->new_values, entry->new_isnull,
-			  entry->natts);
+	fill_slot(context->bound, &context->entry->new);
 	side->admitted = admitted(context);
 	if (!side->admitted)
 		return;
@@ -252,11 +258,10 @@ evaluate_new(ChangeContext *context, Side *side)
 		count_filtered(context, side);
 		return;
 	}
-	transform_row(transform, absent_in_source(context), side->row->values,
-				  side->row->isnull, side->row->missing);
-	transform_key(transform, side->row->values, side->row->isnull);
-	for (int i = 0; i < transform->ncolumns; i++)
-		side->incomplete |= side->row->missing[i];
+	side->incomplete = transform_row(transform, absent_in_source(context),
+									 side->row->values, side->row->isnull,
+									 side->row->missing);
+	transform_check_key(transform, side->row->isnull);
 	end_evaluation(context);
 }
 
@@ -440,11 +445,8 @@ check_identity(ChangeContext *context, bool is_delete)
 {
 	if (context->bound->identity_ok && (context->has_old || !is_delete))
 		return;
-	fill_slot(context->bound, context->has_new ? context->entry->new_values :
-			  context->entry->old_values,
-			  context->has_new ? context->entry->new_isnull :
-			  context->entry->old_isnull,
-			  context->has_new || context->has_old ? context->entry->natts : 0);
+	fill_slot(context->bound, context->has_new ? &context->entry->new :
+			  context->has_old ? &context->entry->old : NULL);
 	begin_evaluation(context);
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -496,13 +498,13 @@ check_whole_row(ChangeContext *context, ReorderBufferChange *change)
  * One side in full: true if it passes the filter.
  */
 static bool
-evaluate_keyless(ChangeContext *context, const Datum *values,
-				 const bool *isnull, RowChange *row)
+evaluate_keyless(ChangeContext *context, const DeformedTuple *tuple,
+				 RowChange *row)
 {
 	Transform  *transform = context->transform;
 	bool		passed;
 
-	fill_slot(context->bound, values, isnull, context->entry->natts);
+	fill_slot(context->bound, tuple);
 	begin_evaluation(context);
 	passed = transform_filter(transform);
 	if (passed)
@@ -529,9 +531,9 @@ keyless_change(ChangeContext *context, ReorderBufferChange *change)
 		return;
 	check_whole_row(context, change);
 	was = context->has_old &&
-		evaluate_keyless(context, entry->old_values, entry->old_isnull, old);
+		evaluate_keyless(context, &entry->old, old);
 	is = context->has_new &&
-		evaluate_keyless(context, entry->new_values, entry->new_isnull, new);
+		evaluate_keyless(context, &entry->new, new);
 	if (context->has_new && !is)
 		count_filtered(context, &side);
 	if (was && is)
@@ -591,11 +593,12 @@ row_change(DecodeState *state, RelationEntry *entry, Relation relation,
 	};
 
 	if (old)
-		heap_deform_tuple(old, desc, entry->old_values, entry->old_isnull);
+		heap_deform_tuple(old, desc, entry->old.values, entry->old.isnull);
 	if (new)
 	{
-		heap_deform_tuple(new, desc, entry->new_values, entry->new_isnull);
-		complete_new_row(&context);
+		heap_deform_tuple(new, desc, entry->new.values, entry->new.isnull);
+		if (HeapTupleHasExternal(new))
+			complete_new_row(&context);
 	}
 	for (int i = 0; i < entry->ntransforms; i++)
 	{

@@ -329,6 +329,7 @@ begin_decoding(StreamWorker *worker)
 	worker->decode->mapping_version = worker->deployment->mapping_version;
 	gate_init_decode(worker->gate, &worker->decode->gate);
 
+	worker_use_decoding_memory();
 	before_shmem_exit(remove_spilled, (Datum) 0);
 	ReplicationSlotAcquire(worker->shared->slot_name, true, false);
 	check_not_lost(worker);

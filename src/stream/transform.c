@@ -36,8 +36,10 @@
 #include "parser/parsetree.h"
 #include "rewrite/rewriteHandler.h"
 #include "rewrite/rewriteManip.h"
+#include "stream/key.h"
 #include "stream/transform.h"
 #include "stream/transform_class.h"
+#include "stream/wire.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -219,6 +221,7 @@ lookup_functions(TransformColumn *column, const Transform *transform)
 		getTypeBinaryOutputInfo(column->type, &function, &is_varlena);
 		fmgr_info(function, &column->send);
 	}
+	column->encoding = wire_encoding(column);
 	if (!column->def->is_key)
 		return;
 
@@ -234,6 +237,7 @@ lookup_functions(TransformColumn *column, const Transform *transform)
 				 errhint("Cast the column to a type with a default hash operator class.")));
 	fmgr_info(type->hash_proc, &column->hash);
 	fmgr_info(get_opcode(type->eq_opr), &column->equal);
+	column->key_kind = key_kind(column->equal.fn_oid);
 	if (OidIsValid(type->cmp_proc))
 		fmgr_info(type->cmp_proc, &column->compare);
 }
@@ -512,27 +516,34 @@ evaluate(Transform *transform, TransformColumn *column, bool *isnull)
 /*
  * Evaluate all columns over transform->slot.  absent: source attributes whose
  * value the change does not carry; columns that read one are marked missing.
- * Results live in CurrentMemoryContext or in the slot's memory.
+ * Returns whether there are any.  Results live in CurrentMemoryContext or in
+ * the slot's memory.
  */
-void
+bool
 transform_row(Transform *transform, const Bitmapset *absent,
 			  Datum *values, bool *isnull, bool *missing)
 {
+	bool		any_missing = false;
+
 	for (int i = 0; i < transform->ncolumns; i++)
 	{
 		TransformColumn *column = &transform->columns[i];
 
 		missing[i] = absent != NULL && bms_overlap(column->reads, absent);
 		if (missing[i])
+		{
 			isnull[i] = true;
+			any_missing = true;
+		}
 		else
 			values[i] = evaluate(transform, column, &isnull[i]);
 	}
+	return any_missing;
 }
 
 /*
  * Evaluate the key columns only; other entries are left as they were.  Error
- * if a key column is NULL: no row of the target could be found by it.
+ * if a key column is NULL.
  */
 void
 transform_key(Transform *transform, Datum *values, bool *isnull)
@@ -542,6 +553,20 @@ transform_key(Transform *transform, Datum *values, bool *isnull)
 		int			i = transform->keys[k];
 
 		values[i] = evaluate(transform, &transform->columns[i], &isnull[i]);
+	}
+	transform_check_key(transform, isnull);
+}
+
+/*
+ * Error if a key column is NULL: no row of the target could be found by it.
+ */
+void
+transform_check_key(const Transform *transform, const bool *isnull)
+{
+	for (int k = 0; k < transform->nkeys; k++)
+	{
+		int			i = transform->keys[k];
+
 		if (isnull[i])
 			ereport(ERROR,
 					(errcode(ERRCODE_NOT_NULL_VIOLATION),

@@ -16,6 +16,30 @@
 #include "nodes/parsenodes.h"
 #include "utils/relcache.h"
 
+/* How values are turned into bytes (wire.c). */
+typedef enum WireEncoding
+{
+	WIRE_BY_OUTPUT,				/* text */
+	WIRE_BY_SEND,
+	WIRE_CONTENT,				/* what a varlena holds */
+	WIRE_8_BYTES,				/* in network order */
+	WIRE_4_BYTES,
+	WIRE_2_BYTES,
+	WIRE_BOOL,
+	WIRE_UUID
+} WireEncoding;
+
+/* How keys are hashed and compared (key.c). */
+typedef enum KeyKind
+{
+	KEY_OTHER,					/* by the type's functions */
+	KEY_INT8,					/* as a number */
+	KEY_INT4,
+	KEY_INT2,
+	KEY_OID,
+	KEY_UUID					/* ordered by its first bytes first */
+} KeyKind;
+
 /* One target column, compiled. */
 typedef struct TransformColumn
 {
@@ -34,7 +58,9 @@ typedef struct TransformColumn
 	char	   *carrier;		/* type of the parameter that carries it */
 	FmgrInfo	send;			/* type's send function (binary, array) */
 	FmgrInfo	output;			/* type's output function */
+	WireEncoding encoding;
 	/* key columns only; compare.fn_oid may be invalid */
+	KeyKind		key_kind;
 	FmgrInfo	hash;
 	FmgrInfo	equal;
 	FmgrInfo	compare;
@@ -136,9 +162,11 @@ extern void transform_find_identity(Transform *transform, Relation source);
 extern void transform_fill_slot(Transform *transform, HeapTuple tuple,
 								TupleDesc desc, int first);
 extern bool transform_filter(Transform *transform);
-extern void transform_row(Transform *transform, const Bitmapset *absent,
+extern bool transform_row(Transform *transform, const Bitmapset *absent,
 						  Datum *values, bool *isnull, bool *missing);
 extern void transform_key(Transform *transform, Datum *values, bool *isnull);
+extern void transform_check_key(const Transform *transform,
+								const bool *isnull);
 extern bool transform_key_equal(Transform *transform, const Datum *a,
 								const Datum *b);
 

@@ -12,7 +12,8 @@ my $limit_mb = 100;
 
 my ($blue, $green) = create_pair(
 	conf => "max_wal_size = 8GB\nautovacuum = off\nshared_buffers = 64MB",
-	blue_conf => 'logical_decoding_work_mem = 4MB');
+	blue_conf => "bluegreen.decoding_work_mem = '4MB'\n"
+	  . "logical_decoding_work_mem = '4MB'");
 my $ddl = 'CREATE TABLE big (id int PRIMARY KEY, n bigint, v text)';
 $_->safe_psql($ddl) for $blue, $green;
 $blue->safe_psql(q{SELECT bluegreen.create_deployment('giant', 'green');

@@ -12,7 +12,8 @@ plan skip_all => $reason if $reason;
 my ($blue, $green) = create_pair(
 	conf => "bluegreen.restart_delay = '100ms'\n"
 	  . "bluegreen.restart_delay_max = '500ms'",
-	blue_conf => "logical_decoding_work_mem = '64kB'\n"
+	blue_conf => "bluegreen.decoding_work_mem = '64kB'\n"
+	  . "logical_decoding_work_mem = '64kB'\n"
 	  . "max_wal_size = '256MB'",
 	green_conf => "wal_init_zero = on\nmax_wal_size = '16MB'\n"
 	  . "min_wal_size = '2MB'",

@@ -19,6 +19,7 @@ my ($blue, $green) = create_pair(
 	  . "max_worker_processes = 6\n"
 	  . "max_replication_slots = 2\n"
 	  . "logical_decoding_work_mem = '64kB'\n"
+	  . "bluegreen.decoding_work_mem = '64kB'\n"
 	  . "autovacuum = off",
 	green_conf => "max_connections = 12\nsuperuser_reserved_connections = 2");
 
