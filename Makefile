@@ -38,7 +38,8 @@ test: bootstrap
 demo: bootstrap
 	@demo/run
 
-bench: bootstrap
+bench:
+	@test/bootstrap bench
 	@bench/run $(WORKLOADS)
 
 bootstrap:

@@ -105,11 +105,16 @@ timed() {
 	echo $((end - begin))
 }
 
-# result WORKLOAD CONTENDER US: note a measurement
+# result_in WORKLOAD CONTENDER VALUE UNIT: note a measurement
+result_in() {
+	echo "$*" >>"$work/results"
+	echo "# $*"
+}
+
+# result WORKLOAD CONTENDER US: note one of time
 result() {
-	awk -v us="$3" -v w="$1" -v c="$2" \
-		'BEGIN { printf "%s %s %.3f s\n", w, c, us / 1000000 }' |
-		tee -a "$work/results" | sed 's/^/# /'
+	result_in "$1" "$2" \
+		"$(awk -v us="$3" 'BEGIN { printf "%.3f", us / 1000000 }')" s
 }
 
 # contents CLUSTER: a line for each table that depends on all its rows
@@ -118,8 +123,8 @@ contents() {
 		sum(hashtextextended(t::text, 0)) FROM @ t" | sql "$1"
 }
 
-# compare CONTENDER: green must have what blue has, or what check_WORKLOAD
-# says; blue's contents are in the file $work/contents
+# compare CONTENDER: green must have what blue has, whose contents are in the
+# file $work/contents
 compare() {
 	contents "$1" >"$work/contents.$1"
 	diff "$work/contents" "$work/contents.$1" >&2 ||

@@ -6,7 +6,7 @@
 #	before_WORKLOAD RUN		if there is one: changes before it that are streamed
 #							but not measured
 #	compare_WORKLOAD CONTENDER	if there is one, instead of compare
-# on the tables that are there.
+# on the tables that are there.  With $floors set, without the floors.
 # shellcheck shell=bash disable=SC2154
 
 # catch_up WORKLOAD: all runs
@@ -19,7 +19,7 @@ catch_up() {
 			before "$workload" "$run"
 		fi
 		settle blue
-		floor_copy
+		[ -n "${floors:-}" ] || floor_copy
 		"load_$workload" "$run"
 		mark
 		sql blue <<<'CHECKPOINT'
@@ -27,7 +27,7 @@ catch_up() {
 		for contender in $(rotated "$run" "${contenders[@]}"); do
 			measure_catch_up "$workload" "$contender"
 		done
-		measure_floors "$workload"
+		[ -n "${floors:-}" ] || measure_floors "$workload"
 	done
 	sql blue >/dev/null <<<"SELECT pg_drop_replication_slot('floor')"
 	for contender in "${contenders[@]}"; do
@@ -65,6 +65,7 @@ measure_catch_up() {
 		resume_and_watch "$2")
 	"pause_$2" blue "$2"
 	result "$1" "$2" "$us"
+	if [ -n "${PERF:-}" ] && [ "$2" = bluegreen ]; then perf_report; fi
 	if declare -F "compare_$1" >/dev/null; then
 		"compare_$1" "$2"
 	else
@@ -74,15 +75,26 @@ measure_catch_up() {
 
 resume_and_watch() {
 	"resume_$1" blue "$1"
-	if [ -n "${PERF:-}" ] && [ "$1" = bluegreen ]; then perf_worker & fi
+	if [ -n "${PERF:-}" ] && [ "$1" = bluegreen ]; then
+		perf_worker >"$work/perf.log" 2>&1 &
+	fi
 }
 
 # perf_worker: PERF=1 tells where our worker's time goes
 perf_worker() {
-	local pid
-	pid=$(worker_bluegreen blue)
-	perf record -q -g -p "$pid" -o "${PERF_DATA:-/tmp/bluegreen.perf.data}" \
-		2>/dev/null
+	local pid=
+	echo "$BASHPID" >"$work/perf.pid"
+	until [ -n "$pid" ]; do pid=$(worker_bluegreen blue); done
+	exec perf record -g -p "$pid" -o "$perf_data"
+}
+perf_data=${PERF_DATA:-/tmp/bluegreen.perf.data}
+
+# perf_report: when the worker has gone
+perf_report() {
+	timeout 60 tail -s 0.1 --pid="$(<"$work/perf.pid")" -f /dev/null
+	perf report -i "$perf_data" --stdio --no-children -g none \
+		--percent-limit 1 2>/dev/null | sed '/^#/d; /^$/d'
+	echo "# call graphs: perf report -i $perf_data"
 }
 
 #

@@ -256,6 +256,16 @@ pipe() {
 # Pairs of a contender's own
 #
 
+# online: the contenders whose streams are measured under load
+online() {
+	local name
+	for name in "${contenders[@]}"; do
+		case $name in
+			bluegreen | native | native_async) echo "$name" ;;
+		esac
+	done | paste -sd' ' -
+}
+
 # pair NAME TABLES BLUE_SQL: a pair of clusters of a contender's own, NAME_blue
 # and NAME_green, that are followed: for what is measured on blue, too
 pair() {

@@ -84,3 +84,8 @@ tables() {
 has_extension() {
 	[ -e "$sharedir/extension/$1.control" ]
 }
+
+# postmaster NAME: its process
+postmaster() {
+	head -n 1 "$work/clusters/$1/data/postmaster.pid"
+}

@@ -1,7 +1,7 @@
 # The shop of the demo: carts, which blue has only as lines, become rows of three
 # targets (cart, customer, cart_line).  Others get blue's rows as they are, and
 # so do the floors.
-# shellcheck shell=bash disable=SC2154
+# shellcheck shell=bash disable=SC2154,SC2034
 
 shop_blue='
 CREATE TABLE customer (id int PRIMARY KEY, name text NOT NULL);

@@ -24,9 +24,9 @@ CREATE TABLE pgbench_tellers (tid int PRIMARY KEY, bid int, tbalance int,
 CREATE TABLE pgbench_history (tid int, bid int, aid int, delta int,
 	mtime timestamp, filler char(22));'
 
-# pgbench_rows FACTOR: what pgbench -i puts into its tables, at this scale
+# pgbench_rows FACTOR: SQL that does what pgbench -i does, at this scale
 pgbench_rows() {
-	sql blue <<-SQL
+	cat <<-SQL
 		INSERT INTO pgbench_branches SELECT i, 0 FROM generate_series(1, $1) i;
 		INSERT INTO pgbench_tellers SELECT i, (i - 1) / 10 + 1, 0
 			FROM generate_series(1, $1 * 10) i;
@@ -37,7 +37,7 @@ pgbench_rows() {
 
 workload_catchup_pgbench() {
 	make_tables "$pgbench_tables"
-	pgbench_rows 10
+	sql blue <<<"$(pgbench_rows 10)"
 	catch_up catchup_pgbench
 	drop_tables
 }
