@@ -272,7 +272,8 @@ AS 'MODULE_PATHNAME', 'bluegreen_confirm_source'
 LANGUAGE C
 SET search_path = pg_catalog, pg_temp;
 
-CREATE FUNCTION bluegreen.commit_position(lsn pg_lsn, commit_time timestamptz)
+CREATE FUNCTION bluegreen.commit_position(lsn pg_lsn, commit_time timestamptz,
+	after pg_lsn)
 RETURNS void
 AS 'MODULE_PATHNAME', 'bluegreen_commit_position'
 LANGUAGE C STRICT
@@ -281,6 +282,12 @@ SET search_path = pg_catalog, pg_temp;
 --
 -- For streams, on a target: what a role that applies changes is granted
 --
+CREATE FUNCTION bluegreen.check_rows(expected bigint[])
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_check_rows'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
 CREATE FUNCTION bluegreen.begin_apply()
 RETURNS void
 AS 'MODULE_PATHNAME', 'bluegreen_begin_apply'
@@ -652,8 +659,9 @@ REVOKE ALL ON PROCEDURE bluegreen.stop(name) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.wait_for_sync(name, interval) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.skip(name, pg_lsn) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.confirm_source(name) FROM PUBLIC;
-REVOKE ALL ON FUNCTION bluegreen.commit_position(pg_lsn, timestamptz)
+REVOKE ALL ON FUNCTION bluegreen.commit_position(pg_lsn, timestamptz, pg_lsn)
 	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.check_rows(bigint[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.begin_apply() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_create(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_setup(text) FROM PUBLIC;
@@ -741,8 +749,10 @@ COMMENT ON FUNCTION bluegreen.skip(name, pg_lsn) IS
 	'leave out the transaction that the stream stands at in state error, given its error_lsn';
 COMMENT ON FUNCTION bluegreen.confirm_source(name) IS
 	'this server is the deployment''s source now: after a failover, a move or a clone';
-COMMENT ON FUNCTION bluegreen.commit_position(pg_lsn, timestamptz) IS
+COMMENT ON FUNCTION bluegreen.commit_position(pg_lsn, timestamptz, pg_lsn) IS
 	'for streams, on a target: let this transaction''s commit record the source''s position';
+COMMENT ON FUNCTION bluegreen.check_rows(bigint[]) IS
+	'for streams, on a target: error unless the statements since the last check affected as many rows each';
 COMMENT ON FUNCTION bluegreen.begin_apply() IS
 	'for streams, on a target: make this session one that applies changes, for good';
 COMMENT ON FUNCTION bluegreen.origin_create(text) IS

@@ -38,7 +38,8 @@ static const char *const base_privileges[] = {
 	"SELECT, INSERT, DELETE ON bluegreen.applied_chunk",
 	"INSERT, SELECT (at), DELETE ON bluegreen.conflict_log",
 	"EXECUTE ON FUNCTION bluegreen.begin_apply(), "
-	"bluegreen.commit_position(pg_lsn, timestamptz), "
+	"bluegreen.check_rows(bigint[]), "
+	"bluegreen.commit_position(pg_lsn, timestamptz, pg_lsn), "
 	"bluegreen.noted_row(), bluegreen.origin_create(text), "
 	"bluegreen.origin_setup(text), bluegreen.origin_progress(), "
 	"bluegreen.origin_drop(text), "

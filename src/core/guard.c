@@ -558,7 +558,7 @@ guard_utility(UTILITY_PARAMS)
 
 /*
  * bluegreen.begin_apply(): make this session one that applies: role replica,
- * and the guard.  For good; there is no way back.
+ * the guard, and the count of rows (tally.c).  For good; there is no way back.
  */
 Datum
 bluegreen_begin_apply(PG_FUNCTION_ARGS)
@@ -582,6 +582,7 @@ bluegreen_begin_apply(PG_FUNCTION_ARGS)
 	next_utility = ProcessUtility_hook;
 	ProcessUtility_hook = guard_utility;
 	RegisterXactCallback(guard_at_transaction_end, NULL);
+	tally_install();
 	installed = true;
 	/* what was analyzed before has not been looked at */
 	ResetPlanCache();

@@ -52,4 +52,7 @@ extern bool guard_is_granted(Oid relation, AclMode needed);
 extern pg_noreturn void guard_denied(Oid relation);
 extern void guard_check_shape(Query *query, List *relations, Oid owner);
 
+/* tally.c */
+extern void tally_install(void);
+
 #endif							/* BG_GUARD_H */

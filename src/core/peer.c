@@ -67,10 +67,11 @@ peer_abort_at_close(Peer *peer, bool abort)
 
 /* Does the server owe us nothing, and we it nothing? */
 static bool
-is_at_rest(const Peer *peer)
+is_at_rest(Peer *peer)
 {
 	return !peer->lost && (peer->mode == PEER_IDLE ||
-						   (peer->mode == PEER_PIPELINE && peer->group.done));
+						   (peer->mode == PEER_PIPELINE && !peer->group_open &&
+							!peer_busy(peer)));
 }
 
 /* Free a peer that is no longer in the list. */
@@ -168,8 +169,6 @@ peer_create(void)
 	peer->context = context;
 	peer->id = ++last_peer_id;
 	peer->subid = GetCurrentSubTransactionId();
-	peer->group.done = true;
-	peer->group.failed = -1;
 	peer->next = peers;
 	peers = peer;
 	return peer;

@@ -9,8 +9,9 @@
  *	  the remote error with its own SQLSTATE;
  *	- pipeline: peer_send*() queue statements, peer_pump() moves bytes without
  *	  blocking, and the outcome of each queued statement is read when the
- *	  group that peer_sync() closed has completed.  Nothing is raised for a
- *	  remote statement that fails; the caller reads PeerGroup.
+ *	  group that peer_sync() closed has completed.  Several groups may be on
+ *	  their way.  Nothing is raised for a remote statement that fails; the
+ *	  caller reads PeerGroup.
  *
  * A Peer has a memory context of its own and survives the caller's;
  * peer_close() frees it.  Whatever a transaction or subtransaction opened is
@@ -71,7 +72,10 @@ typedef struct PeerGroup
 	int			failed;			/* index of the failed statement, or -1 */
 	PeerError	error;			/* set if failed >= 0 or connection lost (then
 								 * failed is -1 and what ran is unknown) */
+	int			allocated;		/* entries of affected */
 } PeerGroup;
+
+#define PEER_MAX_GROUPS 16		/* that wait to be taken, and one */
 
 /*
  * A statement that is prepared at its first use on a connection.  It must live
@@ -113,11 +117,16 @@ extern int64 peer_copy_end(Peer *peer);
 /*
  * pipeline
  *
- * peer_send*() open a group and peer_sync() closes it; the next group may be
- * opened when it is done.  peer_busy(): closed and not done.  peer_pump()
- * moves what can move now and returns true if no group is busy; peer_wait()
- * waits until none is.  On a lost connection the open group is done with error
- * 08006 as soon as it is closed.
+ * peer_send*() open a group and peer_sync() closes it; others may follow at
+ * once, as long as peer_has_room().  Groups are done in order, and
+ * peer_take_group() takes the next one that is.  The server knows nothing of
+ * groups failing together: it carries out the next one when one has failed.
+ *
+ * peer_busy(): a closed group is not done.  peer_pump() moves what can move
+ * now and returns true if none is; peer_wait() waits until something has moved.
+ * peer_is_clogged(): what was queued is not on its way yet, and more should
+ * wait until it is.  On a lost connection all closed groups are done, with error
+ * 08006 if they were not before.
  */
 extern void peer_pipeline_enter(Peer *peer);
 extern void peer_pipeline_exit(Peer *peer);
@@ -130,7 +139,10 @@ extern void peer_send_sql(Peer *peer, const char *sql);
 extern void peer_sync(Peer *peer);
 extern bool peer_pump(Peer *peer);
 extern bool peer_busy(Peer *peer);
-extern const PeerGroup *peer_group(Peer *peer);
+extern bool peer_has_room(Peer *peer);
+extern bool peer_is_clogged(Peer *peer);
+extern int	peer_open_statements(Peer *peer);
+extern const PeerGroup *peer_take_group(Peer *peer);
 extern int	peer_wait_events(Peer *peer);	/* WL_SOCKET_* wanted now */
 extern int	peer_socket(Peer *peer);
 extern void peer_wait(Peer *peer);

@@ -37,6 +37,7 @@ typedef struct PipelineEntry
 		ENTRY_EXECUTE,
 		ENTRY_SYNC
 	}			kind;
+	PeerGroup  *group;
 	int			index;			/* statement in the group */
 	PeerStatement *stmt;		/* ENTRY_PREPARE only */
 	bool		is_commit;
@@ -83,11 +84,12 @@ struct Peer
 
 	char	   *copy_sql;		/* the COPY that runs */
 
-	/* pipeline; queue[head..tail) waits for an answer */
-	PeerGroup	group;
-	bool		group_closed;	/* peer_sync() was called */
-	int			group_size;		/* allocated entries of group.affected */
-	PipelineEntry *queue;
+	/* pipeline: ngroups, from the oldest that was not taken */
+	PeerGroup	groups[PEER_MAX_GROUPS];
+	int			first_group;
+	int			ngroups;
+	bool		group_open;		/* the last one is */
+	PipelineEntry *queue;		/* [head..tail) waits for an answer */
 	int			queue_head;
 	int			queue_tail;
 	int			queue_size;

@@ -8,12 +8,13 @@
  * peer_sync().  For everything queued there is one PipelineEntry, in order,
  * and answers are matched to them as they come in; the closing entry's answer
  * makes the group done.  Statements behind a failed one are skipped by the
- * server, which says so for each.
+ * server up to the end of the group, and it says so for each.
  *
  * libpq copies all parameters into its output buffer and moves what is left of
  * it to the front after every partial write, so a backlog costs memory and
- * quadratic time.  We therefore count what was queued, and beyond
- * MAX_UNSENT bytes wait until the buffer is empty, reading answers meanwhile.
+ * quadratic time.  We therefore count what was queued.  Callers hold back what
+ * they have while it is more than CLOGGED bytes; beyond MAX_UNSENT we wait until
+ * the buffer is empty, reading answers meanwhile.
  *
  *-------------------------------------------------------------------------
  */
@@ -22,6 +23,7 @@
 #include "core/peer_int.h"
 #include "utils/memutils.h"
 
+#define CLOGGED			(128 * 1024)	/* bytes queued that are enough */
 #define MAX_UNSENT		(1024 * 1024)	/* bytes queued before we wait */
 #define MESSAGE_OVERHEAD	64	/* bytes around a statement's parameters */
 
@@ -169,13 +171,13 @@ peer_pipeline_enter(Peer *peer)
 }
 
 /*
- * Leave pipeline mode.  The group must be done.  Raises a lost connection.
+ * Leave pipeline mode.  All groups must be done.  Raises a lost connection.
  */
 void
 peer_pipeline_exit(Peer *peer)
 {
 	peer_require(peer, PEER_PIPELINE);
-	if (!peer->group.done)
+	if (peer->group_open || peer_busy(peer))
 		elog(ERROR, "pipeline group is not done");
 	if (!PQexitPipelineMode(peer->conn))
 		elog(ERROR, "could not leave pipeline mode: %s",
@@ -203,12 +205,35 @@ peer_statement_create(const char *sql, int nparams, const Oid *types)
 	return stmt;
 }
 
-/* Append to the queue of expected answers. */
+/* Group number i, counted from the oldest. */
+static PeerGroup *
+group_at(Peer *peer, int i)
+{
+	return &peer->groups[(peer->first_group + i) % PEER_MAX_GROUPS];
+}
+
+/* The group that is open. */
+static PeerGroup *
+open_group(Peer *peer)
+{
+	Assert(peer->group_open);
+	return group_at(peer, peer->ngroups - 1);
+}
+
+/* Append to the queue of expected answers, for the open group. */
 static PipelineEntry *
 queue_entry(Peer *peer)
 {
 	PipelineEntry *entry;
+	int			waiting = peer->queue_tail - peer->queue_head;
 
+	if (peer->queue_head > 0 && waiting <= peer->queue_head)
+	{
+		memcpy(peer->queue, &peer->queue[peer->queue_head],
+			   waiting * sizeof(PipelineEntry));
+		peer->queue_head = 0;
+		peer->queue_tail = waiting;
+	}
 	if (peer->queue_tail == peer->queue_size)
 	{
 		int			size = Max(peer->queue_size * 2, 64);
@@ -223,37 +248,50 @@ queue_entry(Peer *peer)
 	}
 	entry = &peer->queue[peer->queue_tail++];
 	memset(entry, 0, sizeof(*entry));
-	entry->index = peer->group.nstatements - 1;
+	entry->group = open_group(peer);
+	entry->index = entry->group->nstatements - 1;
 	return entry;
 }
 
 /*
- * Register one more statement in the open group, opening one if the last is
- * done.  Returns false if the connection is lost; the statement then counts as
- * not executed.
+ * Open a group, unless one is.
+ */
+static PeerGroup *
+begin_group(Peer *peer)
+{
+	PeerGroup  *group;
+
+	if (peer->mode != PEER_PIPELINE)
+		elog(ERROR, "peer is not in pipeline mode");
+	if (peer->group_open)
+		return open_group(peer);
+	if (!peer_has_room(peer))
+		elog(ERROR, "too many pipeline groups");
+	peer->ngroups++;
+	peer->group_open = true;
+	group = open_group(peer);
+	group->done = false;
+	group->nstatements = 0;
+	group->failed = -1;
+	memset(&group->error, 0, sizeof(group->error));
+	if (peer->ngroups == 1)
+		peer_watch_begin(peer);
+	return group;
+}
+
+/*
+ * Register one more statement in the open group, opening one if need be.
+ * Returns false if the connection is lost; the statement then counts as not
+ * executed.
  */
 static bool
 begin_statement(Peer *peer)
 {
-	PeerGroup  *group = &peer->group;
+	PeerGroup  *group = begin_group(peer);
 
-	if (peer->mode != PEER_PIPELINE)
-		elog(ERROR, "peer is not in pipeline mode");
-	if (group->done)
+	if (group->nstatements == group->allocated)
 	{
-		group->done = false;
-		group->nstatements = 0;
-		group->failed = -1;
-		memset(&group->error, 0, sizeof(group->error));
-		peer->group_closed = false;
-		peer->queue_head = peer->queue_tail = 0;
-	}
-	else if (peer->group_closed)
-		elog(ERROR, "pipeline group is not done");
-
-	if (group->nstatements == peer->group_size)
-	{
-		int			size = Max(peer->group_size * 2, 64);
+		int			size = Max(group->allocated * 2, 64);
 
 		if (group->affected == NULL)
 			group->affected = MemoryContextAlloc(peer->context,
@@ -261,7 +299,7 @@ begin_statement(Peer *peer)
 		else
 			group->affected = repalloc_huge(group->affected,
 											size * sizeof(int64));
-		peer->group_size = size;
+		group->allocated = size;
 	}
 	group->affected[group->nstatements++] = -1;
 	return !peer->lost;
@@ -369,17 +407,20 @@ peer_send_sql(Peer *peer, const char *sql)
  * Pipeline: answers
  */
 
-/* The connection is lost: a closed group will get no more answers. */
+/* The connection is lost: closed groups will get no more answers. */
 static void
-abandon_group(Peer *peer)
+abandon_groups(Peer *peer)
 {
-	PeerGroup  *group = &peer->group;
+	int			nclosed = peer->ngroups - (peer->group_open ? 1 : 0);
 
-	if (group->done || !peer->group_closed)
-		return;
-	if (group->failed < 0)
-		group->error = peer->loss;
-	group->done = true;
+	for (int i = 0; i < nclosed; i++)
+	{
+		PeerGroup  *group = group_at(peer, i);
+
+		if (!group->done && group->failed < 0)
+			group->error = peer->loss;
+		group->done = true;
+	}
 	peer->queue_head = peer->queue_tail = 0;
 }
 
@@ -387,7 +428,7 @@ abandon_group(Peer *peer)
 static void
 take_failure(Peer *peer, const PipelineEntry *entry, const PGresult *res)
 {
-	PeerGroup  *group = &peer->group;
+	PeerGroup  *group = entry->group;
 	PeerError	error;
 
 	memset(&error, 0, sizeof(error));
@@ -408,7 +449,7 @@ take_failure(Peer *peer, const PipelineEntry *entry, const PGresult *res)
 static void
 take_answer(Peer *peer, PipelineEntry *entry, PGresult *res)
 {
-	PeerGroup  *group = &peer->group;
+	PeerGroup  *group = entry->group;
 
 	switch (PQresultStatus(res))
 	{
@@ -468,7 +509,7 @@ collect_answers(Peer *peer)
 		peer_sign(peer);
 		take_answer(peer, entry, res);
 		PQclear(res);
-		if (entry->kind == ENTRY_SYNC && peer->group.done)
+		if (entry->kind == ENTRY_SYNC && entry->group->done)
 			peer->queue_head++;
 	}
 }
@@ -480,25 +521,18 @@ collect_answers(Peer *peer)
 void
 peer_sync(Peer *peer)
 {
-	PeerGroup  *group = &peer->group;
-
-	if (group->done)
-	{
-		(void) begin_statement(peer);
-		group->nstatements = 0;
-	}
-	else if (peer->group_closed)
-		elog(ERROR, "pipeline group is not done");
-	peer->group_closed = true;
-	peer_watch_begin(peer);
+	(void) begin_group(peer);
+	if (!peer_busy(peer))
+		peer_watch_begin(peer);
 	if (!peer->lost)
 	{
 		queue_entry(peer)->kind = ENTRY_SYNC;
 		if (!PQpipelineSync(peer->conn))
 			peer_lose(peer);
 	}
+	peer->group_open = false;
 	if (peer->lost)
-		abandon_group(peer);
+		abandon_groups(peer);
 }
 
 /*
@@ -515,9 +549,11 @@ peer_pump(Peer *peer)
 		collect_answers(peer);
 		if (!ok || PQstatus(peer->conn) == CONNECTION_BAD)
 			peer_lose(peer);
+		else if (PQflush(peer->conn) == 0)
+			peer->unsent = 0;
 	}
 	if (peer->lost)
-		abandon_group(peer);
+		abandon_groups(peer);
 	return !peer_busy(peer);
 }
 
@@ -525,17 +561,46 @@ peer_pump(Peer *peer)
 bool
 peer_busy(Peer *peer)
 {
-	return peer->group_closed && !peer->group.done;
+	int			nclosed = peer->ngroups - (peer->group_open ? 1 : 0);
+
+	return nclosed > 0 && !group_at(peer, nclosed - 1)->done;
+}
+
+/* May another group be opened? */
+bool
+peer_has_room(Peer *peer)
+{
+	return peer->ngroups < PEER_MAX_GROUPS;
+}
+
+/* Is so much queued that more should wait?  Only pumping changes it. */
+bool
+peer_is_clogged(Peer *peer)
+{
+	return !peer->lost && peer->unsent > CLOGGED;
+}
+
+/* How many statements are in the open group? */
+int
+peer_open_statements(Peer *peer)
+{
+	return peer->group_open ? open_group(peer)->nstatements : 0;
 }
 
 /*
- * The group that is open, closed or, if done, the last one.  Valid until the
- * first peer_send*() after it was done.
+ * Take the oldest group, if it is done; else NULL.  Valid until the next
+ * peer_send*() or peer_sync() that opens a group.
  */
 const PeerGroup *
-peer_group(Peer *peer)
+peer_take_group(Peer *peer)
 {
-	return &peer->group;
+	PeerGroup  *group = group_at(peer, 0);
+
+	if (peer->ngroups == (peer->group_open ? 1 : 0) || !group->done)
+		return NULL;
+	peer->first_group = (peer->first_group + 1) % PEER_MAX_GROUPS;
+	peer->ngroups--;
+	return group;
 }
 
 /*
@@ -549,7 +614,8 @@ peer_wait_events(Peer *peer)
 
 	if (peer->lost)
 		return 0;
-	if (PQflush(peer->conn) > 0)
+	/* who is held back must go on even if the last bytes leave just now */
+	if (PQflush(peer->conn) > 0 || peer_is_clogged(peer))
 		events |= WL_SOCKET_WRITEABLE;
 	return events;
 }
@@ -562,19 +628,20 @@ peer_socket(Peer *peer)
 }
 
 /*
- * Wait until the closed group is done or the connection is lost; at once if
- * there is none.  Interruptible.  There is no limit on how long the peer may
- * work; a peer that is gone is noticed (bluegreen.peer_timeout).
+ * Wait until something has come or gone, or the latch was set, or the
+ * connection is lost; at once if no group is busy and nothing is to be sent.
+ * Interruptible.  There is no limit on how long the peer may work; a peer that
+ * is gone is noticed (bluegreen.peer_timeout).
  */
 void
 peer_wait(Peer *peer)
 {
-	while (!peer_pump(peer))
+	if (peer_pump(peer) && !peer_is_clogged(peer))
+		return;
+	if (!peer_wait_socket(peer, peer_wait_events(peer)))
 	{
-		if (!peer_wait_socket(peer, peer_wait_events(peer)))
-		{
-			collect_answers(peer);
-			peer_lose(peer);
-		}
+		collect_answers(peer);
+		peer_lose(peer);
 	}
+	(void) peer_pump(peer);
 }

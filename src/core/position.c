@@ -82,19 +82,30 @@ position_at_transaction_end(XactEvent event, void *arg)
 }
 
 /*
- * bluegreen.commit_position(lsn pg_lsn, commit_time timestamptz): have the
- * current transaction's commit advance the session's replication origin to
- * lsn, with the time at which the source committed.
+ * bluegreen.commit_position(lsn pg_lsn, commit_time timestamptz, after pg_lsn):
+ * have the current transaction's commit advance the session's replication
+ * origin to lsn, with the time at which the source committed.  Error unless the
+ * origin is at "after": the stream does not wait to see that the transaction
+ * before this one was committed.
  */
 Datum
 bluegreen_commit_position(PG_FUNCTION_ARGS)
 {
 	static bool registered = false;
+	XLogRecPtr	reached;
 
 	if (replorigin_session_origin == InvalidRepOriginId)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("no replication origin is configured")));
+	reached = replorigin_session_get_progress(false);
+	if (reached != PG_GETARG_LSN(2))
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("the stream's progress is %X/%X instead of %X/%X",
+						LSN_FORMAT_ARGS(reached),
+						LSN_FORMAT_ARGS(PG_GETARG_LSN(2))),
+				 errdetail("The transaction before this one was not committed.")));
 	if (!registered)
 	{
 		RegisterXactCallback(position_at_transaction_end, NULL);

@@ -9,11 +9,25 @@
  * every transaction that writes.  Whatever dies, the next worker reads that
  * progress and decoding skips whole transactions up to it.
  *
- * Rows go out in a pipeline and the worker decodes on while the target works;
- * at most one group of statements is in flight.  COMMIT is sent when the rows'
- * answers are in and every UPDATE and DELETE found the rows it was for:
+ * Rows go out in a pipeline and the worker decodes on while the target works.
+ * While one batch is filled the one before it is sent, statement by statement
+ * (a slice of its rows each), as fast as the connection takes them; those
+ * before that are in flight: sent, and not answered.  The worker waits for the
+ * target only when its batch is full and the one before it is not on its way.
  *
- *		IDLE -> ROWS -> (OPEN -> ROWS ->) COMMIT -> IDLE
+ * Nothing waits for an answer but the slot, so the target has to see to it
+ * itself that nothing wrong is committed.  Behind the rows of a batch follow
+ *
+ *		check_rows()		each UPDATE and DELETE found the rows it was for
+ *		commit_position()	the target is where the transaction before this
+ *							one was to bring it
+ *		COMMIT
+ *
+ * of which each fails if what is before it in the transaction has failed.  The
+ * session stays in a failed transaction then, and the following BEGIN fails
+ * like anything else.  Only if it was COMMIT itself that failed (a deferred
+ * trigger, say) the next transaction begins; its commit_position() finds that
+ * the target is not where it should be.
  *
  * A batch that fails, or whose counts are wrong, is never mended here.  The
  * worker notes the position up to which it must go one row at a time
@@ -59,12 +73,12 @@ prune_conflicts(Peer *peer)
 
 /*
  * Make the applying end of a stream over a connected peer whose session is
- * set up for the origin.  Asks the peer about each target table.  Everything
+ * set up for the origin, which is at progress.  Asks the peer about each target table.  Everything
  * lives in CurrentMemoryContext.
  */
 Apply *
 apply_create(Peer *peer, StreamShared *shared, const char *origin,
-			 List *transforms)
+			 List *transforms, XLogRecPtr progress)
 {
 	Apply	   *apply = palloc0_object(Apply);
 	ListCell   *lc;
@@ -82,22 +96,60 @@ apply_create(Peer *peer, StreamShared *shared, const char *origin,
 		apply->writers[apply->nwriters++] = target_writer_create(peer,
 																 lfirst(lc));
 	}
+	apply->reached = progress;
+	apply->spare = batch_create(transforms);
 	apply->max_expected = 64;
-	apply->expected = palloc0_array(Expectation, apply->max_expected);
+	apply->expected = palloc0_array(int64, apply->max_expected);
 	prune_conflicts(peer);
-	apply->commit_position = peer_statement_create(
-												   "SELECT bluegreen.commit_position("
-												   "$1::pg_catalog.pg_lsn, $2::pg_catalog.timestamptz), "
-												   "pg_catalog.pg_current_xact_id()", 2, NULL);
+	apply->check_rows =
+		peer_statement_create("SELECT bluegreen.check_rows("
+							  "$1::pg_catalog.int8[])", 1, NULL);
+	apply->commit_position =
+		peer_statement_create("SELECT bluegreen.check_rows("
+							  "$1::pg_catalog.int8[]), "
+							  "bluegreen.commit_position("
+							  "$2::pg_catalog.pg_lsn, "
+							  "$3::pg_catalog.timestamptz, "
+							  "$4::pg_catalog.pg_lsn), "
+							  "pg_catalog.pg_current_xact_id()", 4, NULL);
 	peer_pipeline_enter(peer);
 	return apply;
 }
 
-static void
-queue_sql(Apply *apply, const char *sql)
+/* ---- sending ---- */
+
+/*
+ * What the statements on tables must have done, since the peer was asked last:
+ * an array for check_rows(), or NULL if it need not look.
+ */
+static char *
+take_expected(Apply *apply)
 {
-	peer_send_sql(apply->peer, sql);
-	apply_expect(apply, NULL, -1);
+	StringInfoData array;
+
+	if (apply->careful)
+	{
+		apply->nexpected = 0;
+		return NULL;
+	}
+	initStringInfo(&array);
+	for (int i = 0; i < apply->nexpected; i++)
+		appendStringInfo(&array, "%c" INT64_FORMAT, i == 0 ? '{' : ',',
+						 apply->expected[i]);
+	appendStringInfoString(&array, apply->nexpected == 0 ? "{}" : "}");
+	apply->nexpected = 0;
+	return array.data;
+}
+
+static void
+queue_check(Apply *apply)
+{
+	MemoryContext old = MemoryContextSwitchTo(apply->param_context);
+	const char *values[1] = {take_expected(apply)};
+
+	peer_send(apply->peer, apply->check_rows, values, NULL, NULL);
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(apply->param_context);
 }
 
 /*
@@ -107,196 +159,257 @@ queue_sql(Apply *apply, const char *sql)
 static void
 queue_commit(Apply *apply)
 {
-	char		lsn[32];
-	const char *values[2];
-	int			lengths[2] = {0};
-	int			formats[2] = {0};
+	MemoryContext old = MemoryContextSwitchTo(apply->param_context);
+	const ApplyPosition *position = &apply->position;
+	const char *values[4];
 
-	snprintf(lsn, sizeof(lsn), "%X/%X",
-			 LSN_FORMAT_ARGS(apply->position.end_lsn));
-	values[0] = lsn;
-	values[1] = timestamptz_to_str(apply->position.commit_time);
-	peer_send(apply->peer, apply->commit_position, values, lengths, formats);
-	apply_expect(apply, NULL, -1);
-	queue_sql(apply, "COMMIT");
-	peer_sync(apply->peer);
-	apply->state = APPLY_COMMIT;
-}
-
-static void
-start_group(Apply *apply, const ApplyPosition *position)
-{
-	apply_wait(apply);
-	apply->position = *position;
-	apply->nexpected = 0;
-	if (apply->state == APPLY_IDLE)
-		queue_sql(apply, "BEGIN");
+	values[0] = take_expected(apply);
+	values[1] = psprintf("%X/%X", LSN_FORMAT_ARGS(position->end_lsn));
+	values[2] = timestamptz_to_str(position->commit_time);
+	values[3] = psprintf("%X/%X", LSN_FORMAT_ARGS(apply->reached));
+	peer_send(apply->peer, apply->commit_position, values, NULL, NULL);
+	peer_send_sql(apply->peer, "COMMIT");
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(apply->param_context);
+	apply->reached = position->end_lsn;
+	apply->open = false;
+	apply->careful = false;
+	apply->shared->batches++;
 }
 
 /*
- * Must the answers be looked at before COMMIT may be sent?
+ * Close the open group of statements.
+ */
+static void
+launch(Apply *apply, bool commits)
+{
+	Flight	   *flight = &apply->flights[(apply->first_flight +
+										  apply->nflights) % PEER_MAX_GROUPS];
+
+	Assert(apply->nflights < PEER_MAX_GROUPS);
+	flight->commits = commits;
+	flight->position = apply->position;
+	apply->nflights++;
+	peer_sync(apply->peer);
+}
+
+/*
+ * All rows of the outgoing batch are queued: end it.
+ */
+static void
+end_batch(Apply *apply)
+{
+	bool		commit = apply->commit_wanted;
+
+	if (commit)
+		queue_commit(apply);
+	else
+		queue_check(apply);
+	launch(apply, commit);
+	apply->spare = apply->outgoing;
+	apply->outgoing = NULL;
+	batch_reset(apply->spare);
+}
+
+/*
+ * Queue more of the outgoing batch, as long as the connection takes it.  False
+ * if there was nothing to do.
  */
 static bool
-is_counted(const Apply *apply)
+send_more(Apply *apply)
 {
-	for (int i = 0; i < apply->nexpected; i++)
-		if (apply->expected[i].rows >= 0)
-			return true;
-	return false;
+	bool		moved = false;
+
+	while (apply->outgoing != NULL && !peer_is_clogged(apply->peer))
+	{
+		moved = true;
+		if (apply->next_slice < apply->nslices)
+			apply_queue_slice(apply, &apply->slices[apply->next_slice++]);
+		else
+			end_batch(apply);
+	}
+	return moved;
 }
 
-static void
-send_group(Apply *apply)
-{
-	peer_sync(apply->peer);
-	apply->state = APPLY_ROWS;
-}
-
-/*
- * Send the rows of a batch, which reaches up to position.  With commit, the
- * transaction commits as soon as the rows are confirmed (a statement that
- * fails fails the COMMIT behind it); without, it stays open for more.  Waits for
- * what is in flight, not for the answer; raises what had gone wrong there.
- */
-void
-apply_send(Apply *apply, Batch *batch, const ApplyPosition *position,
-		   bool commit)
-{
-	start_group(apply, position);
-	apply_queue_rows(apply, batch);
-	apply->commit_wanted = commit;
-	if (commit && !is_counted(apply))
-		queue_commit(apply);
-	else if (apply->nexpected > 0)
-		send_group(apply);		/* maybe only BEGIN */
-	apply->shared->batches += commit ? 1 : 0;
-}
+/* ---- answers ---- */
 
 /*
  * Note that the transactions up to the failed position need the careful path,
  * and end.  Transient errors are retried as they are.
  */
 static void
-batch_failed(Apply *apply, const PeerError *error)
+batch_failed(Apply *apply, const Flight *flight, const PeerError *error)
 {
-	if (error != NULL && peer_sqlstate_is_transient(error->sqlstate))
-		peer_rethrow(error, "applying a batch");
-	SpinLockAcquire(&apply->shared->mutex);
-	apply->shared->careful_until = apply->position.end_lsn;
-	SpinLockRelease(&apply->shared->mutex);
-	if (error != NULL)
-		peer_rethrow(error, "applying a batch");
-	ereport(ERROR,
-			(errcode(ERRCODE_DATA_EXCEPTION),
-			 errmsg("a batch did not find all rows that it changes on the target"),
-			 errhint("The batch is applied again row by row to find the cause.")));
+	if (!peer_sqlstate_is_transient(error->sqlstate))
+	{
+		SpinLockAcquire(&apply->shared->mutex);
+		apply->shared->careful_until = flight->position.end_lsn;
+		SpinLockRelease(&apply->shared->mutex);
+	}
+	peer_rethrow(error, "applying a batch");
 }
 
 /*
- * Did each statement do what it was for?
+ * Publish the commit time of the oldest transaction that the target does not
+ * have.
  */
-static void
-check_group(Apply *apply)
+void
+apply_note_oldest(Apply *apply)
 {
-	const PeerGroup *group = peer_group(apply->peer);
+	TimestampTz oldest = 0;
 
-	if (group->failed >= 0 || group->error.sqlstate[0] != '\0')
-		batch_failed(apply, &group->error);
-	Assert(group->nstatements == apply->nexpected);
-	for (int i = 0; i < apply->nexpected; i++)
-		if (apply->expected[i].rows >= 0 &&
-			apply->expected[i].rows != group->affected[i])
-			batch_failed(apply, NULL);
+	for (int i = 0; i < apply->nflights && oldest == 0; i++)
+		oldest = apply->flights[(apply->first_flight + i) %
+								PEER_MAX_GROUPS].position.oldest;
+	if (oldest == 0 && apply->outgoing != NULL)
+		oldest = apply->position.oldest;
+	if (oldest == 0 && apply->waiting != NULL)
+		oldest = apply->waiting->oldest;
+	SpinLockAcquire(&apply->shared->mutex);
+	apply->shared->oldest_pending = oldest;
+	SpinLockRelease(&apply->shared->mutex);
 }
 
 static void
-committed(Apply *apply)
+committed(Apply *apply, const ApplyPosition *position)
 {
 	StreamShared *shared = apply->shared;
 
-	apply->state = APPLY_IDLE;
-	apply->applied = apply->position;
-	memset(&apply->position, 0, sizeof(apply->position));
+	apply->applied = *position;
 	SpinLockAcquire(&shared->mutex);
-	shared->applied_lsn = Max(shared->applied_lsn, apply->applied.end_lsn);
-	if (apply->applied.commit_time != 0)
-		shared->applied_commit_time = apply->applied.commit_time;
+	shared->applied_lsn = Max(shared->applied_lsn, position->end_lsn);
+	if (position->commit_time != 0)
+		shared->applied_commit_time = position->commit_time;
 	shared->applied_at = GetCurrentTimestamp();
-	shared->transactions += apply->applied.transactions;
+	shared->transactions += position->transactions;
 	shared->failures = 0;
-	if (apply->applied.transactions > 0 && !shared->copy_failed)
+	if (position->transactions > 0 && !shared->copy_failed)
 		shared->error.at = 0;
-	shared->oldest_pending = 0;
 	SpinLockRelease(&shared->mutex);
+	apply_note_oldest(apply);
 	ConditionVariableBroadcast(&shared->changed);
 }
 
 /*
- * The group in flight is done: go on to the next state.
+ * Take the answers that are in, in the order of sending.  The first failure is
+ * the cause of those behind it.  False if there was none.
  */
-static void
-advance(Apply *apply)
-{
-	check_group(apply);
-	if (apply->state == APPLY_PING)
-		apply->state = APPLY_IDLE;
-	else if (apply->state == APPLY_COMMIT)
-		committed(apply);
-	else if (apply->commit_wanted)
-	{
-		apply->nexpected = 0;
-		queue_commit(apply);
-	}
-	else
-		apply->state = APPLY_OPEN;
-}
-
 static bool
-in_flight(const Apply *apply)
+take_answers(Apply *apply)
 {
-	return apply->state == APPLY_ROWS || apply->state == APPLY_COMMIT ||
-		apply->state == APPLY_PING;
+	const PeerGroup *group;
+	bool		moved = false;
+
+	while (apply->nflights > 0 &&
+		   (group = peer_take_group(apply->peer)) != NULL)
+	{
+		Flight		flight = apply->flights[apply->first_flight];
+
+		apply->first_flight = (apply->first_flight + 1) % PEER_MAX_GROUPS;
+		apply->nflights--;
+		moved = true;
+		if (group->failed >= 0 || group->error.sqlstate[0] != '\0')
+			batch_failed(apply, &flight, &group->error);
+		if (flight.commits)
+			committed(apply, &flight.position);
+	}
+	return moved;
 }
 
 /*
- * Ask the peer for a sign of life, in state IDLE.  Does not wait.
- */
-void
-apply_ping(Apply *apply)
-{
-	Assert(apply->state == APPLY_IDLE);
-	apply->nexpected = 0;
-	peer_sync(apply->peer);
-	apply->state = APPLY_PING;
-}
-
-/*
- * Take what answers there are, without waiting.  True if nothing is in flight
- * any more.  Raises remote errors.
+ * Send what can be sent and take what answers there are, without waiting.
+ * True if nothing is on its way any more.  Raises remote errors.
  */
 bool
 apply_poll(Apply *apply)
 {
-	while (in_flight(apply))
+	bool		moved = true;
+
+	while (moved && (apply->outgoing != NULL || apply->nflights > 0))
 	{
-		if (!peer_pump(apply->peer))
-			return false;
-		advance(apply);
+		moved = send_more(apply);
+		(void) peer_pump(apply->peer);
+		moved |= take_answers(apply);
 	}
-	return true;
+	return apply->outgoing == NULL && apply->nflights == 0;
 }
 
 /*
- * Wait until nothing is in flight.
+ * Is no transaction open, and nothing on its way?
+ */
+bool
+apply_is_idle(const Apply *apply)
+{
+	return !apply->open && apply->outgoing == NULL && apply->nflights == 0;
+}
+
+static void
+wait_for_move(Apply *apply)
+{
+	CHECK_FOR_INTERRUPTS();
+	peer_wait(apply->peer);
+}
+
+/*
+ * Wait until nothing is on its way.
  */
 void
 apply_wait(Apply *apply)
 {
 	while (!apply_poll(apply))
-	{
-		CHECK_FOR_INTERRUPTS();
-		peer_wait(apply->peer);
-	}
+		wait_for_move(apply);
+}
+
+/* ---- what is sent ---- */
+
+/*
+ * Wait until all that was to be sent is queued, and open a group of statements
+ * in a transaction that is to reach position.
+ */
+static void
+start_group(Apply *apply, const ApplyPosition *position)
+{
+	while (!apply_poll(apply) &&
+		   (apply->outgoing != NULL || !peer_has_room(apply->peer)))
+		wait_for_move(apply);
+	apply->position = *position;
+	if (apply->open)
+		return;
+	apply->open = true;
+	peer_send_sql(apply->peer, "BEGIN");
+}
+
+/*
+ * Send the rows of a batch, which reaches up to position.  With commit, the
+ * transaction is to commit; without, it stays open for more.  Waits until the
+ * batch before it is sent, not for any answer; raises what had gone wrong
+ * there.  Returns an empty batch.
+ */
+Batch *
+apply_send(Apply *apply, Batch *batch, const ApplyPosition *position,
+		   bool commit)
+{
+	if (batch->rows == 0 && !commit)
+		return batch;
+	start_group(apply, position);
+	apply->outgoing = batch;
+	apply->commit_wanted = commit;
+	apply_slice_batch(apply, batch);
+	batch = apply->spare;
+	apply->spare = NULL;
+	(void) apply_poll(apply);
+	return batch;
+}
+
+/*
+ * Ask the peer for a sign of life, when idle.  Does not wait.
+ */
+void
+apply_ping(Apply *apply)
+{
+	Assert(apply_is_idle(apply));
+	memset(&apply->position, 0, sizeof(apply->position));
+	launch(apply, false);
 }
 
 /*
@@ -316,6 +429,16 @@ apply_check_truncate(const Transform *transform)
 					get_rel_name(row->source), mapping_target_name(row)),
 			 errdetail("The target has rows of other mappings, or its mapping does not delete."),
 			 errhint("Change the target yourself, then leave this transaction out with bluegreen.skip().")));
+}
+
+/*
+ * Queue a statement on a table that may affect any number of rows.
+ */
+static void
+queue_uncounted(Apply *apply, const char *sql)
+{
+	peer_send_sql(apply->peer, sql);
+	apply_expect(apply, -1);
 }
 
 /*
@@ -340,14 +463,14 @@ apply_truncate(Apply *apply, List *transforms, bool restart_identity,
 		pg_atomic_fetch_add_u64(&stats->truncates, 1);
 		/* one by one: the target does each as the table's owner */
 		if (writer->has_incoming_fk)
-			queue_sql(apply, psprintf("DELETE FROM %s", writer->name));
+			queue_uncounted(apply, psprintf("DELETE FROM %s", writer->name));
 		else
-			queue_sql(apply, psprintf("TRUNCATE %s%s", writer->name,
-									  restart_identity ?
-									  " RESTART IDENTITY" : ""));
+			peer_send_sql(apply->peer,
+						  psprintf("TRUNCATE %s%s", writer->name,
+								   restart_identity ?
+								   " RESTART IDENTITY" : ""));
 	}
-	apply->commit_wanted = false;
-	send_group(apply);
+	launch(apply, false);
 	apply_wait(apply);
 }
 
@@ -364,15 +487,16 @@ apply_restart_copy(Apply *apply, const Transform *transform,
 	int			mapping = transform->row->id;
 
 	start_group(apply, position);
-	queue_sql(apply,
-			  psprintf("UPDATE bluegreen.applied_table "
-					   "SET generation = generation + 1, state = 'copying' "
-					   "WHERE stream = %s AND mapping = %d", stream, mapping));
-	queue_sql(apply,
-			  psprintf("DELETE FROM bluegreen.applied_chunk "
-					   "WHERE stream = %s AND mapping = %d", stream, mapping));
-	apply->commit_wanted = false;
-	send_group(apply);
+	queue_uncounted(apply,
+					psprintf("UPDATE bluegreen.applied_table "
+							 "SET generation = generation + 1, state = 'copying' "
+							 "WHERE stream = %s AND mapping = %d",
+							 stream, mapping));
+	queue_uncounted(apply,
+					psprintf("DELETE FROM bluegreen.applied_chunk "
+							 "WHERE stream = %s AND mapping = %d",
+							 stream, mapping));
+	launch(apply, false);
 }
 
 static WireValue *
@@ -446,8 +570,7 @@ apply_move(Apply *apply, const RowChange *change,
 {
 	start_group(apply, position);
 	queue_move(apply, change);
-	apply->commit_wanted = false;
-	send_group(apply);
+	launch(apply, false);
 }
 
 /*
@@ -482,22 +605,13 @@ finish_carefully(Apply *apply, const RowChange *change)
 	const PeerGroup *group;
 	char	   *key;
 
+	apply->careful = true;
+	apply->nexpected = 0;
 	peer_sync(apply->peer);
-	while (!peer_pump(apply->peer))
-	{
-		CHECK_FOR_INTERRUPTS();
-		peer_wait(apply->peer);
-	}
-	apply->state = APPLY_OPEN;
-	group = peer_group(apply->peer);
+	while ((group = peer_take_group(apply->peer)) == NULL)
+		wait_for_move(apply);
 	if (group->failed < 0 && group->error.sqlstate[0] == '\0')
-	{
-		int			last = apply->nexpected - 1;
-
-		while (last >= 0 && apply->expected[last].writer == NULL)
-			last--;
-		return last >= 0 ? group->affected[last] : 0;
-	}
+		return group->affected[apply->row_statement];
 
 	key = blame_row(apply, change);
 	peer_rethrow(&group->error,

@@ -12,35 +12,33 @@
 #include "stream/batch.h"
 #include "stream/statement.h"
 
-/*
- * What the connection is doing.  Legal next states:
- */
-typedef enum ApplyState
-{
-	APPLY_IDLE,					/* -> ROWS, COMMIT (a batch without rows),
-								 * PING */
-	APPLY_ROWS,					/* rows sent -> OPEN, COMMIT */
-	APPLY_OPEN,					/* transaction open, no answer due -> ROWS,
-								 * COMMIT */
-	APPLY_COMMIT,				/* COMMIT sent -> IDLE */
-	APPLY_PING					/* only a sign of life is due -> IDLE */
-} ApplyState;
-
 /* Where a target transaction stands on the source. */
 typedef struct ApplyPosition
 {
 	XLogRecPtr	end_lsn;		/* end of the last transaction in it */
 	XLogRecPtr	commit_lsn;		/* its commit record, for messages */
 	TimestampTz commit_time;
+	TimestampTz oldest;			/* commit time of the first one in it */
 	int			transactions;	/* source transactions in it */
 } ApplyPosition;
 
-/* One queued statement: what it should do. */
-typedef struct Expectation
+/* What is on its way to the peer and back: a group of the pipeline. */
+typedef struct Flight
 {
-	TargetWriter *writer;		/* NULL: no table (BEGIN, COMMIT) */
-	int64		rows;			/* must be affected; -1 = any number */
-} Expectation;
+	bool		commits;		/* else the transaction stays open */
+	ApplyPosition position;		/* which the transaction is to reach */
+} Flight;
+
+/* Rows of a batch that go in one statement. */
+typedef struct Slice
+{
+	TargetWriter *writer;
+	StatementKind kind;
+	bool		by_columns;		/* update the columns that the rows carry */
+	bool		counted;		/* each row must be there */
+	BatchRow  **rows;
+	int			nrows;
+} Slice;
 
 typedef struct Apply
 {
@@ -51,33 +49,58 @@ typedef struct Apply
 	TargetWriter **writers;		/* by transform, in the batch's order */
 	MemoryContext param_context;	/* parameters being encoded */
 	PeerStatement *commit_position;
+	PeerStatement *check_rows;
 
-	ApplyState	state;
-	bool		commit_wanted;	/* send COMMIT when the rows are confirmed */
-	ApplyPosition position;		/* of the open transaction */
+	/* what is being sent */
+	bool		open;			/* BEGIN was queued, COMMIT was not */
+	ApplyPosition position;		/* of that transaction */
+	XLogRecPtr	reached;		/* position of the last COMMIT queued */
+	Batch	   *outgoing;		/* its slices are being queued; NULL: none */
+	bool		commit_wanted;	/* COMMIT when all of it is queued */
+	Slice	   *slices;			/* in the batch's memory */
+	int			nslices;
+	int			max_slices;
+	int			next_slice;
+	Batch	   *spare;			/* empty, while none is outgoing */
+
+	/* what was sent */
+	Flight		flights[PEER_MAX_GROUPS];	/* a ring */
+	int			first_flight;
+	int			nflights;
 	ApplyPosition applied;		/* of the last one that is durable */
+	const ApplyPosition *waiting;	/* the caller's, that are not sent yet */
+
 	bool		blamed;			/* the error that is raised has its row noted */
+	bool		careful;		/* the open transaction goes row by row */
+	int			row_statement;	/* in the open group: the last on a table */
+
+	/* rows that each statement on a table must affect, or -1; since the peer
+	 * was asked last */
 	int			nexpected;
 	int			max_expected;
-	Expectation *expected;
+	int64	   *expected;
 } Apply;
 
 extern Apply *apply_create(Peer *peer, StreamShared *shared,
-						   const char *origin, List *transforms);
+						   const char *origin, List *transforms,
+						   XLogRecPtr progress);
 
 /*
  * Send the rows of a batch that reaches up to position, and maybe commit.
- * Waits until nothing is in flight first; does not wait for the answer.
+ * Waits until the batch before it is on its way; what is left of this one goes
+ * with later calls of apply_poll().  Returns an empty batch to be filled next.
  */
-extern void apply_send(Apply *apply, Batch *batch,
-					   const ApplyPosition *position, bool commit);
+extern Batch *apply_send(Apply *apply, Batch *batch,
+						 const ApplyPosition *position, bool commit);
 
 /* Ask an idle peer for a sign of life; an answer is due then. */
 extern void apply_ping(Apply *apply);
 
-/* Take answers without blocking; true if nothing is in flight. */
+/* Send and take answers without blocking; true if nothing is on its way. */
 extern bool apply_poll(Apply *apply);
 extern void apply_wait(Apply *apply);
+extern bool apply_is_idle(const Apply *apply);
+extern void apply_note_oldest(Apply *apply);
 
 extern void apply_check_truncate(const Transform *transform);
 extern void apply_truncate(Apply *apply, List *transforms,
@@ -99,14 +122,15 @@ extern void apply_row_carefully(Apply *apply, const RowChange *change,
 								const CarefulContext *context);
 
 /* apply_rows.c */
-extern void apply_queue_rows(Apply *apply, Batch *batch);
+extern void apply_slice_batch(Apply *apply, Batch *batch);
+extern void apply_queue_slice(Apply *apply, const Slice *slice);
 extern void apply_queue_row(Apply *apply, TargetWriter *writer,
 							StatementKind kind, BatchRow *row);
 extern void apply_queue_conflict(Apply *apply, TargetWriter *writer,
 								 BatchRow *row, const char *const texts[8]);
 extern void apply_queue_move(Apply *apply, TargetWriter *writer,
 							 BatchRow *row, const WireValue *old_key);
-extern void apply_expect(Apply *apply, TargetWriter *writer, int64 rows);
+extern void apply_expect(Apply *apply, int64 rows);
 extern TargetWriter *apply_writer(Apply *apply, const Transform *transform);
 
 #endif							/* BG_APPLY_H */

@@ -1,10 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * apply_rows.c
- *		Queue a batch's rows as set-based statements on the peer.
+ *		A batch's rows as set-based statements on the peer.
  *
- * Per target table: deletes, then updates (one statement per set of columns
- * that they carry), then inserts, each over rows sorted by key.
+ * Per target table: deletes, then updates (statements per set of columns that
+ * they carry), then inserts, each over rows sorted by key.  What goes in which
+ * statement is decided when the batch is complete (slices); the statements are
+ * encoded and queued one by one, when the connection takes them.
  *
  * Of mappings without a key, all old rows were on the target before the batch
  * (keyless.c): deletes, replacements, inserts.
@@ -27,6 +29,9 @@ typedef struct RowStep
 	bool		by_columns;		/* rows differ in the columns they carry */
 } RowStep;
 
+#define SLICE_ROWS	2000		/* of a statement, at most */
+#define SLICE_BYTES	(256 * 1024)	/* ... of their values, about */
+
 #define MASK(kind)	((uint32) 1 << (kind))
 
 static const RowStep row_steps[] = {
@@ -41,20 +46,20 @@ static const RowStep row_steps[] = {
 };
 
 /*
- * Remember what the statement that was just queued should do.
+ * Remember how many rows the statement on a table that was just queued should
+ * affect; -1 = any number.
  */
 void
-apply_expect(Apply *apply, TargetWriter *writer, int64 rows)
+apply_expect(Apply *apply, int64 rows)
 {
 	if (apply->nexpected == apply->max_expected)
 	{
 		apply->max_expected *= 2;
-		apply->expected = repalloc_array(apply->expected, Expectation,
+		apply->expected = repalloc_array(apply->expected, int64,
 										 apply->max_expected);
 	}
-	apply->expected[apply->nexpected].writer = writer;
-	apply->expected[apply->nexpected].rows = rows;
-	apply->nexpected++;
+	apply->expected[apply->nexpected++] = rows;
+	apply->row_statement = peer_open_statements(apply->peer) - 1;
 }
 
 /*
@@ -81,12 +86,12 @@ send_statement(Apply *apply, PeerStatement *statement, const Parameters *p)
  * Queue one statement over rows that carry the same columns.
  */
 static void
-queue_statement(Apply *apply, TargetWriter *writer, const RowStep *step,
-				BatchRow **rows, int nrows)
+queue_statement(Apply *apply, const Slice *slice)
 {
+	TargetWriter *writer = slice->writer;
 	PeerStatement *statement =
-		target_statement(writer, step->kind,
-						 step->by_columns ? rows[0]->missing : NULL);
+		target_statement(writer, slice->kind,
+						 slice->by_columns ? slice->rows[0]->missing : NULL);
 	MemoryContext old;
 	Parameters	p;
 
@@ -94,14 +99,14 @@ queue_statement(Apply *apply, TargetWriter *writer, const RowStep *step,
 		return;
 	old = MemoryContextSwitchTo(apply->param_context);
 	p = parameters_create(writer->transform->ncolumns);
-	parameters_add_columns(&p, writer->transform, rows, nrows,
-						   step->kind == STATEMENT_DELETE ||
-						   step->kind == STATEMENT_FIND ?
+	parameters_add_columns(&p, writer->transform, slice->rows, slice->nrows,
+						   slice->kind == STATEMENT_DELETE ||
+						   slice->kind == STATEMENT_FIND ?
 						   COLUMNS_KEY : COLUMNS_CARRIED);
 	send_statement(apply, statement, &p);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(apply->param_context);
-	apply_expect(apply, writer, step->counted ? nrows : -1);
+	apply_expect(apply, slice->counted ? slice->nrows : -1);
 }
 
 static bool
@@ -114,35 +119,72 @@ carry_same_columns(const BatchRow *a, const BatchRow *b, int ncolumns)
 }
 
 /*
- * Queue the rows of one step; where they differ in what they carry, one
- * statement per set of columns.  Usually that is one.
+ * Have rows sent in one statement, behind the others of the outgoing batch.
  */
 static void
-queue_step(Apply *apply, TargetWriter *writer, const RowStep *step,
-		   BatchRow **rows, int nrows)
+add_slice(Apply *apply, const Slice *slice)
 {
-	int			ncolumns = writer->transform->ncolumns;
-	BatchRow  **group = palloc_array(BatchRow *, nrows);
+	if (apply->nslices == apply->max_slices)
+	{
+		apply->max_slices *= 2;
+		apply->slices = repalloc_array(apply->slices, Slice,
+									   apply->max_slices);
+	}
+	apply->slices[apply->nslices++] = *slice;
+}
+
+/*
+ * Cut rows into slices: the target begins with the first while the others are
+ * encoded, and nothing has to hold all of them encoded.
+ */
+static void
+add_slices(Apply *apply, const Slice *all)
+{
+	int64		row_size = apply->outgoing->bytes /
+		Max(apply->outgoing->rows, 1) + 1;
+	int			most = Max(Min(SLICE_BYTES / row_size, SLICE_ROWS), 1);
+
+	for (int r = 0; r < all->nrows; r += most)
+	{
+		Slice		slice = *all;
+
+		slice.rows = all->rows + r;
+		slice.nrows = Min(most, all->nrows - r);
+		add_slice(apply, &slice);
+	}
+}
+
+/*
+ * Slice the rows of one step; where they differ in what they carry, one
+ * statement at least per set of columns.  Usually that is one.
+ */
+static void
+slice_step(Apply *apply, const Slice *step)
+{
+	int			ncolumns = step->writer->transform->ncolumns;
+	BatchRow  **rows = step->rows;
+	int			nrows = step->nrows;
 
 	while (nrows > 0)
 	{
-		int			ngroup = 0;
+		Slice		group = *step;
 		int			nrest = 0;
 
+		group.rows = palloc_array(BatchRow *, nrows);
+		group.nrows = 0;
 		for (int r = 0; r < nrows; r++)
 		{
 			BatchRow   *row = rows[r];
 
-			if (!step->by_columns || ngroup == 0 ||
-				carry_same_columns(group[0], row, ncolumns))
-				group[ngroup++] = row;
+			if (!step->by_columns || group.nrows == 0 ||
+				carry_same_columns(group.rows[0], row, ncolumns))
+				group.rows[group.nrows++] = row;
 			else
 				rows[nrest++] = row;
 		}
-		queue_statement(apply, writer, step, group, ngroup);
+		add_slices(apply, &group);
 		nrows = nrest;
 	}
-	pfree(group);
 }
 
 static int
@@ -181,26 +223,26 @@ add_groups(Parameters *p, Transform *transform, BatchRow **rows, int nrows)
  * STATEMENT_REPLACE.  It is planned for these rows; others are planned once.
  */
 static void
-queue_keyless(Apply *apply, TargetWriter *writer, StatementKind kind,
-			  BatchRow **rows, int nrows)
+queue_keyless(Apply *apply, const Slice *slice)
 {
-	Transform  *transform = writer->transform;
+	Transform  *transform = slice->writer->transform;
+	BatchRow  **rows = slice->rows;
+	int			nrows = slice->nrows;
 	MemoryContext old = MemoryContextSwitchTo(apply->param_context);
 	Parameters	p = parameters_create(2 * transform->ncolumns + 2);
 
 	qsort_arg(rows, nrows, sizeof(BatchRow *), compare_old_rows, transform);
 	parameters_add_columns(&p, transform, rows, nrows, COLUMNS_OLD);
-	if (kind == STATEMENT_REPLACE)
+	if (slice->kind == STATEMENT_REPLACE)
 		parameters_add_columns(&p, transform, rows, nrows, COLUMNS_CARRIED);
 	add_groups(&p, transform, rows, nrows);
 	peer_send_sql(apply->peer,
 				  "SET LOCAL plan_cache_mode = force_custom_plan");
-	apply_expect(apply, NULL, -1);
-	send_statement(apply, target_statement(writer, kind, NULL), &p);
-	apply_expect(apply, writer, nrows);
+	send_statement(apply, target_statement(slice->writer, slice->kind, NULL),
+				   &p);
+	apply_expect(apply, nrows);
 	peer_send_sql(apply->peer,
 				  "SET LOCAL plan_cache_mode = force_generic_plan");
-	apply_expect(apply, NULL, -1);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(apply->param_context);
 }
@@ -218,7 +260,7 @@ is_unchanged(const Transform *transform, const BatchRow *row)
 }
 
 static void
-queue_keyless_table(Apply *apply, BatchTable *table)
+slice_keyless_table(Apply *apply, BatchTable *table)
 {
 	static const struct
 	{
@@ -229,33 +271,33 @@ queue_keyless_table(Apply *apply, BatchTable *table)
 		{ROW_UPDATE, STATEMENT_REPLACE},
 		{ROW_INSERT, STATEMENT_INSERT},
 	};
-	TargetWriter *writer = apply_writer(apply, table->transform);
-	BatchRow  **rows = palloc_array(BatchRow *, table->nrows);
 
 	for (int s = 0; s < lengthof(steps); s++)
 	{
-		RowStep		insert = {.kind = steps[s].kind};
-		int			nrows = 0;
+		Slice		slice = {
+			.writer = apply_writer(apply, table->transform),
+			.kind = steps[s].kind
+		};
 
+		slice.rows = palloc_array(BatchRow *, table->nrows);
 		for (BatchRow *row = table->first; row != NULL; row = row->next)
 			if (row->kind == steps[s].row_kind &&
 				(row->kind != ROW_UPDATE ||
 				 !is_unchanged(table->transform, row)))
-				rows[nrows++] = row;
-		if (nrows == 0)
+				slice.rows[slice.nrows++] = row;
+		if (slice.nrows == 0)
 			continue;
-		if (steps[s].kind == STATEMENT_INSERT)
-			queue_statement(apply, writer, &insert, rows, nrows);
+		/* each of the others reads the whole table, maybe */
+		if (slice.kind == STATEMENT_INSERT)
+			add_slices(apply, &slice);
 		else
-			queue_keyless(apply, writer, steps[s].kind, rows, nrows);
+			add_slice(apply, &slice);
 	}
-	pfree(rows);
 }
 
 static void
-queue_table(Apply *apply, BatchTable *table)
+slice_table(Apply *apply, BatchTable *table)
 {
-	TargetWriter *writer = apply_writer(apply, table->transform);
 	MappingRow *row = table->transform->row;
 	BatchRow  **sorted = batch_sorted_rows(table);
 	BatchRow  **rows = palloc_array(BatchRow *, table->nrows);
@@ -264,26 +306,35 @@ queue_table(Apply *apply, BatchTable *table)
 
 	for (int s = 0; s < lengthof(row_steps); s++)
 	{
-		RowStep		step = row_steps[s];
-		int			nrows = 0;
+		const RowStep *step = &row_steps[s];
+		Slice		slice = {
+			.writer = apply_writer(apply, table->transform),
+			.kind = step->kind,
+			.by_columns = step->by_columns,
+			.counted = step->counted && can_count,
+			.rows = rows
+		};
 
 		for (int r = 0; r < table->nrows; r++)
-			if (step.row_kinds & MASK(sorted[r]->kind))
-				rows[nrows++] = sorted[r];
-		step.counted &= can_count;
-		if (nrows > 0)
-			queue_step(apply, writer, &step, rows, nrows);
+			if (step->row_kinds & MASK(sorted[r]->kind))
+				rows[slice.nrows++] = sorted[r];
+		slice_step(apply, &slice);
 	}
-	pfree(rows);
-	pfree(sorted);
 }
 
 /*
- * Queue all rows of a batch.
+ * Make slices of all rows of the outgoing batch, in the order of sending.
+ * They live in the batch's memory.
  */
 void
-apply_queue_rows(Apply *apply, Batch *batch)
+apply_slice_batch(Apply *apply, Batch *batch)
 {
+	MemoryContext old = MemoryContextSwitchTo(batch->context);
+
+	apply->nslices = 0;
+	apply->next_slice = 0;
+	apply->max_slices = 16;
+	apply->slices = palloc_array(Slice, apply->max_slices);
 	for (int t = 0; t < batch->ntables; t++)
 	{
 		BatchTable *table = &batch->tables[t];
@@ -291,10 +342,23 @@ apply_queue_rows(Apply *apply, Batch *batch)
 		if (table->nrows == 0)
 			continue;
 		if (table->transform->nkeys == 0)
-			queue_keyless_table(apply, table);
+			slice_keyless_table(apply, table);
 		else
-			queue_table(apply, table);
+			slice_table(apply, table);
 	}
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Queue the statement for a slice.
+ */
+void
+apply_queue_slice(Apply *apply, const Slice *slice)
+{
+	if (slice->kind == STATEMENT_TAKE || slice->kind == STATEMENT_REPLACE)
+		queue_keyless(apply, slice);
+	else
+		queue_statement(apply, slice);
 }
 
 /*
@@ -304,15 +368,15 @@ void
 apply_queue_row(Apply *apply, TargetWriter *writer, StatementKind kind,
 				BatchRow *row)
 {
-	RowStep		step = {
+	Slice		slice = {
+		.writer = writer,
 		.kind = kind,
-		.by_columns = kind == STATEMENT_UPDATE
+		.by_columns = kind == STATEMENT_UPDATE,
+		.rows = &row,
+		.nrows = 1
 	};
 
-	if (kind == STATEMENT_TAKE || kind == STATEMENT_REPLACE)
-		queue_keyless(apply, writer, kind, &row, 1);
-	else
-		queue_statement(apply, writer, &step, &row, 1);
+	apply_queue_slice(apply, &slice);
 }
 
 /*
@@ -333,7 +397,7 @@ apply_queue_conflict(Apply *apply, TargetWriter *writer, BatchRow *row,
 		parameters_add_columns(&key, transform, &row, 1, COLUMNS_KEY);
 		send_statement(apply, target_statement(writer, STATEMENT_NOTE, NULL),
 					   &key);
-		apply_expect(apply, writer, -1);
+		apply_expect(apply, -1);
 	}
 	for (int i = 0; i < 8; i++)
 		parameters_add_text(&p, texts[i]);
@@ -341,7 +405,7 @@ apply_queue_conflict(Apply *apply, TargetWriter *writer, BatchRow *row,
 				   &p);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(apply->param_context);
-	apply_expect(apply, writer, -1);
+	apply_expect(apply, -1);
 }
 
 /*
@@ -363,5 +427,5 @@ apply_queue_move(Apply *apply, TargetWriter *writer, BatchRow *row,
 										   row->missing), &p);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(apply->param_context);
-	apply_expect(apply, writer, 1);
+	apply_expect(apply, 1);
 }

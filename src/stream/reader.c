@@ -75,7 +75,7 @@ reader_confirm(StreamWorker *worker)
 static bool
 is_idle(const StreamWorker *worker)
 {
-	return !sink_has_pending(worker) && worker->apply->state == APPLY_IDLE;
+	return !sink_has_pending(worker) && apply_is_idle(worker->apply);
 }
 
 /*
@@ -123,7 +123,7 @@ mark_progress(StreamWorker *worker, TimestampTz now)
 		return;
 	worker->next_mark = TimestampTzPlusMilliseconds(now,
 													bg_idle_progress_interval);
-	apply_send(worker->apply, worker->batch, &position, true);
+	worker->batch = apply_send(worker->apply, worker->batch, &position, true);
 }
 
 /*
@@ -253,7 +253,7 @@ wait_time(StreamWorker *worker, XLogRecPtr flushed)
 
 	if (wake_last_commit() > flushed)
 		time = Max(WalWriterDelay, 1);
-	if (peer_busy(worker->peer))
+	if (peer_busy(worker->peer) || peer_is_clogged(worker->peer))
 		time = Min(time, peer_watch(worker->peer));
 	return time;
 }

@@ -6,7 +6,9 @@
  * Whole source transactions are put together into one target transaction until
  * the batch is full or old enough; reader.c sends it at once when there is no
  * more WAL to decode, so an idle system adds no latency.  A transaction that
- * is larger than a batch goes in parts, inside one target transaction.
+ * is larger than a batch goes in parts, inside one target transaction.  The
+ * connection is looked after every few rows, so that what was handed to apply.c
+ * goes on while the next batch is filled.
  *
  * Below StreamShared.careful_until each transaction goes by itself and row by
  * row (see apply.c).
@@ -24,6 +26,7 @@
 #include "utils/timestamp.h"
 
 #define STOP_ROWS	4096		/* rows between looks at whether to stop */
+#define POLL_ROWS	128			/* ... at the connection; divides the former */
 
 /* Which counter a change goes to. */
 static pg_atomic_uint64 *
@@ -57,10 +60,15 @@ stats_of(const StreamWorker *worker, const Transform *transform)
 }
 
 static bool
+is_full(int64 rows, int64 bytes)
+{
+	return rows >= bg_batch_rows || bytes >= (int64) bg_batch_size * 1024;
+}
+
+static bool
 batch_is_full(const StreamWorker *worker)
 {
-	return worker->batch->rows >= bg_batch_rows ||
-		worker->batch->bytes >= (int64) bg_batch_size * 1024;
+	return is_full(worker->batch->rows, worker->batch->bytes);
 }
 
 /*
@@ -78,29 +86,27 @@ sink_has_pending(const StreamWorker *worker)
 static void
 send_part(StreamWorker *worker)
 {
-	apply_send(worker->apply, worker->batch, &worker->current, false);
-	batch_reset(worker->batch);
+	worker->sent_rows += worker->batch->rows;
+	worker->sent_bytes += worker->batch->bytes;
+	worker->batch = apply_send(worker->apply, worker->batch,
+							   &worker->current, false);
 }
 
 /*
- * Send and commit the complete transactions.  Waits for what is in flight.
+ * Send and commit the complete transactions.  Waits until the batch before is
+ * sent.
  */
 void
 sink_flush(StreamWorker *worker)
 {
-	StreamShared *shared = worker->shared;
+	ApplyPosition position = worker->pending;
 
 	if (!sink_has_pending(worker))
 		return;
-	apply_send(worker->apply, worker->batch, &worker->pending, true);
-	batch_reset(worker->batch);
 	memset(&worker->pending, 0, sizeof(worker->pending));
-	worker->flight_oldest = worker->batch_oldest;
-	worker->batch_oldest = 0;
 	worker->batch_started = 0;
-	SpinLockAcquire(&shared->mutex);
-	shared->oldest_pending = worker->flight_oldest;
-	SpinLockRelease(&shared->mutex);
+	worker->sent_rows = worker->sent_bytes = 0;
+	worker->batch = apply_send(worker->apply, worker->batch, &position, true);
 }
 
 /*
@@ -191,9 +197,13 @@ sink_row(void *arg, const RowChange *change)
 	StreamWorker *worker = arg;
 	TableShared *stats = stats_of(worker, change->transform);
 
-	/* in a large transaction the end may be far */
-	if (++worker->shared->rows % STOP_ROWS == 0)
-		gate_check_stop(worker->shared);
+	if (++worker->shared->rows % POLL_ROWS == 0)
+	{
+		(void) apply_poll(worker->apply);
+		/* in a large transaction the end may be far */
+		if (worker->shared->rows % STOP_ROWS == 0)
+			gate_check_stop(worker->shared);
+	}
 	CHECK_FOR_INTERRUPTS();
 	worker->has_rows = true;
 	count(counter_of(stats, change->kind));
@@ -201,9 +211,10 @@ sink_row(void *arg, const RowChange *change)
 		apply_carefully(worker, change);
 	else
 	{
-		add_to_batch(worker, change);
+		/* not before there is more of the transaction: its end may go along */
 		if (batch_is_full(worker))
 			send_part(worker);
+		add_to_batch(worker, change);
 	}
 }
 
@@ -253,7 +264,8 @@ static bool
 flush_is_due(const StreamWorker *worker)
 {
 	if (worker->careful || worker->gate->eager || worker->gate->truncated ||
-		batch_is_full(worker))
+		is_full(worker->batch->rows + worker->sent_rows,
+				worker->batch->bytes + worker->sent_bytes))
 		return true;
 	return GetCurrentTimestamp() - worker->batch_started >=
 		(int64) bg_batch_delay * 1000;
@@ -262,20 +274,16 @@ flush_is_due(const StreamWorker *worker)
 static void
 note_pending(StreamWorker *worker)
 {
-	int			transactions = worker->pending.transactions;
+	ApplyPosition before = worker->pending;
 
 	worker->pending = worker->current;
-	worker->pending.transactions = transactions + 1;
-	if (transactions > 0)
+	worker->pending.transactions = before.transactions + 1;
+	worker->pending.oldest = before.oldest;
+	if (before.transactions > 0)
 		return;
 	worker->batch_started = GetCurrentTimestamp();
-	worker->batch_oldest = worker->current.commit_time;
-	if (worker->apply->state == APPLY_IDLE)
-	{
-		SpinLockAcquire(&worker->shared->mutex);
-		worker->shared->oldest_pending = worker->batch_oldest;
-		SpinLockRelease(&worker->shared->mutex);
-	}
+	worker->pending.oldest = worker->current.commit_time;
+	apply_note_oldest(worker->apply);
 }
 
 static void
@@ -331,6 +339,7 @@ sink_redefined(void *arg, ReorderBufferTXN *txn)
 void
 sink_init(StreamWorker *worker, ChangeSink *sink)
 {
+	worker->apply->waiting = &worker->pending;
 	sink->begin = sink_begin;
 	sink->row = sink_row;
 	sink->filtered = sink_filtered;

@@ -59,6 +59,10 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+/* WAL records between looks at the connection, and at everything else */
+#define POLL_RECORDS	64
+#define TICK_RECORDS	1024
+
 /*
  * The stream is not to run: do not start it again until start() asks.
  */
@@ -206,7 +210,7 @@ connect_peer(StreamWorker *worker)
 	worker->gate->settle_arg = worker;
 	worker->batch = batch_create(worker->transforms);
 	worker->apply = apply_create(worker->peer, worker->shared, worker->origin,
-								 worker->transforms);
+								 worker->transforms, worker->progress);
 }
 
 static void
@@ -376,12 +380,13 @@ decode_loop(StreamWorker *worker)
 		if (record)
 			LogicalDecodingProcessRecord(worker->decoding, reader);
 		worker_check();
-		if (++records % 1024 != 0)
+		if (++records % POLL_RECORDS == 0)
+			(void) apply_poll(worker->apply);
+		if (records % TICK_RECORDS != 0)
 			continue;
 		/* behind: look after things without waiting for the end of WAL */
 		if (worker->shared->stop_requested || worker->shared->reload)
 			reader_stop(worker);
-		(void) apply_poll(worker->apply);
 		reader_tick(worker);
 	}
 }

@@ -39,8 +39,8 @@ typedef struct StreamWorker
 	ApplyPosition current;		/* the transaction being decoded */
 	ApplyPosition pending;		/* complete ones; transactions = 0: none */
 	TimestampTz batch_started;	/* when the first of them was decoded */
-	TimestampTz batch_oldest;	/* its commit time */
-	TimestampTz flight_oldest;	/* of what is in flight */
+	int64		sent_rows;		/* of them, in parts of a transaction */
+	int64		sent_bytes;
 	bool		careful;		/* the current transaction goes row by row */
 	bool		has_rows;		/* the current one has changed something */
 

@@ -1,0 +1,251 @@
+# What makes the stream fast must not show: batches of any size, several of
+# them on their way at once, and what cannot be done in sets.
+use strict;
+use warnings;
+
+use BlueGreen;
+use Test::More;
+
+my ($blue, $green) = create_pair(
+	conf => "bluegreen.restart_delay = '50ms'\n"
+	  . "bluegreen.restart_delay_max = '200ms'\n"
+	  . "bluegreen.batch_delay = '60s'");
+
+# one counter of the stream
+sub stream
+{
+	my ($column) = @_;
+	return $blue->safe_psql("SELECT $column FROM bluegreen.stat_stream");
+}
+
+sub same
+{
+	my ($table, $name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	wait_for_sync('d');
+	return compare_tables("TABLE $table", "TABLE $table", $name);
+}
+
+# What is done in one transaction is one batch, unless it is large.
+sub in_one_batch
+{
+	my ($sql) = @_;
+	return $blue->safe_psql("BEGIN; $sql COMMIT;");
+}
+
+# Conflicts since the last call.
+sub conflicts
+{
+	return $green->safe_psql(q{SELECT string_agg(kind || ' ' || key, ' '
+			ORDER BY key) FROM bluegreen.conflict;
+		DELETE FROM bluegreen.conflict_log});
+}
+
+# Have a new worker use these sizes of batches.
+sub set_batches
+{
+	my ($rows, $size) = @_;
+	$blue->append_conf("bluegreen.batch_rows = $rows\n"
+		  . "bluegreen.batch_size = '$size'\n");
+	$blue->reload;
+	$blue->poll_query_until('SHOW bluegreen.batch_rows', $rows);
+	$blue->safe_psql(q{CALL bluegreen.stop('d');
+		SELECT bluegreen.reset_stats('d');
+		CALL bluegreen.start('d')});
+	wait_for_sync('d');
+	return;
+}
+
+foreach my $node ($blue, $green)
+{
+	$node->safe_psql(<<'SQL');
+CREATE TABLE t (id int PRIMARY KEY, u int UNIQUE, v text);
+CREATE TABLE n (id int PRIMARY KEY, times int);
+CREATE TABLE wide (id int PRIMARY KEY, v text);
+SQL
+}
+$blue->safe_psql(<<'SQL');
+INSERT INTO t SELECT i, i, 'copied' FROM generate_series(1, 5000) i;
+INSERT INTO n SELECT i, 0 FROM generate_series(1, 20) i;
+SELECT bluegreen.create_deployment('d', 'green');
+SELECT bluegreen.map_table('d', 't');
+SELECT bluegreen.map_table('d', 'n');
+SELECT bluegreen.map_table('d', 'wide');
+CALL bluegreen.start('d');
+SQL
+wait_for_sync('d');
+is(stream('careful_batches'), 0, 'the copy needs no careful path');
+
+# Done row by row, the expectation says; then with the same result.
+sub careful
+{
+	my ($is, $name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	wait_for_sync('d');
+	is(stream('careful_batches > 0') eq 't' ? 1 : 0, $is, $name);
+	$blue->safe_psql(q{SELECT bluegreen.reset_stats('d')});
+	return;
+}
+
+#
+# In sets
+#
+in_one_batch(q{UPDATE t SET v = 'updated' WHERE id <= 4500;
+	DELETE FROM t WHERE id % 7 = 0;
+	INSERT INTO t SELECT i, i, 'inserted' FROM generate_series(5001, 9900) i;});
+same('t', 'statements for more rows than one of them takes');
+
+in_one_batch(q{DO $$ BEGIN FOR i IN 1..300 LOOP
+		UPDATE t SET u = 100000 + i, v = 'x' || i WHERE id = 1;
+		UPDATE t SET v = 'y' || i WHERE id = 1;
+		DELETE FROM t WHERE id = 2;
+		INSERT INTO t VALUES (2, -1000 - i, 'again');
+		INSERT INTO t VALUES (100000 + i, 200000 + i, 'short');
+		DELETE FROM t WHERE id = 100000 + i;
+	END LOOP; END $$;});
+same('t', 'the same keys many times');
+
+in_one_batch(q{UPDATE t SET u = 200000 WHERE id = 10;
+	UPDATE t SET u = 10 WHERE id = 11;
+	DELETE FROM t WHERE id = 12;
+	INSERT INTO t VALUES (200001, 12, 'takes the value of a deleted row');});
+same('t', 'a unique value that is free by the time it is needed');
+careful(0, 'all of that went in sets');
+
+# 1 MB a row: no batch holds many, no statement more than one
+in_one_batch(q{INSERT INTO wide SELECT i, repeat('x', 1000000)
+		FROM generate_series(1, 12) i;});
+same('wide', 'rows that fill a statement by themselves');
+careful(0, 'they went in sets');
+
+#
+# Not in sets: values of a unique index that rows swap
+#
+in_one_batch(q{UPDATE t SET u = -1 WHERE id = 20;
+	UPDATE t SET u = 20 WHERE id = 22;
+	UPDATE t SET u = 22 WHERE id = 20;});
+same('t', 'rows swap unique values');
+careful(1, 'row by row');
+
+in_one_batch(q{UPDATE t SET u = -u WHERE id BETWEEN 3000 AND 3300;
+	DELETE FROM t WHERE id = 3301;
+	UPDATE t SET u = -u + 1 WHERE id BETWEEN 3000 AND 3300;});
+same('t', 'unique values move along');
+$blue->safe_psql(q{SELECT bluegreen.reset_stats('d')});
+
+#
+# A count that is wrong never commits
+#
+$green->safe_psql(q{DELETE FROM t WHERE id IN (2501, 4400)});
+in_one_batch(q{UPDATE t SET v = 'all' WHERE id BETWEEN 2000 AND 5000;});
+same('t', 'rows that are missing on the target are inserted');
+careful(1, 'row by row: an UPDATE that finds too few rows is not committed');
+is( conflicts(),
+	q{update_missing id[integer]:'2501' update_missing id[integer]:'4400'},
+	'and these rows are conflicts');
+
+#
+# The bounds of a batch
+#
+my $many = q{
+	INSERT INTO t SELECT i, i, 'many' FROM generate_series(300001, 303000) i;
+	UPDATE t SET v = v || id, u = u + 1000000 WHERE id % 3 = 0;
+	DELETE FROM t WHERE id % 5 = 0 OR id > 302000;
+	INSERT INTO t SELECT i, i, 'more' FROM generate_series(303001, 303300) i;};
+
+set_batches(1, '1GB');
+in_one_batch('DELETE FROM t WHERE id > 9000 OR id % 10 <> 0;');
+same('t', 'one transaction in batches of one row');
+$blue->safe_psql($_) for map { "INSERT INTO t VALUES ($_, $_, 'one')" } 1 .. 9;
+same('t', 'small transactions in batches of one row');
+is(stream('batches'), 10, 'each transaction is one on the target');
+careful(0, 'they go in sets');
+
+set_batches(1000000, '64kB');
+in_one_batch($many);
+same('t', 'in the smallest batches by size');
+careful(0, 'they go in sets');
+
+set_batches(1000000, '1GB');
+in_one_batch("TRUNCATE t; $many");
+same('t', 'in the largest batches');
+in_one_batch('DELETE FROM t WHERE id % 11 <> 0;');
+same('t', 'of deletes, too');
+careful(0, 'they go in sets');
+
+# in a part of a transaction that is not its last
+set_batches(500, '1GB');
+in_one_batch(q{DELETE FROM t;
+	INSERT INTO t SELECT i, i, 'parts' FROM generate_series(1, 4000) i;});
+wait_for_sync('d');
+$green->safe_psql('DELETE FROM t WHERE id = 700');
+in_one_batch(q{UPDATE t SET v = 'in parts';});
+same('t', 'a row that is missing in a part of a transaction is inserted');
+careful(1, 'row by row');
+is(conflicts(), q{update_missing id[integer]:'700'}, 'and is a conflict');
+
+#
+# An error in the middle of several batches on their way
+#
+# The worst is a COMMIT that fails: the session is free for the next BEGIN.
+$green->safe_psql(<<'SQL');
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+	$$BEGIN RAISE 'refused: %', NEW.id; END$$;
+CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED
+	FOR EACH ROW WHEN (NEW.v = 'refused at COMMIT') EXECUTE FUNCTION refuse();
+ALTER TABLE t ENABLE ALWAYS TRIGGER refuse;
+ALTER TABLE t ADD CONSTRAINT accepted CHECK (v <> 'refused');
+SQL
+set_batches(1, '1GB');
+
+# Several transactions, of which one is refused; none of them is answered before
+# the last is sent.
+sub refused_in_flight
+{
+	my ($value, $id, $error) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my $holder = $green->session;
+
+	$blue->safe_psql('UPDATE n SET times = 0');
+	wait_for_sync('d');
+	my $before = stream('batches');
+	my $applied = stream('transactions');
+	$holder->query('BEGIN; SELECT FROM n WHERE id = 1 FOR UPDATE');
+	$blue->safe_psql("UPDATE n SET times = times + 1 WHERE id = $_") for 1 .. 4;
+	$blue->safe_psql("INSERT INTO t VALUES ($id, $id, '$value')");
+	$blue->safe_psql("UPDATE n SET times = times + 1 WHERE id = $_") for 5 .. 9;
+	ok( $blue->poll_query_until("SELECT batches - $before = 10
+				AND transactions = $applied FROM bluegreen.stat_stream"),
+		"$value: ten transactions are on their way");
+	$holder->query('COMMIT');
+	$blue->poll_query_until(
+		q{SELECT state = 'error' FROM bluegreen.stat_stream});
+	like(stream('error_message'), $error, "$value: the stream stops at it");
+	is( $green->safe_psql(
+			'SELECT string_agg(id::text, $$ $$ ORDER BY id) FROM n WHERE times > 0'),
+		'1 2 3 4',
+		"$value: what came before is applied, and nothing behind it");
+	$holder->quit;
+	return;
+}
+
+# The cause is removed.
+sub goes_on
+{
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	$blue->poll_query_until(
+		q{SELECT state = 'streaming' FROM bluegreen.stat_stream});
+	same('n', 'the stream goes on behind it');
+	same('t', 'with the row');
+	return;
+}
+
+refused_in_flight('refused', 5001, qr/violates check constraint/);
+$green->safe_psql('ALTER TABLE t DROP CONSTRAINT accepted');
+goes_on();
+
+refused_in_flight('refused at COMMIT', 5002, qr/refused: 5002/);
+$green->safe_psql('DROP TRIGGER refuse ON t');
+goes_on();
+
+done_testing();
