@@ -135,7 +135,7 @@ CREATE TABLE bluegreen.saved_index (
 	stream text NOT NULL,
 	mapping integer NOT NULL,
 	name name NOT NULL,
-	definition text NOT NULL,		-- the statement that builds it again
+	definition text NOT NULL,		-- for who looks; it is in the catalogs, too
 	PRIMARY KEY (stream, mapping, name),
 	FOREIGN KEY (stream, mapping)
 		REFERENCES bluegreen.applied_table ON DELETE CASCADE
@@ -715,7 +715,7 @@ COMMENT ON TABLE bluegreen.applied_table IS
 COMMENT ON TABLE bluegreen.applied_chunk IS
 	'on a target: chunks that are copied in, with the snapshot and position they show';
 COMMENT ON TABLE bluegreen.saved_index IS
-	'on a target: indexes that are built again when their table is copied';
+	'on a target: indexes that are not in use until their table is copied';
 COMMENT ON TABLE bluegreen.conflict_log IS
 	'on a target: rows that were not as a stream expected; see view conflict';
 

@@ -4,23 +4,38 @@
  *		On a target: indexes that are in the way of a copy are put aside and
  *		built again.
  *
- * Why is in stream/copy_index.c, which asks for it.  The statements that build
- * an index again come from the catalogs, are kept in bluegreen.saved_index,
- * which is granted to nobody, and run as the table's owner.  So a role that
- * applies changes needs no rights of the owner, only the privileges to write
- * to the table.
+ * Why is in stream/copy_index.c, which asks for it.  An index that is put
+ * aside stays in the catalogs, with its name, constraint, comment, options and
+ * tablespace, and foreign keys may go on referring to it.  It is only not
+ * ready and not valid, as a new one is when CREATE INDEX CONCURRENTLY begins,
+ * a state that all of the server knows: writers leave it alone, nobody reads
+ * it, HOT takes it into account.  REINDEX makes it ready again.  If that never
+ * comes to be, "\d" shows an INVALID index that anybody can reindex.
+ *
+ * Indexes that are aside are listed in bluegreen.saved_index, which is granted
+ * to nobody; what is done with one is done as the table's owner, or by this
+ * file after a look at the caller's privileges.  So a role that applies
+ * changes needs no rights of the owner, only those to write to the table.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
 #include "access/xact.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_index.h"
 #include "catalog/pg_type.h"
 #include "core/definition.h"
 #include "core/guard.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/syscache.h"
 
 PG_FUNCTION_INFO_V1(bluegreen_save_indexes);
 PG_FUNCTION_INFO_V1(bluegreen_restore_indexes);
@@ -28,46 +43,38 @@ PG_FUNCTION_INFO_V1(bluegreen_restore_indexes);
 #define WRITE_PRIVILEGES (ACL_SELECT | ACL_INSERT | ACL_UPDATE | ACL_DELETE)
 
 /*
- * The indexes that are in the way of $1, $2 but those over key columns $3: the
- * name, the statement that drops and the one that makes each again, and
- * whether it cannot be dropped (or not be made again by the owner).
+ * The indexes of $1 but the one over key columns $2: OID, name, definition,
+ * whether it must be put aside, whether it cannot be.  One that is not ready
+ * is aside already, or its owner's business.
  */
 static const char index_query[] =
-"SELECT ic.relname::text,"
-" CASE WHEN k.oid IS NULL"
-"  THEN pg_catalog.format('DROP INDEX %I.%I', n.nspname, ic.relname)"
-"  ELSE pg_catalog.format('ALTER TABLE %I.%I DROP CONSTRAINT %I',"
-"       n.nspname, c.relname, k.conname) END,"
-" CASE WHEN k.oid IS NULL THEN pg_catalog.pg_get_indexdef(i.indexrelid)"
-"  ELSE pg_catalog.format('ALTER TABLE %I.%I ADD CONSTRAINT %I %s',"
-"       n.nspname, c.relname, k.conname,"
-"       pg_catalog.pg_get_constraintdef(k.oid)) END,"
-" c.relkind = 'p' OR c.relispartition OR i.indisprimary"
-"  OR i.indisreplident OR i.indisclustered"
-"  OR NOT pg_catalog.has_schema_privilege(c.relowner, n.oid, 'CREATE')"
-"  OR EXISTS (SELECT FROM pg_catalog.pg_depend d"
-"     WHERE d.deptype = 'n' AND d.classid = 'pg_catalog.pg_constraint'::pg_catalog.regclass"
-"     AND (d.refobjid = i.indexrelid OR d.refobjid = k.oid)) "
+"SELECT ic.oid, ic.relname::text, pg_catalog.pg_get_indexdef(ic.oid),"
+" i.indisunique OR i.indisexclusion,"
+" c.relkind = 'p' OR c.relispartition OR i.indisprimary OR i.indisreplident "
 "FROM pg_catalog.pg_index i "
 "JOIN pg_catalog.pg_class ic ON ic.oid = i.indexrelid "
 "JOIN pg_catalog.pg_class c ON c.oid = i.indrelid "
-"JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
-"LEFT JOIN pg_catalog.pg_constraint k ON k.conindid = i.indexrelid"
-" AND k.contype IN ('p', 'u', 'x') "
 "WHERE c.oid = $1"
-" AND (i.indisunique OR i.indisexclusion)"
+" AND i.indislive AND i.indisready AND i.indisvalid"
 " AND NOT (i.indisunique AND i.indpred IS NULL AND i.indimmediate"
 "  AND i.indnkeyatts = pg_catalog.cardinality($2)"
 "  AND NOT EXISTS (SELECT FROM pg_catalog.generate_series(0, i.indnkeyatts - 1) AS p(x)"
 "   LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[p.x]"
-"   WHERE a.attname IS NULL OR a.attname <> ALL ($2)))";
+"   WHERE a.attname IS NULL OR a.attname <> ALL ($2))) "
+"ORDER BY ic.oid";
 
-/* One saved index, or one to be saved. */
+/* One index to be put aside. */
+typedef struct FoundIndex
+{
+	Oid			oid;
+	char	   *name;
+	char	   *definition;
+} FoundIndex;
+
+/* One that is built again. */
 typedef struct SavedIndex
 {
-	char	   *name;
-	char	   *drop;
-	char	   *definition;
+	char	   *rebuild;		/* the statement */
 	Oid			table;
 } SavedIndex;
 
@@ -129,7 +136,7 @@ mapping_table(const char *stream, int32 mapping)
 }
 
 /*
- * What is in the way, in *indexes; false if something cannot be dropped.
+ * What can be put aside, in *indexes; false if something that must be cannot.
  */
 static bool
 find_indexes(Oid table, Datum key, List **indexes)
@@ -146,22 +153,50 @@ find_indexes(Oid table, Datum key, List **indexes)
 	for (uint64 i = 0; i < n; i++)
 	{
 		MemoryContext old = MemoryContextSwitchTo(access.context);
-		SavedIndex *index = palloc0_object(SavedIndex);
+		FoundIndex *index = palloc0_object(FoundIndex);
+		bool		clashes = DatumGetBool(catalog_value(i, 4, NULL));
+		bool		fixed = DatumGetBool(catalog_value(i, 5, NULL));
 
-		index->name = catalog_text(&access, i, 1);
-		index->drop = catalog_text(&access, i, 2);
+		index->oid = DatumGetObjectId(catalog_value(i, 1, NULL));
+		index->name = catalog_text(&access, i, 2);
 		index->definition = catalog_text(&access, i, 3);
-		index->table = table;
-		possible &= !DatumGetBool(catalog_value(i, 4, NULL));
-		*indexes = lappend(*indexes, index);
+		if (!fixed)
+			*indexes = lappend(*indexes, index);
+		possible &= !(clashes && fixed);
 		MemoryContextSwitchTo(old);
 	}
 	catalog_end(&access);
 	return possible;
 }
 
+/*
+ * From now on nobody writes to the index or reads it.  The caller has locked
+ * the table.
+ */
 static void
-save_index(const char *stream, int32 mapping, const SavedIndex *index)
+make_unready(Oid table, Oid index)
+{
+	Relation	catalog = table_open(IndexRelationId, RowExclusiveLock);
+	HeapTuple	tuple = SearchSysCacheCopy1(INDEXRELID,
+											ObjectIdGetDatum(index));
+	Form_pg_index form;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for index %u", index);
+	form = (Form_pg_index) GETSTRUCT(tuple);
+	form->indisvalid = false;
+	form->indisready = false;
+	CatalogTupleUpdate(catalog, &tuple->t_self, tuple);
+	heap_freetuple(tuple);
+	table_close(catalog, RowExclusiveLock);
+	/* the table's list of indexes is not made anew for that by itself */
+	CacheInvalidateRelcacheByRelid(table);
+	CommandCounterIncrement();
+}
+
+static void
+save_index(const char *stream, int32 mapping, Oid table,
+		   const FoundIndex *index)
 {
 	CatalogAccess access;
 	CatalogArgs args = {0};
@@ -172,17 +207,20 @@ save_index(const char *stream, int32 mapping, const SavedIndex *index)
 	catalog_arg_text(&args, index->name);
 	catalog_arg_text(&args, index->definition);
 	catalog_run("INSERT INTO bluegreen.saved_index "
-				"(stream, mapping, name, definition) VALUES ($1, $2, $3, $4)",
+				"(stream, mapping, name, definition) VALUES ($1, $2, $3, $4) "
+				"ON CONFLICT (stream, mapping, name) "
+				"DO UPDATE SET definition = EXCLUDED.definition",
 				&args, SPI_OK_INSERT);
 	catalog_end(&access);
-	run_as_owner(index->table, index->drop);
+	make_unready(table, index->oid);
 }
 
 /*
  * bluegreen.save_indexes(stream text, mapping integer, key name[]) returns
- * boolean: save and drop the unique and exclusion indexes of a mapping's
- * target but that over its key.  False, and nothing is done, if that cannot
- * be.  Errors: the caller may not write to the table.
+ * boolean: put the indexes of a mapping's target aside but that over its key.
+ * False, and nothing is done, if that cannot be for a unique or exclusion
+ * index.  Errors: the caller may not write to the table.  Locks the table
+ * ACCESS EXCLUSIVE until the end of the transaction.
  */
 Datum
 bluegreen_save_indexes(PG_FUNCTION_ARGS)
@@ -198,9 +236,17 @@ bluegreen_save_indexes(PG_FUNCTION_ARGS)
 	(void) writable_owner(table);
 	if (!find_indexes(table, PG_GETARG_DATUM(2), &indexes))
 		PG_RETURN_BOOL(false);
+	if (indexes == NIL)
+		PG_RETURN_BOOL(true);
+
+	/* they may have changed until we have the lock */
+	LockRelationOid(table, AccessExclusiveLock);
+	indexes = NIL;
+	if (!find_indexes(table, PG_GETARG_DATUM(2), &indexes))
+		PG_RETURN_BOOL(false);
 	foreach(lc, indexes)
 	{
-		save_index(stream, mapping, lfirst(lc));
+		save_index(stream, mapping, table, lfirst(lc));
 	}
 	PG_RETURN_BOOL(true);
 }
@@ -232,7 +278,8 @@ hand_over(const char *stream, int32 mapping)
 }
 
 /*
- * Take saved indexes out of the table; sql returns definition and table's OID.
+ * Take saved indexes out of bluegreen.saved_index; sql returns the statement
+ * that builds one again and its table's OID.
  */
 static List *
 take_indexes(const char *sql, const char *stream, int32 mapping)
@@ -251,7 +298,7 @@ take_indexes(const char *sql, const char *stream, int32 mapping)
 		MemoryContext old = MemoryContextSwitchTo(access.context);
 		SavedIndex *index = palloc0_object(SavedIndex);
 
-		index->definition = catalog_text(&access, i, 1);
+		index->rebuild = catalog_text(&access, i, 1);
 		index->table = DatumGetObjectId(catalog_value(i, 2, NULL));
 		indexes = lappend(indexes, index);
 		MemoryContextSwitchTo(old);
@@ -260,11 +307,17 @@ take_indexes(const char *sql, const char *stream, int32 mapping)
 	return indexes;
 }
 
+/* what is still there and not ready */
 #define TAKEN_TABLES \
-	"SELECT d.definition, c.oid FROM d " \
+	"SELECT pg_catalog.format('REINDEX INDEX %I.%I', n.nspname, ic.relname), " \
+	"c.oid FROM d " \
 	"JOIN pg_catalog.pg_namespace n ON n.nspname = d.target_schema " \
 	"JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid " \
-	" AND c.relname = d.target_table "
+	" AND c.relname = d.target_table " \
+	"JOIN pg_catalog.pg_class ic ON ic.relnamespace = n.oid " \
+	" AND ic.relname = d.name " \
+	"JOIN pg_catalog.pg_index i ON i.indexrelid = ic.oid " \
+	" AND i.indrelid = c.oid AND NOT i.indisready "
 
 /* of a mapping's target, unless another mapping is still copied into it */
 static const char take_of_mapping[] =
@@ -281,17 +334,14 @@ static const char take_of_mapping[] =
 "RETURNING s.name, s.definition, me.target_schema, me.target_table) "
 TAKEN_TABLES "ORDER BY d.name";
 
-/* of a whole stream, but where an index of the name exists */
+/* of a whole stream */
 static const char take_of_stream[] =
 "WITH d AS (DELETE FROM bluegreen.saved_index s "
 "USING bluegreen.applied_table t "
 "WHERE s.stream = $1 AND t.stream = $1 AND t.mapping = s.mapping "
 "AND $2 IS NOT DISTINCT FROM $2 "
 "RETURNING s.mapping, s.name, s.definition, t.target_schema, t.target_table) "
-TAKEN_TABLES
-"WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class i "
-" WHERE i.relnamespace = n.oid AND i.relname = d.name) "
-"ORDER BY d.mapping, d.name";
+TAKEN_TABLES "ORDER BY d.mapping, d.name";
 
 /*
  * bluegreen.restore_indexes(stream text, mapping integer, gone boolean)
@@ -321,7 +371,7 @@ bluegreen_restore_indexes(PG_FUNCTION_ARGS)
 	{
 		SavedIndex *index = lfirst(lc);
 
-		run_as_owner(index->table, index->definition);
+		run_as_owner(index->table, index->rebuild);
 	}
 	PG_RETURN_INT32(list_length(indexes));
 }

@@ -9,11 +9,12 @@
  * another may stand in both.  Once the stream has passed the last P the target
  * is again what the source was at one moment, and the clash is gone.
  *
- * Therefore unique and exclusion indexes beside the key's are saved in
- * bluegreen.saved_index and dropped, in one transaction, before the first of
- * several chunks, and built again, with the row's deletion, before the table
- * counts as streaming.  Where one of them cannot be dropped (a foreign key
- * refers to it, the target is partitioned) the table is copied as one chunk.
+ * Therefore unique and exclusion indexes beside the key's are put aside, in one
+ * transaction, before the first of several chunks, and built again before the
+ * table counts as streaming.  Where one of them cannot be (the target is
+ * partitioned, it is the primary key or the replica identity) the table is
+ * copied as one chunk.  All other indexes go with them: building one costs much
+ * less than filling it row by row, and the stream finds its rows by the key.
  * The target does all that itself, as the table's owner: core/saved_index.c.
  *
  *-------------------------------------------------------------------------
@@ -56,8 +57,8 @@ key_names_literal(const CopyTable *table)
 }
 
 /*
- * Save and drop what is in the way of several chunks.  False if that cannot
- * be: copy the table in one.
+ * Put aside what is in the way of several chunks.  False if that cannot be:
+ * copy the table in one.
  */
 bool
 copy_save_indexes(CopyState *state, CopyTable *table)
@@ -74,7 +75,7 @@ copy_save_indexes(CopyState *state, CopyTable *table)
 }
 
 /*
- * Have the saved indexes of a mapping's target built again, in the peer
+ * Have the indexes of a mapping's target that are aside built again, in the peer
  * session's current transaction; unless another mapping is still copied into
  * the same target, which then does it.  If the mapping is gone, that one takes
  * over what it has saved.

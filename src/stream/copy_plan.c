@@ -10,9 +10,9 @@
  * again wherever it was left.
  *
  * The first chunk decides how a table is copied.  A small one, or one that
- * cannot be cut, is one chunk.  One that is cut has the unique indexes beside
- * its key saved and dropped first: rows that were read under different
- * snapshots may clash in them until the stream has passed the last P.
+ * cannot be cut, is one chunk.  One that is cut has the indexes beside its key
+ * put aside first: rows that were read under different snapshots may clash in
+ * unique ones until the stream has passed the last P.
  *
  * A patch finds its target rows only after they are there, so its table waits
  * until every other mapping of the same target is streaming.

@@ -244,7 +244,9 @@ drop('again');
 #
 my $indexes = <<'SQL';
 SELECT string_agg(pg_get_indexdef(indexrelid) || ' '
-	|| coalesce(pg_get_constraintdef(k.oid), ''), E'\n'
+	|| coalesce(pg_get_constraintdef(k.oid), '') || ' '
+	|| coalesce(obj_description(indexrelid, 'pg_class'), '') || ' '
+	|| indisvalid || indisready || indexrelid, E'\n'
 	ORDER BY pg_get_indexdef(indexrelid))
 FROM pg_index i LEFT JOIN pg_constraint k ON k.conindid = i.indexrelid
 WHERE i.indrelid = 'uniq'::regclass
@@ -254,6 +256,7 @@ CREATE UNIQUE INDEX uniq_lower ON uniq (lower(v)) WHERE id > 0;
 ALTER TABLE uniq ADD CONSTRAINT uniq_w UNIQUE (w),
 	ADD CONSTRAINT uniq_x EXCLUDE (w WITH =);
 CREATE INDEX uniq_plain ON uniq (v, w);
+COMMENT ON INDEX uniq_plain IS 'is kept';
 SQL
 hold(250, 350);
 $blue->append_conf('bluegreen.copy_workers = 2');
@@ -266,13 +269,18 @@ deploy(
 	green => $extra,
 	stopped => 1);
 $blue->safe_psql($extra);
+$green->safe_psql('CREATE TABLE refers (w integer REFERENCES uniq (w))');
 my $before = $green->safe_psql($indexes);
 $blue->safe_psql("CALL bluegreen.start('uniq')");
 wait_held(2);
 is( $green->safe_psql(
-		q{SELECT count(*) FROM pg_index WHERE indrelid = 'uniq'::regclass}),
-	'2',
-	'unique indexes beside the key are dropped while chunks are copied');
+		q{SELECT string_agg(indexrelid::regclass::text, ' ') FROM pg_index
+		WHERE indrelid = 'uniq'::regclass AND indisready}),
+	'uniq_pkey',
+	'indexes beside the key are put aside while chunks are copied');
+is($green->safe_psql(q{SELECT string_agg(name, ' ' ORDER BY name)
+	FROM bluegreen.saved_index}),
+	'uniq_lower uniq_plain uniq_w uniq_x', 'and noted');
 
 # the stream stands at a row of a held chunk, and then values move
 $blue->safe_psql(<<'SQL');
@@ -295,6 +303,13 @@ is($green->safe_psql($indexes), $before, 'all indexes are built again');
 my ($status, undef, $error) =
   $green->psql(q{INSERT INTO uniq VALUES (5000, 'five', 10)});
 like($error, qr/uniq_w|uniq_x/, 'and are enforced');
+is( $green->safe_psql(q{SET enable_seqscan = off; SET enable_bitmapscan = off;
+		SELECT count(*) FROM uniq WHERE v >= ''}),
+	$green->safe_psql('SELECT count(*) FROM uniq'),
+	'and hold every row');
+is($green->safe_psql('SELECT count(*) FROM bluegreen.saved_index'),
+	'0', 'and nothing is noted any more');
+$green->safe_psql('DROP TABLE refers');
 drop('uniq');
 $blue->append_conf('bluegreen.copy_workers = 1');
 $blue->reload;
@@ -387,10 +402,11 @@ INSERT INTO late VALUES (3001, 'after');});
 wait_for_sync('late');
 same('late', 'the others go on when a table is unmapped while it is copied');
 is( $green->safe_psql(
-		q{SELECT count(*) FROM pg_constraint
-		WHERE conrelid = 'leaves'::regclass AND contype = 'u'}),
+		q{SELECT count(*) FROM pg_constraint JOIN pg_index
+		ON indexrelid = conindid WHERE conrelid = 'leaves'::regclass
+		AND contype = 'u' AND indisready AND indisvalid}),
 	'1',
-	'and its unique constraint is there again');
+	'and its unique constraint is in force again');
 is( $green->safe_psql(
 		q{SELECT count(*) FROM bluegreen.applied_table
 		WHERE target_table = 'leaves'}),
