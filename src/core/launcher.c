@@ -259,15 +259,6 @@ adopt_slots(void)
 	warned = full;
 }
 
-/* Delay before the next start after this many failures in a row, in ms. */
-static int64
-restart_delay(int failures)
-{
-	int64		delay = (int64) bg_restart_delay << Min(failures - 1, 30);
-
-	return Min(delay, Max(bg_restart_delay, bg_restart_delay_max));
-}
-
 /*
  * An orderly end asks for a new start at once, but not for ever if the worker
  * ends as soon as it has started.  Returns the delay in ms.
@@ -293,7 +284,8 @@ report_failure(StreamShared *s, int sqlstate, const char *message,
 
 	SpinLockAcquire(&s->mutex);
 	failures = ++s->failures;
-	s->next_start = TimestampTzPlusMilliseconds(now, restart_delay(failures));
+	s->next_start =
+		TimestampTzPlusMilliseconds(now, settings_restart_delay(failures));
 	s->state = STREAM_ERROR;
 	s->errors++;
 	memset(&s->error, 0, sizeof(s->error));
@@ -326,7 +318,7 @@ worker_ended(StreamShared *s, LauncherEntry *entry)
 	if (s->failures == 0 || s->reload)
 		delay = quick;
 	else
-		delay = restart_delay(s->failures);
+		delay = settings_restart_delay(s->failures);
 	s->next_start = TimestampTzPlusMilliseconds(now, delay);
 	SpinLockRelease(&s->mutex);
 	ConditionVariableBroadcast(&s->changed);
@@ -475,7 +467,8 @@ start_recorder(Oid dboid)
 	recorder.dboid = dboid;
 	recorder.recorded = event_recorded();
 	recorder.next_start =
-		TimestampTzPlusMilliseconds(now, restart_delay(recorder.tries + 1));
+		TimestampTzPlusMilliseconds(now,
+									settings_restart_delay(recorder.tries + 1));
 
 	snprintf(name, sizeof(name), "%u", dboid);
 	recorder.handle = start_worker("bluegreen_recorder_main",

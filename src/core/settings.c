@@ -157,3 +157,15 @@ settings_define(void)
 	}
 	MarkGUCPrefixReserved("bluegreen");
 }
+
+/*
+ * How long to wait, in ms, before something is started again that has failed
+ * so many times in a row, at least once.
+ */
+int64
+settings_restart_delay(int failures)
+{
+	int64		delay = (int64) bg_restart_delay << Min(failures - 1, 30);
+
+	return Min(delay, Max(bg_restart_delay, bg_restart_delay_max));
+}

@@ -37,5 +37,6 @@ extern int	bg_idle_progress_interval;	/* ms between idle progress marks */
 extern int	bg_event_retention; /* minutes */
 
 extern void settings_define(void);
+extern int64 settings_restart_delay(int failures);
 
 #endif							/* BG_SETTINGS_H */

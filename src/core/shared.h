@@ -166,6 +166,9 @@ typedef struct StreamShared
 	RecopyRequest recopy;
 	StreamError copy_error;		/* why a copy worker ended; the stream's
 								 * worker takes it over */
+	int			copy_failures;	/* of copy workers since a chunk or a table
+								 * was finished */
+	TimestampTz copy_failed_at; /* the last of them */
 } StreamShared;
 
 /* Counters and state of one mapping, in a shared hash table. */

@@ -11,7 +11,8 @@
  *
  * A copy worker that fails leaves nothing behind: its target transaction is
  * rolled back, its announcement is taken back at exit, and the stream's worker
- * starts another one.  But if it ends without an answer to its COMMIT, the
+ * starts another one, after a delay that grows until something is finished.
+ * But if it ends without an answer to its COMMIT, the
  * target may commit the chunk at any later time.  Then the announcement stays,
  * and with it the stream waits, until the next copy worker of the slot has
  * raised the table's generation: that waits for the orphan or makes it fail.
@@ -70,6 +71,17 @@ release_slot(int code, Datum arg)
 	LWLockRelease(shared_chunk_lock());
 	ConditionVariableBroadcast(&shared->changed);
 	stream_wake(shared);
+}
+
+/*
+ * Something is finished, so copy workers do not fail all the time.
+ */
+void
+copy_succeeded(StreamShared *shared)
+{
+	LWLockAcquire(shared_chunk_lock(), LW_EXCLUSIVE);
+	shared->copy_failures = 0;
+	LWLockRelease(shared_chunk_lock());
 }
 
 /*
@@ -398,6 +410,8 @@ leave_error(CopyState *state, const ErrorData *error)
 		key = copy_find_failing_row(state);
 	LWLockAcquire(shared_chunk_lock(), LW_EXCLUSIVE);
 	mine->at = GetCurrentTimestamp();
+	state->shared->copy_failures++;
+	state->shared->copy_failed_at = mine->at;
 	strlcpy(mine->sqlstate, unpack_sql_state(error->sqlerrcode),
 			sizeof(mine->sqlstate));
 	shared_copy_text(mine->relation, sizeof(mine->relation), state->table ?
@@ -495,12 +509,36 @@ bluegreen_copy_main(Datum arg)
 }
 
 /*
+ * After copy workers have failed, wait as after a stream's failure.  All of a
+ * stream's copy workers fail together, as a rule; that counts once.
+ */
+static bool
+must_rest(StreamShared *shared)
+{
+	int			failures;
+	TimestampTz since;
+
+	LWLockAcquire(shared_chunk_lock(), LW_SHARED);
+	failures = shared->copy_failures;
+	since = shared->copy_failed_at;
+	LWLockRelease(shared_chunk_lock());
+	if (failures == 0)
+		return false;
+	failures = Max(failures / Max(bg_copy_workers, 1), 1);
+	return !TimestampDifferenceExceeds(since, GetCurrentTimestamp(),
+									   (int) settings_restart_delay(failures));
+}
+
+/*
  * Start copy workers for the stream in the free slots, up to
- * bluegreen.copy_workers.  Called by the stream's worker.
+ * bluegreen.copy_workers, unless they have to rest.  Called by the stream's
+ * worker.
  */
 void
 copy_launch_workers(StreamShared *shared)
 {
+	if (must_rest(shared))
+		return;
 	for (int i = 0; i < BG_MAX_COPY_WORKERS; i++)
 	{
 		BackgroundWorker worker = {
@@ -562,7 +600,7 @@ copy_stop_workers(StreamShared *shared)
 
 /*
  * Take back what copy workers have left that are gone, after every generation
- * was raised.
+ * was raised.  A stream that starts does not wait for its copy workers.
  */
 void
 copy_forget_orphans(StreamShared *shared)
@@ -572,5 +610,6 @@ copy_forget_orphans(StreamShared *shared)
 		if (shared->copy[i].pid == 0)
 			memset(&shared->copy[i], 0, sizeof(CopyShared));
 	shared->chunk_version++;
+	shared->copy_failures = 0;
 	LWLockRelease(shared_chunk_lock());
 }

@@ -98,6 +98,7 @@ extern bool copy_finish_table(CopyState *state, const CopyJob *job);
 /* copy.c */
 extern void copy_log_chunk(CopyState *state, const CopyJob *job, int64 rows,
 						   int64 bytes, const char *snapshot, XLogRecPtr p);
+extern void copy_succeeded(StreamShared *shared);
 extern void copy_launch_workers(StreamShared *shared);
 extern void copy_check_error(StreamShared *shared, bool *blamed);
 extern void copy_stop_workers(StreamShared *shared);

@@ -127,6 +127,7 @@ copy_finish_table(CopyState *state, const CopyJob *job)
 							 table->transform->row->id, false);
 	}
 	peer_command(state->peer, "COMMIT");
+	copy_succeeded(state->shared);
 
 	if (first)
 	{

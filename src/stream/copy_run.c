@@ -575,6 +575,7 @@ count_chunk(StreamShared *shared, const CopyJob *job,
 	pg_atomic_fetch_add_u64(&stats->copied_rows, receiver->rows);
 	pg_atomic_fetch_add_u64(&stats->copied_bytes, receiver->bytes);
 	pg_atomic_fetch_add_u64(&stats->copied_chunks, 1);
+	copy_succeeded(shared);
 	SpinLockAcquire(&shared->mutex);
 	if (shared->copy_failed && shared->state == STREAM_COPYING)
 	{

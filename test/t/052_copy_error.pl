@@ -46,4 +46,39 @@ $blue->safe_psql(q{INSERT INTO t VALUES (101, 'later')});
 wait_for_sync('shop');
 compare_tables('TABLE t', 'TABLE t', 'and its stream goes on afterwards');
 
+#
+# What passes by itself is tried again with a growing delay, not each second
+#
+$blue->append_conf("bluegreen.restart_delay = 1h\ntest.fail = on");
+$blue->reload;
+$blue->poll_query_until('SHOW test.fail', 'on');
+$_->safe_psql('CREATE TABLE busy (id int PRIMARY KEY)') for $blue, $green;
+$blue->safe_psql(<<'SQL');
+CREATE FUNCTION fail(id int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+	IF current_setting('test.fail')::boolean THEN
+		RAISE EXCEPTION 'not now' USING ERRCODE = '40001';
+	END IF;
+	RETURN id;
+END
+$$;
+INSERT INTO busy SELECT generate_series(1, 10);
+SQL
+my $failures = sub {
+	my @found = $blue->log =~ /ERROR:  not now/g;
+	return scalar @found;
+};
+$blue->safe_psql(q{SELECT bluegreen.map_table('shop', 'busy',
+	transform => 'SELECT fail(id) AS id FROM busy')});
+$blue->wait_for_log(qr/ERROR:  not now/);
+my $then = $blue->safe_psql('SELECT clock_timestamp()');
+$blue->poll_query_until(
+	qq{SELECT clock_timestamp() > '$then'::timestamptz + '3 s'});
+cmp_ok($failures->(), '<=', 2,
+	'copy workers that fail are not started each second');
+$blue->append_conf("bluegreen.restart_delay = 100ms\ntest.fail = off");
+$blue->reload;
+wait_for_sync('shop');
+compare_tables('TABLE busy', 'TABLE busy', 'but once the delay is over');
+
 done_testing();
