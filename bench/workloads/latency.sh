@@ -51,9 +51,18 @@ written() {
 		FROM sample WHERE run = $2) TO STDOUT"
 }
 
-# syncs CLUSTER: WAL syncs so far, and ms spent in them
+# syncs CLUSTER: WAL syncs so far, and ms spent in them; since PostgreSQL 18
+# they are counted elsewhere
 syncs() {
-	sql "$1" <<<"SELECT wal_sync || ' ' || wal_sync_time FROM pg_stat_wal"
+	sql "$1" <<-'SQL'
+		SELECT current_setting('server_version_num')::int >= 180000 AS has_io \gset
+		\if :has_io
+		SELECT sum(fsyncs) || ' ' || sum(fsync_time) FROM pg_stat_io
+			WHERE object = 'wal';
+		\else
+		SELECT wal_sync || ' ' || wal_sync_time FROM pg_stat_wal;
+		\endif
+	SQL
 }
 
 # measure_latency CONTENDER RATE NUMBER: one line of details, two results
