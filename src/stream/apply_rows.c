@@ -315,6 +315,8 @@ slice_table(Apply *apply, BatchTable *table)
 			.rows = rows
 		};
 
+		if ((step.row_kinds & table->kinds) == 0)
+			continue;
 		for (int r = 0; r < table->nrows; r++)
 			if (step->row_kinds & MASK(sorted[r]->kind))
 				rows[slice.nrows++] = sorted[r];

@@ -20,7 +20,9 @@
  * Values are kept as the bytes that will go over the wire, so that encoding
  * happens once and nothing points into the decoder's memory.  A row, its key
  * and its values lie side by side in the batch's arena; a value that changes
- * again takes the place of the one before where it can.
+ * again takes the place of the one before where it can.  Rows are hashed when
+ * the first key comes that may be among them: not as long as each is behind all
+ * others, as in a bulk load.
  *
  *-------------------------------------------------------------------------
  */
@@ -35,6 +37,15 @@
 
 #define FOLD_CUT	ROW_KINDS	/* no rule: cut the batch */
 #define INITIAL_BUCKETS 64
+
+/* A key that is looked for. */
+typedef struct SoughtKey
+{
+	Datum	   *values;			/* by key column */
+	int64		order;
+	bool		hashed;			/* it had to be looked for in the buckets */
+	uint32		hash;
+} SoughtKey;
 
 /* A row and what it is sorted by first. */
 typedef struct SortedRow
@@ -145,6 +156,9 @@ batch_reset(Batch *batch)
 		table->last = NULL;
 		table->buckets = NULL;
 		table->nbuckets = 0;
+		table->unsorted = false;
+		table->unlinked = NULL;
+		table->kinds = 0;
 	}
 	arena_reset(batch->arena);
 	batch->rows = 0;
@@ -177,56 +191,81 @@ batch_alloc(Batch *batch, Size size)
 }
 
 /*
- * The key of a row by key column, in the batch's scratch memory.
+ * The key of a row, given its values by column.  It is in the batch's scratch
+ * memory.
  */
-static Datum *
+static SoughtKey
 take_key(Batch *batch, const Transform *transform, const Datum *values)
 {
+	SoughtKey	key = {.values = batch->key};
+
 	for (int k = 0; k < transform->nkeys; k++)
-		batch->key[k] = values[transform->keys[k]];
-	return batch->key;
-}
-
-static BatchRow *
-find_row(BatchTable *table, const Datum *key, uint32 hash)
-{
-	BatchRow   *row;
-
-	if (table->nbuckets == 0)
-		return NULL;
-	row = table->buckets[hash & (table->nbuckets - 1)];
-	while (row != NULL &&
-		   (row->hash != hash || !key_equal(table->transform, row->key, key)))
-		row = row->chain;
-	return row;
+		key.values[k] = values[transform->keys[k]];
+	key.order = key_order(transform, key.values);
+	return key;
 }
 
 /*
- * Make room for one row more.  The first buckets are for as many rows as there
- * have come to be in the batch before.
+ * Make buckets for the rows that there are and some more: for as many as there
+ * have come to be in the batches before.  Two for each row: who finds a bucket
+ * empty need not look at a row.
  */
 static void
 grow_buckets(Batch *batch, BatchTable *table)
 {
-	if (table->nrows < table->nbuckets)
-		return;
-	if (table->nbuckets == 0)
-	{
-		table->nbuckets = INITIAL_BUCKETS;
-		while (table->nbuckets < table->expected)
-			table->nbuckets *= 2;
-	}
-	else
+	uint32		wanted = Max(table->nrows + 1, table->expected);
+
+	table->nbuckets = Max(table->nbuckets, INITIAL_BUCKETS);
+	while (table->nbuckets < 2 * wanted)
 		table->nbuckets *= 2;
 	table->buckets = batch_alloc(batch,
 								 table->nbuckets * sizeof(BatchRow *));
-	for (BatchRow *row = table->first; row != NULL; row = row->next)
-	{
-		BatchRow  **bucket = &table->buckets[row->hash & (table->nbuckets - 1)];
+	table->unlinked = table->first;
+}
 
-		row->chain = *bucket;
-		*bucket = row;
-	}
+static void
+link_row(BatchTable *table, BatchRow *row, uint32 hash)
+{
+	BatchRow  **bucket = &table->buckets[hash & (table->nbuckets - 1)];
+
+	row->hash = hash;
+	row->chain = *bucket;
+	*bucket = row;
+}
+
+/*
+ * Put all rows into buckets, and have room there for one more.
+ */
+static void
+link_rows(Batch *batch, BatchTable *table)
+{
+	if (2 * table->nrows >= table->nbuckets)
+		grow_buckets(batch, table);
+	for (BatchRow *row = table->unlinked; row != NULL; row = row->next)
+		link_row(table, row, key_hash(table->transform, row->key));
+	table->unlinked = NULL;
+}
+
+/*
+ * The row of a key, or NULL.  Often changes come in the order of their keys:
+ * one that comes behind all others is new, and then nobody needs buckets.
+ */
+static BatchRow *
+find_row(Batch *batch, BatchTable *table, SoughtKey *key)
+{
+	BatchRow   *row;
+
+	if (table->nrows == 0 || key->order > table->max_order)
+		return NULL;
+	link_rows(batch, table);
+	key->hashed = true;
+	key->hash = key_hash(table->transform, key->values);
+	row = table->buckets[key->hash & (table->nbuckets - 1)];
+	while (row != NULL &&
+		   (row->hash != key->hash ||
+			!key_equal(table->transform, row->key, key->values)))
+		row = row->chain;
+	return row;
 }
 
 /*
@@ -249,35 +288,46 @@ copy_key_value(Batch *batch, const TransformColumn *column, Datum value)
 	return PointerGetDatum(copy);
 }
 
-static BatchRow *
-new_row(Batch *batch, BatchTable *table, const Datum *key, uint32 hash)
+static void
+append_row(BatchTable *table, BatchRow *row)
 {
-	Transform  *transform = table->transform;
-	Size		fixed = sizeof(BatchRow) +
-		transform->ncolumns * sizeof(WireValue);
-	BatchRow   *row;
-	BatchRow  **bucket;
-
-	grow_buckets(batch, table);
-	row = arena_alloc(batch->arena, fixed + transform->nkeys * sizeof(Datum));
-	memset(row, 0, fixed);
-	row->hash = hash;
-	row->order = key_order(transform, key);
-	row->values = (WireValue *) (row + 1);
-	row->key = (Datum *) (row->values + transform->ncolumns);
-	for (int k = 0; k < transform->nkeys; k++)
-		row->key[k] = copy_key_value(batch,
-									 &transform->columns[transform->keys[k]],
-									 key[k]);
-	bucket = &table->buckets[hash & (table->nbuckets - 1)];
-	row->chain = *bucket;
-	*bucket = row;
 	if (table->last)
 		table->last->next = row;
 	else
 		table->first = row;
 	table->last = row;
+	if (table->nrows == 0 || row->order > table->max_order)
+		table->max_order = row->order;
+	else
+		table->unsorted = true;
 	table->nrows++;
+}
+
+/*
+ * Append a row for a key that find_row() has not found.
+ */
+static BatchRow *
+new_row(Batch *batch, BatchTable *table, const SoughtKey *key)
+{
+	Transform  *transform = table->transform;
+	Size		fixed = sizeof(BatchRow) +
+		transform->ncolumns * sizeof(WireValue);
+	BatchRow   *row = arena_alloc(batch->arena, fixed +
+								  transform->nkeys * sizeof(Datum));
+
+	memset(row, 0, fixed);
+	row->order = key->order;
+	row->values = (WireValue *) (row + 1);
+	row->key = (Datum *) (row->values + transform->ncolumns);
+	for (int k = 0; k < transform->nkeys; k++)
+		row->key[k] = copy_key_value(batch,
+									 &transform->columns[transform->keys[k]],
+									 key->values[k]);
+	if (key->hashed)
+		link_row(table, row, key->hash);
+	else if (table->unlinked == NULL)
+		table->unlinked = row;
+	append_row(table, row);
 	batch->rows++;
 	batch->bytes += transform->ncolumns * WIRE_HEADER;
 	return row;
@@ -385,8 +435,7 @@ batch_add(Batch *batch, const RowChange *change)
 {
 	Transform  *transform = change->transform;
 	BatchTable *table = batch_table(batch, transform);
-	Datum	   *key;
-	uint32		hash;
+	SoughtKey	key;
 	BatchRow   *row;
 	RowKind		kind;
 	bool		fresh;
@@ -397,20 +446,21 @@ batch_add(Batch *batch, const RowChange *change)
 		return BATCH_ADDED;
 	}
 	key = take_key(batch, transform, change->values);
-	hash = key_hash(transform, key);
-	row = find_row(table, key, hash);
+	row = find_row(batch, table, &key);
 	kind = row ? fold_rules[row->kind][change->kind] : first_kind[change->kind];
 	if (kind == FOLD_CUT ||
 		(transform->row->target_shared &&
-		 shared_key_clashes(batch, transform, hash)))
+		 shared_key_clashes(batch, transform,
+							key_hash(transform, key.values))))
 		return BATCH_CUT;
 
 	/* nothing of a row that was deleted may show through in a later one */
 	fresh = row == NULL || row->kind == ROW_NONE || row->kind == ROW_DELETE ||
 		row->kind == ROW_DELETE_IF_THERE;
 	if (row == NULL)
-		row = new_row(batch, table, key, hash);
+		row = new_row(batch, table, &key);
 	row->kind = kind;
+	table->kinds |= (uint32) 1 << kind;
 	if (kind != ROW_NONE)
 		take_values(batch, row, change, fresh);
 	return BATCH_ADDED;
@@ -423,8 +473,8 @@ void
 batch_forget(Batch *batch, const Transform *transform, const Datum *values)
 {
 	BatchTable *table = batch_table(batch, transform);
-	Datum	   *key = take_key(batch, transform, values);
-	BatchRow   *row = find_row(table, key, key_hash(table->transform, key));
+	SoughtKey	key = take_key(batch, transform, values);
+	BatchRow   *row = find_row(batch, table, &key);
 
 	if (row != NULL)
 		row->kind = ROW_NONE;
@@ -439,13 +489,18 @@ BatchRow  **
 batch_sorted_rows(BatchTable *table)
 {
 	BatchRow  **rows = palloc_array(BatchRow *, Max(table->nrows, 1));
-	SortedRow  *sorted = palloc_array(SortedRow, Max(table->nrows, 1));
+	SortedRow  *sorted;
 	int			n = 0;
 
 	for (BatchRow *row = table->first; row != NULL; row = row->next)
+		rows[n++] = row;
+	if (!table->unsorted)
+		return rows;
+	sorted = palloc_array(SortedRow, n);
+	for (int i = 0; i < n; i++)
 	{
-		sorted[n].order = row->order;
-		sorted[n++].row = row;
+		sorted[i].order = rows[i]->order;
+		sorted[i].row = rows[i];
 	}
 	sort_rows(sorted, n, table->transform);
 	for (int i = 0; i < n; i++)

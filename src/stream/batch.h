@@ -51,6 +51,11 @@ typedef struct BatchTable
 	BatchRow  **buckets;
 	uint32		nbuckets;		/* a power of 2 */
 	uint32		expected;		/* rows, by the batches before */
+	int64		max_order;		/* of the rows */
+	bool		unsorted;		/* not each row's order was above all before */
+	BatchRow   *unlinked;		/* from here on rows are not in the buckets;
+								 * NULL: all of them are */
+	uint32		kinds;			/* that rows are or were, as bits */
 } BatchTable;
 
 typedef struct Batch
