@@ -112,6 +112,8 @@ queue_statement(Apply *apply, const Slice *slice)
 static bool
 carry_same_columns(const BatchRow *a, const BatchRow *b, int ncolumns)
 {
+	if (a->missing == NULL && b->missing == NULL)
+		return true;
 	for (int i = 0; i < ncolumns; i++)
 		if ((a->missing && a->missing[i]) != (b->missing && b->missing[i]))
 			return false;
@@ -315,7 +317,7 @@ slice_table(Apply *apply, BatchTable *table)
 			.rows = rows
 		};
 
-		if ((step.row_kinds & table->kinds) == 0)
+		if ((step->row_kinds & table->kinds) == 0)
 			continue;
 		for (int r = 0; r < table->nrows; r++)
 			if (step->row_kinds & MASK(sorted[r]->kind))

@@ -56,4 +56,33 @@ foreach my $step (
 is($green->safe_psql('SELECT count(*) FROM bluegreen.conflict'),
 	0, 'every row was as expected');
 
+# In as much memory as bluegreen.decoding_work_mem says they are not spilled to
+# disk, and a worker that runs takes the setting over.
+my $spilled = 'SELECT spill_count FROM pg_stat_replication_slots';
+
+# Does a transaction of a tenth of the rows spill?  Tries until it does as
+# expected: the worker may read its configuration some transactions later.
+sub spills
+{
+	my ($memory, $expected) = @_;
+	my $spills;
+
+	$blue->append_conf("bluegreen.decoding_work_mem = '$memory'");
+	$blue->reload;
+	for (1 .. 10)
+	{
+		my $before = $blue->safe_psql($spilled);
+		$blue->safe_psql('INSERT INTO big SELECT i, i FROM'
+			  . " generate_series(1, $rows / 10) i; DELETE FROM big");
+		wait_for_sync('giant');
+		$spills = $blue->safe_psql($spilled) > $before;
+		last if $spills == $expected;
+	}
+	return $spills;
+}
+ok(!spills('256MB', 0), 'with more memory for decoding nothing is spilled');
+ok(spills('64kB', 1), 'with less it is');
+is( $blue->safe_psql('SELECT pid FROM bluegreen.stat_stream'),
+	$pid, 'the worker has been one and the same');
+
 done_testing();
