@@ -112,6 +112,69 @@ in_one_batch(q{UPDATE t SET u = 200000 WHERE id = 10;
 same('t', 'a unique value that is free by the time it is needed');
 careful(0, 'all of that went in sets');
 
+# Keys of each kind that is handled in its own way, and of others, alone and
+# with a second column: in ascending order, the last one again, in any order.
+my %keys = (
+	int2 => 'i',
+	int4 => 'i * 60000000',
+	int8 => 'i::int8 << 58',
+	oid => '4294967260 + i',
+	date => q{date '2000-01-01' + i},
+	timestamptz => q{timestamptz 'epoch' + i * interval '1 year'},
+	uuid => 'md5(i::text)',
+	numeric => q{i || '.0'},
+	text => 'repeat(i::text, 3)',
+	float8 => 'i::float8 / 3');
+my @keyed = map { ("k_$_", "k_${_}_2") } sort keys %keys;
+my ($tables, $functions) = ('', '');
+foreach my $type (sort keys %keys)
+{
+	$tables .= "CREATE TABLE k_$type (k $type PRIMARY KEY, v text);
+		CREATE TABLE k_${type}_2 (a int, k $type, v text, PRIMARY KEY (k, a));\n";
+	$functions .= <<"SQL";
+CREATE FUNCTION fold_$type(n int, op int, what text) RETURNS void
+LANGUAGE plpgsql AS '
+#variable_conflict use_column
+DECLARE i int := n / 2; key $type := ${\ ($keys{$type} =~ s/'/''/gr)};
+BEGIN
+	IF op = 0 THEN
+		INSERT INTO k_$type VALUES (key, what) ON CONFLICT DO NOTHING;
+		INSERT INTO k_${type}_2 VALUES (n % 2, key, what) ON CONFLICT DO NOTHING;
+	ELSIF op = 1 THEN
+		UPDATE k_$type SET v = v || what WHERE k = key;
+		UPDATE k_${type}_2 SET v = v || what WHERE a = n % 2 AND k = key;
+	ELSE
+		DELETE FROM k_$type WHERE k = key;
+		DELETE FROM k_${type}_2 WHERE a = n % 2 AND k = key;
+	END IF;
+END';
+SQL
+}
+$_->safe_psql($tables) for $blue, $green;
+$blue->safe_psql($functions . join '',
+	map { "SELECT bluegreen.map_table('d', '$_');" } @keyed);
+wait_for_sync('d');
+
+# the number of the step is x: which key, and what happens to it
+foreach my $step (
+	[ 'in order', 'x - 32', '0' ],
+	[ 'in order, most of them twice', '(x + 1) / 2 - 32', 'x % 2' ],
+	[ 'the last one again and again', '32', 'x % 3' ],
+	[ 'in any order', '(x * 37) % 64 - 32', '(x * 7 / 3) % 3' ],
+	[ 'backwards', '32 - x', '2' ])
+{
+	my ($name, $key, $op) = @$step;
+	in_one_batch(join '',
+		map { "SELECT fold_$_($key, $op, '-' || x)"
+			  . ' FROM generate_series(1, 64) x;' } sort keys %keys);
+	wait_for_sync('d');
+	my $rows = join ' UNION ALL ',
+	  map { "SELECT '$_', count(*), array_agg(t ORDER BY t)::text FROM $_ t" }
+	  @keyed;
+	compare_tables($rows, $rows, "keys of each kind, $name");
+}
+careful(0, 'these went in sets, too');
+
 # 1 MB a row: no batch holds many, no statement more than one
 in_one_batch(q{INSERT INTO wide SELECT i, repeat('x', 1000000)
 		FROM generate_series(1, 12) i;});
