@@ -10,6 +10,7 @@
 
 #include "access/tupdesc.h"
 #include "core/catalog.h"
+#include "datatype/timestamp.h"
 #include "executor/tuptable.h"
 #include "nodes/bitmapset.h"
 #include "nodes/execnodes.h"
