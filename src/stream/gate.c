@@ -293,7 +293,8 @@ refuse_incomplete(const Transform *transform)
  * DecodeGate.recopy: the row in transform->slot lacks a value that is nowhere
  * else; have its key copied again, and wait for that.  The transaction has
  * left the proc array, so the copy sees it, and whatever the batch knows of
- * the key is older.
+ * the key is older.  What was sent before, and may be on its way, must have
+ * arrived before the copy comes.
  *
  * If the copy does not succeed, the worker ends, which gives back its locks on
  * the target, and the next one has the key copied before it decodes anything.
@@ -311,6 +312,7 @@ gate_recopy(void *arg, Transform *transform, ReorderBufferTXN *txn)
 	key = keyspace_key_from_slot(table->directory->space, transform->slot);
 	literal = keyspace_key_to_literal(table->directory->space, key);
 	gate_wait_for_xid(gate, txn->xid);
+	gate->settle(gate->settle_arg, txn);
 	request_recopy(gate, table, literal, false);
 	if (wait_for_recopy(gate, table, key, txn))
 	{
