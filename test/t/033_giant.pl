@@ -60,7 +60,7 @@ is($green->safe_psql('SELECT count(*) FROM bluegreen.conflict'),
 # disk, and a worker that runs takes the setting over.
 my $spilled = 'SELECT spill_count FROM pg_stat_replication_slots';
 
-# Does a transaction of a tenth of the rows spill?  Tries until it does as
+# Does a transaction of 100,000 rows spill?  Tries until it does as
 # expected: the worker may read its configuration some transactions later.
 sub spills
 {
@@ -73,7 +73,7 @@ sub spills
 	{
 		my $before = $blue->safe_psql($spilled);
 		$blue->safe_psql('INSERT INTO big SELECT i, i FROM'
-			  . " generate_series(1, $rows / 10) i; DELETE FROM big");
+			  . " generate_series(1, 100000) i; DELETE FROM big");
 		wait_for_sync('giant');
 		$spills = $blue->safe_psql($spilled) > $before;
 		last if $spills == $expected;
