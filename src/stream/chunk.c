@@ -127,8 +127,11 @@ keyspace_create(Transform *transform)
 	return space;
 }
 
-static int
-compare_keys(const KeySpace *space, const Datum *a, const Datum *b)
+/*
+ * -1, 0 or 1, in the order of the chunk key's index.
+ */
+int
+chunk_compare_keys(const KeySpace *space, const Datum *a, const Datum *b)
 {
 	for (int i = 0; i < space->nkeys; i++)
 	{
@@ -311,7 +314,7 @@ compare_chunks(const void *a, const void *b, void *arg)
 
 	if (x->lower == NULL || y->lower == NULL)
 		return (x->lower != NULL) - (y->lower != NULL);
-	return compare_keys(arg, x->lower, y->lower);
+	return chunk_compare_keys(arg, x->lower, y->lower);
 }
 
 static void
@@ -448,7 +451,7 @@ chunk_find(ChunkDirectory *directory, const Datum *key)
 	Chunk	   *chunk;
 
 	for (int i = 0; i < directory->nkeys; i++)
-		if (compare_keys(space, directory->keys[i].upper, key) == 0)
+		if (chunk_compare_keys(space, directory->keys[i].upper, key) == 0)
 			return &directory->keys[i];
 
 	/* the last range that begins below the key */
@@ -457,7 +460,8 @@ chunk_find(ChunkDirectory *directory, const Datum *key)
 		int			middle = (low + high) / 2;
 
 		chunk = &directory->chunks[middle];
-		if (chunk->lower == NULL || compare_keys(space, chunk->lower, key) < 0)
+		if (chunk->lower == NULL ||
+			chunk_compare_keys(space, chunk->lower, key) < 0)
 			low = middle + 1;
 		else
 			high = middle;
@@ -465,7 +469,8 @@ chunk_find(ChunkDirectory *directory, const Datum *key)
 	if (low == 0)
 		return NULL;
 	chunk = &directory->chunks[low - 1];
-	if (chunk->upper != NULL && compare_keys(space, key, chunk->upper) > 0)
+	if (chunk->upper != NULL &&
+		chunk_compare_keys(space, key, chunk->upper) > 0)
 		return NULL;
 	return chunk;
 }
@@ -485,7 +490,8 @@ chunk_first_gap(ChunkDirectory *directory, Datum **lower, Datum **upper)
 
 		if (chunk->lower != NULL &&
 			(covered == NULL ||
-			 compare_keys(directory->space, covered, chunk->lower) < 0))
+			 chunk_compare_keys(directory->space, covered,
+								chunk->lower) < 0))
 		{
 			*lower = covered;
 			*upper = chunk->lower;

@@ -66,6 +66,8 @@ extern Datum *keyspace_key_from_slot(const KeySpace *space,
 									 TupleTableSlot *slot);
 extern Datum *keyspace_key_from_literal(KeySpace *space, const char *literal);
 
+extern int	chunk_compare_keys(const KeySpace *space, const Datum *a,
+							   const Datum *b);
 extern ChunkDirectory *chunk_directory_create(Transform *transform);
 extern void chunk_directory_load(ChunkDirectory *directory, Peer *peer,
 								 const char *origin, StreamShared *shared);

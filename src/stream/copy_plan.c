@@ -24,6 +24,7 @@
 #include "access/table.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_inherits.h"
+#include "catalog/pg_statistic.h"
 #include "compat.h"
 #include "core/event.h"
 #include "core/settings.h"
@@ -34,9 +35,11 @@
 #include "storage/lmgr.h"
 #include "stream/copy.h"
 #include "utils/builtins.h"
+#include "utils/datum.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #define CHUNK_BYTES		(INT64CONST(256) * 1024 * 1024)
@@ -158,6 +161,76 @@ copy_append_range(StringInfo sql, const CopyTable *table, const Datum *lower,
 }
 
 /*
+ * The histogram's value at which a chunk of so many rows from lower ends, or
+ * NULL if it does not reach so far or is too coarse.
+ */
+static Datum *
+histogram_upper(const CopyTable *table, const AttStatsSlot *histogram,
+				const Datum *lower, int64 rows)
+{
+	KeySpace   *space = table->directory->space;
+	Form_pg_attribute att = TupleDescAttr(table->transform->source_desc,
+										  space->attnos[0] - 1);
+	int64		width = table->stats->estimated_rows /
+		Max(histogram->nvalues - 1, 1);
+	int64		steps = rows / Max(width, 1);
+	int64		low = 0;
+	Datum	   *upper;
+
+	while (lower && low < histogram->nvalues &&
+		   chunk_compare_keys(space, &histogram->values[low], lower) <= 0)
+		low++;
+	if (lower)
+		low--;					/* where lower is, or just below it */
+	if (steps < 1 || low < 0 || low + steps >= histogram->nvalues - 1)
+		return NULL;
+	upper = palloc_object(Datum);
+	*upper = datumCopy(histogram->values[low + steps], att->attbyval,
+					   att->attlen);
+	return upper;
+}
+
+/*
+ * The end of a chunk by the source's statistics, or NULL.  Any key will do as
+ * a bound; only the number of rows is more or less than was asked for.  So not
+ * if the table has grown much since.  Small chunks are counted.
+ */
+static Datum *
+guess_upper(const CopyTable *table, const Datum *lower, int64 rows)
+{
+	KeySpace   *space = table->directory->space;
+	Relation	source;
+	HeapTuple	tuple;
+	AttStatsSlot histogram;
+	Datum	   *upper = NULL;
+	bool		grown;
+
+	if (space->nkeys != 1 || table->partitioned || rows < LAST_CHUNK_ROWS)
+		return NULL;
+	source = table_open(table->transform->row->source, AccessShareLock);
+	grown = RelationGetNumberOfBlocks(source) / 5 * 4 >
+		(BlockNumber) Max(source->rd_rel->relpages, 0);
+	table_close(source, NoLock);
+	tuple = SearchSysCache3(STATRELATTINH,
+							ObjectIdGetDatum(table->transform->row->source),
+							Int16GetDatum(space->attnos[0]),
+							BoolGetDatum(false));
+	if (!HeapTupleIsValid(tuple))
+		return NULL;
+	if (!grown && get_attstatsslot(&histogram, tuple,
+								   STATISTIC_KIND_HISTOGRAM, InvalidOid,
+								   ATTSTATSSLOT_VALUES))
+	{
+		if (histogram.valuetype == TupleDescAttr(table->transform->source_desc,
+												 space->attnos[0] - 1)->atttypid)
+			upper = histogram_upper(table, &histogram, lower, rows);
+		free_attstatsslot(&histogram);
+	}
+	ReleaseSysCache(tuple);
+	return upper;
+}
+
+/*
  * The key at which a chunk of so many rows from lower ends, if that is inside
  * of the gap; otherwise the gap's own upper bound.
  */
@@ -166,9 +239,14 @@ find_upper(CopyTable *table, Datum *lower, Datum *gap_upper, int64 rows)
 {
 	KeySpace   *space = table->directory->space;
 	char	   *keys = key_list(space);
-	Datum	   *upper = gap_upper;
+	Datum	   *upper = guess_upper(table, lower, rows);
 	StringInfoData sql;
 
+	if (upper &&
+		(lower == NULL || chunk_compare_keys(space, upper, lower) > 0) &&
+		(gap_upper == NULL || chunk_compare_keys(space, upper, gap_upper) < 0))
+		return upper;
+	upper = gap_upper;
 	initStringInfo(&sql);
 	appendStringInfo(&sql, "SELECT %s", keys);
 	copy_append_range(&sql, table, lower, gap_upper);

@@ -74,4 +74,25 @@ compare_tables('TABLE d', 'TABLE d', 'equal after a crash right after the copy')
 is($green->safe_psql('SELECT count(*) FROM bluegreen.conflict'),
 	0, 'what the copy has seen is not applied again');
 
+# Large chunks end where the statistics say, as far as they reach.
+$blue->append_conf('bluegreen.copy_chunk_rows = 50000');
+$blue->reload;
+$_->safe_psql('CREATE TABLE s (id int PRIMARY KEY)') for $blue, $green;
+$blue->safe_psql(<<'SQL');
+INSERT INTO s SELECT 3 * i FROM generate_series(1, 200000) i;
+ANALYZE s;
+INSERT INTO s SELECT 3 * i FROM generate_series(200001, 220000) i;
+SELECT bluegreen.map_table('d', 's');
+SQL
+wait_for_sync('d');
+compare_tables('TABLE s', 'TABLE s', 'a table is cut by its statistics');
+my $bounds = q{SELECT unnest(histogram_bounds::text::int[]) FROM pg_stats
+	WHERE tablename = 's'};
+is( $blue->safe_psql(qq{SELECT count(*) > 1, bool_or(c.upper IS NULL),
+		bool_and((c.upper::text[]::int[])[1] IN ($bounds)) FILTER
+			(WHERE number < 4)
+	FROM bluegreen.chunk_log c
+	WHERE mapping = (SELECT max(id) FROM bluegreen.table_mapping)}),
+	't|t|t', 'at bounds of the histogram');
+
 done_testing();
