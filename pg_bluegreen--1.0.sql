@@ -318,6 +318,13 @@ AS 'MODULE_PATHNAME', 'bluegreen_origin_drop'
 LANGUAGE C STRICT
 SET search_path = pg_catalog, pg_temp;
 
+CREATE FUNCTION bluegreen.insert_rows(target regclass, columns name[],
+	rows bytea, number bigint)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_insert_rows'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
 CREATE FUNCTION bluegreen.save_indexes(stream text, mapping integer,
 	key name[])
 RETURNS boolean
@@ -663,6 +670,8 @@ REVOKE ALL ON FUNCTION bluegreen.commit_position(pg_lsn, timestamptz, pg_lsn)
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.check_rows(bigint[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.begin_apply() FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.insert_rows(regclass, name[], bytea, bigint)
+	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_create(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_setup(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_progress() FROM PUBLIC;
@@ -767,6 +776,8 @@ COMMENT ON FUNCTION bluegreen.save_indexes(text, integer, name[]) IS
 	'for streams, on a target: put aside the indexes that are in the way of a copy; false if that cannot be';
 COMMENT ON FUNCTION bluegreen.restore_indexes(text, integer, boolean) IS
 	'for streams, on a target: build the indexes again that were put aside; returns how many';
+COMMENT ON FUNCTION bluegreen.insert_rows(regclass, name[], bytea, bigint) IS
+	'for streams, on a target: insert rows that are in the format of COPY BINARY';
 COMMENT ON FUNCTION bluegreen.note_row(text) IS
 	'for streams, on a target: keep a row for the conflict that is about to be recorded';
 COMMENT ON FUNCTION bluegreen.noted_row() IS

@@ -40,6 +40,7 @@ static const char *const base_privileges[] = {
 	"EXECUTE ON FUNCTION bluegreen.begin_apply(), "
 	"bluegreen.check_rows(bigint[]), "
 	"bluegreen.commit_position(pg_lsn, timestamptz, pg_lsn), "
+	"bluegreen.insert_rows(regclass, name[], bytea, bigint), "
 	"bluegreen.noted_row(), bluegreen.origin_create(text), "
 	"bluegreen.origin_setup(text), bluegreen.origin_progress(), "
 	"bluegreen.origin_drop(text), "

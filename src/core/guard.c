@@ -69,6 +69,7 @@ PG_FUNCTION_INFO_V1(bluegreen_begin_apply);
 PG_FUNCTION_INFO_V1(bluegreen_note_row);
 PG_FUNCTION_INFO_V1(bluegreen_noted_row);
 
+static bool installed = false;	/* does this session apply? */
 static int	inside = 0;			/* within guard_enter() */
 static bool all_immediate = false;	/* in this transaction */
 static char *noted_row = NULL;	/* in TopTransactionContext */
@@ -446,7 +447,20 @@ guard_finish(QueryDesc *desc)
 /* ---- COPY and TRUNCATE ---- */
 
 /*
- * Privileges for COPY, on the table or on all columns that it names.
+ * Error unless this is a session that applies.
+ */
+void
+guard_require(void)
+{
+	if (!installed)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("session does not apply changes"),
+				 errhint("Call bluegreen.begin_apply() first.")));
+}
+
+/*
+ * Error unless the user may COPY into a relation, or into all columns named.
  */
 static void
 check_copy_privileges(Oid relation, List *columns)
@@ -459,16 +473,34 @@ check_copy_privileges(Oid relation, List *columns)
 		guard_denied(relation);
 	foreach(lc, columns)
 	{
-		if (pg_attribute_aclcheck(relation,
-								  get_attnum(relation, strVal(lfirst(lc))),
-								  GetUserId(), ACL_INSERT) != ACLCHECK_OK)
+		AttrNumber	attno = get_attnum(relation, strVal(lfirst(lc)));
+
+		if (attno == InvalidAttrNumber)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_COLUMN),
+					 errmsg("column \"%s\" of relation \"%s\" does not exist",
+							strVal(lfirst(lc)), get_rel_name(relation))));
+		if (pg_attribute_aclcheck(relation, attno, GetUserId(),
+								  ACL_INSERT) != ACLCHECK_OK)
 			guard_denied(relation);
 	}
 }
 
 /*
- * The owner for whom a COPY into a table of somebody else is done, or
- * InvalidOid.
+ * The owner for whom rows are copied into a table, or InvalidOid if it is
+ * nobody else's.  columns: those that are named, NIL is all.  Errors: the user
+ * lacks a privilege; a table that cannot be written to in its owner's name.
+ */
+Oid
+guard_copy_owner(Oid relation, List *columns)
+{
+	check_copy_privileges(relation, columns);
+	return guard_is_foreign(relation) ? guard_check_relation(relation) :
+		InvalidOid;
+}
+
+/*
+ * The owner for whom a COPY statement is executed, or InvalidOid.
  */
 static Oid
 copy_owner(const CopyStmt *stmt)
@@ -480,12 +512,11 @@ copy_owner(const CopyStmt *stmt)
 	relation = RangeVarGetRelid(stmt->relation, RowExclusiveLock, false);
 	if (!guard_is_foreign(relation))
 		return InvalidOid;
-	check_copy_privileges(relation, stmt->attlist);
 	if (stmt->filename != NULL || stmt->is_program || stmt->whereClause != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("a session that applies can only COPY FROM STDIN into tables of others")));
-	return guard_check_relation(relation);
+	return guard_copy_owner(relation, stmt->attlist);
 }
 
 static Oid
@@ -563,8 +594,6 @@ guard_utility(UTILITY_PARAMS)
 Datum
 bluegreen_begin_apply(PG_FUNCTION_ARGS)
 {
-	static bool installed = false;
-
 	SetConfigOption("session_replication_role", "replica", PGC_SUSET,
 					PGC_S_SESSION);
 	if (installed)

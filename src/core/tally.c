@@ -28,7 +28,6 @@
 
 PG_FUNCTION_INFO_V1(bluegreen_check_rows);
 
-static bool installed = false;
 static int	level = 0;			/* of statements within statements */
 static int64 *counts = NULL;	/* of the transaction, since the last check */
 static int	ncounts = 0;
@@ -163,7 +162,6 @@ tally_install(void)
 	next_utility = ProcessUtility_hook;
 	ProcessUtility_hook = tally_utility;
 	RegisterXactCallback(tally_at_transaction_end, NULL);
-	installed = true;
 }
 
 /*
@@ -206,11 +204,7 @@ check_counts(ArrayType *array)
 Datum
 bluegreen_check_rows(PG_FUNCTION_ARGS)
 {
-	if (!installed)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("session does not apply changes"),
-				 errhint("Call bluegreen.begin_apply() first.")));
+	guard_require();
 	if (!PG_ARGISNULL(0))
 		check_counts(PG_GETARG_ARRAYTYPE_P(0));
 	ncounts = 0;

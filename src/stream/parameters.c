@@ -180,6 +180,34 @@ parameters_add_columns(Parameters *p, Transform *transform, BatchRow **rows,
 }
 
 void
+parameters_add_rows(Parameters *p, const Transform *transform, BatchRow **rows,
+					int nrows)
+{
+	int			ncolumns = transform->ncolumns;
+	Size		size = 0;
+	char	   *start;
+	char	   *next;
+
+	for (int r = 0; r < nrows; r++)
+	{
+		size += sizeof(int16) + (Size) ncolumns * WIRE_HEADER;
+		for (int i = 0; i < ncolumns; i++)
+			size += rows[r]->values[i].data ? rows[r]->values[i].len : 0;
+	}
+	start = next = palloc(size);
+	for (int r = 0; r < nrows; r++)
+	{
+		uint16		n = pg_hton16((uint16) ncolumns);
+
+		memcpy(next, &n, sizeof(n));
+		next += sizeof(n);
+		for (int i = 0; i < ncolumns; i++)
+			next = put_value(next, &rows[r]->values[i]);
+	}
+	add_parameter(p, start, next - start, 1);
+}
+
+void
 parameters_add_numbers(Parameters *p, const int *numbers, int n)
 {
 	char	   *array = palloc(ARRAY_HEADER + (Size) n * (WIRE_HEADER + 4));

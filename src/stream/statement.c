@@ -50,7 +50,10 @@ load_columns(Peer *peer, TargetWriter *writer)
 						"  JOIN pg_catalog.pg_type t ON t.oid = o.atttypid"
 						"  WHERE o.attrelid = c.oid AND o.attnum > 0"
 						"  AND NOT o.attisdropped"
-						"  AND t.typreceive::pg_catalog.oid = 0) "
+						"  AND t.typreceive::pg_catalog.oid = 0),"
+						" c.relkind IN ('r', 'p') AND NOT c.relhasrules"
+						"  AND NOT c.relrowsecurity,"
+						" pg_catalog.format_type(a.atttypid, a.atttypmod) "
 						"FROM pg_catalog.pg_attribute a "
 						"JOIN pg_catalog.pg_class c ON c.oid = a.attrelid "
 						"JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
@@ -62,13 +65,21 @@ load_columns(Peer *peer, TargetWriter *writer)
 	writer->always_identity = palloc0_array(bool, row->ncolumns);
 	for (int i = 0; i < result->ntuples; i++)
 	{
+		if (i == 0)
+			writer->inserts_many = result->values[i][4][0] == 't';
 		writer->target_columns[i] = result->values[i][0];
 		writer->has_incoming_fk = result->values[i][2][0] == 't';
 		writer->takes_binary = result->values[i][3][0] == 't';
 		for (int j = 0; j < row->ncolumns; j++)
 			if (strcmp(row->columns[j].name, result->values[i][0]) == 0)
+			{
 				writer->always_identity[j] = result->values[i][1][0] == 't';
+				/* INSERT converts what does not fit exactly */
+				writer->inserts_many &= row->columns[j].wire == WIRE_BINARY &&
+					strcmp(row->columns[j].type, result->values[i][5]) == 0;
+			}
 	}
+	writer->inserts_many &= writer->takes_binary;
 }
 
 /*
@@ -274,6 +285,21 @@ build_insert(StringInfo sql, const TargetWriter *writer)
 	return append_unnest(sql, writer, NULL, false);
 }
 
+/*
+ * The same by COPY's code.  Parameters: the rows, and how many they are.
+ */
+static int
+build_insert_many(StringInfo sql, const TargetWriter *writer)
+{
+	appendStringInfo(sql, "SELECT bluegreen.insert_rows(%s::pg_catalog.regclass, ARRAY[",
+					 quote_literal_cstr(writer->name));
+	for (int i = 0; i < writer->transform->ncolumns; i++)
+		appendStringInfo(sql, "%s%s", i > 0 ? ", " : "",
+						 quote_literal_cstr(writer->transform->columns[i].def->name));
+	appendStringInfoString(sql, "]::pg_catalog.name[], $1::pg_catalog.bytea, $2::pg_catalog.int8)");
+	return 2;
+}
+
 static int
 build_insert_absent(StringInfo sql, const TargetWriter *writer)
 {
@@ -466,6 +492,8 @@ build(StringInfo sql, const TargetWriter *writer, StatementKind kind,
 	{
 		case STATEMENT_INSERT:
 			return build_insert(sql, writer);
+		case STATEMENT_INSERT_MANY:
+			return build_insert_many(sql, writer);
 		case STATEMENT_INSERT_ABSENT:
 			return build_insert_absent(sql, writer);
 		case STATEMENT_UPSERT:

@@ -14,6 +14,7 @@
 typedef enum StatementKind
 {
 	STATEMENT_INSERT,
+	STATEMENT_INSERT_MANY,		/* by COPY's code: rows as one parameter */
 	STATEMENT_INSERT_ABSENT,	/* ON CONFLICT (key) DO NOTHING */
 	STATEMENT_UPSERT,
 	STATEMENT_UPDATE,
@@ -55,6 +56,7 @@ typedef struct TargetWriter
 	char	  **target_columns;
 	bool		has_incoming_fk;
 	bool		takes_binary;	/* in COPY: all its columns' types do */
+	bool		inserts_many;	/* STATEMENT_INSERT_MANY does as INSERT would */
 	int			nlocators;		/* without a key */
 	Locator    *locators;
 	TargetStatement *statements;

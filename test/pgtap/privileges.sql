@@ -82,6 +82,8 @@ FROM (VALUES
 	('function', 'check_rows', $$SELECT bluegreen.check_rows('{}')$$),
 	('function', 'reset_stats', $$SELECT bluegreen.reset_stats('admins')$$),
 	('function', 'begin_apply', $$SELECT bluegreen.begin_apply()$$),
+	('function', 'insert_rows',
+		$$SELECT bluegreen.insert_rows('pg_class', '{}', '', 0)$$),
 	('function', 'origin_create',
 		$$SELECT bluegreen.origin_create('bluegreen_x')$$),
 	('function', 'origin_setup',

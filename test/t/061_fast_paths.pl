@@ -182,6 +182,83 @@ same('wide', 'rows that fill a statement by themselves');
 careful(0, 'they went in sets');
 
 #
+# Many rows to insert go by COPY's code
+#
+$green->safe_psql(<<'SQL');
+CREATE TABLE seen (query text);
+CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS
+	$$BEGIN INSERT INTO public.seen VALUES (current_query()); RETURN NULL; END$$;
+CREATE TRIGGER see AFTER INSERT ON t EXECUTE FUNCTION see();
+ALTER TABLE t ENABLE ALWAYS TRIGGER see;
+CREATE TRIGGER see AFTER INSERT ON n EXECUTE FUNCTION see();
+ALTER TABLE n ENABLE ALWAYS TRIGGER see;
+SQL
+
+# By what statements did rows come, since the last call?
+sub ways
+{
+	return $green->safe_psql(q{SELECT string_agg(DISTINCT
+			substring(query FROM '^(INSERT|SELECT bluegreen\.insert_rows)'), ' ')
+		FROM seen; TRUNCATE seen});
+}
+
+in_one_batch(q{INSERT INTO t SELECT i, i, nullif('n' || i % 4, 'n0')
+		FROM generate_series(10001, 11500) i;});
+same('t', 'many rows to insert');
+is(ways(), 'SELECT bluegreen.insert_rows', 'which go by COPY');
+in_one_batch(q{INSERT INTO t SELECT i, i, 'few'
+		FROM generate_series(11501, 11600) i;});
+same('t', 'few rows to insert');
+is(ways(), 'INSERT', 'which do not');
+careful(0, 'they went in sets');
+
+$green->safe_psql(q{INSERT INTO t VALUES (12001, 12001, 'was here'),
+	(12700, 12700, 'was here, too'); TRUNCATE seen});
+in_one_batch(q{INSERT INTO t SELECT i, i, 'inserted'
+		FROM generate_series(12000, 13500) i;});
+same('t', 'rows among many that are there already');
+careful(1, 'are found row by row');
+is( conflicts(),
+	q{insert_exists id[integer]:'12001' insert_exists id[integer]:'12700'},
+	'and are conflicts');
+
+# what is not exactly the type is for INSERT to convert
+ways();
+$green->safe_psql('ALTER TABLE n ALTER times TYPE bigint');
+$blue->safe_psql(q{CALL bluegreen.stop('d'); CALL bluegreen.start('d')});
+in_one_batch('INSERT INTO n SELECT i, i FROM generate_series(101, 900) i;');
+same('n', 'a column of a wider type on the target');
+is(ways(), 'INSERT', 'for which COPY is not asked');
+$blue->safe_psql('DELETE FROM n WHERE id > 100');
+$green->safe_psql('DROP TRIGGER see ON t; DROP TRIGGER see ON n');
+
+# what the function refuses
+$green->safe_psql(q{CREATE TABLE direct (id int PRIMARY KEY, v text);
+	CREATE TABLE ruled (id int);
+	CREATE RULE r AS ON INSERT TO ruled DO INSTEAD NOTHING;
+	CREATE VIEW looked_at AS SELECT 1 AS id;});
+my $row = q{'\x00020000000400000001ffffffff'};
+foreach my $case (
+	[ '', 'direct', '{id,v}', $row, 1, qr/session does not apply changes/ ],
+	[ 'b', 'direct', '{id,v}', $row, 2, qr/inserted 1 of 2 rows into "direct"/ ],
+	[ 'b', 'direct', '{id,v}', q{'\x000200000004'}, 1, qr/unexpected EOF/ ],
+	[ 'b', 'direct', '{id}', $row, 1, qr/row field count is 2, expected 1/ ],
+	[ 'b', 'direct', '{id,w}', $row, 1, qr/column "w" .*does not exist/ ],
+	[ 'b', 'ruled', '{id}', $row, 1, qr/"ruled" has rules or row-level/ ],
+	[ 'b', 'looked_at', '{id}', $row, 1, qr/"looked_at" is not a table/ ])
+{
+	my ($begin, $table, $columns, $rows, $number, $error) = @$case;
+	my (undef, undef, $stderr) = $green->psql(
+		($begin ? 'SELECT bluegreen.begin_apply(); ' : '')
+		. "SELECT bluegreen.insert_rows('$table', '$columns', $rows, $number)");
+	like($stderr, $error, "insert_rows: $error");
+}
+$green->safe_psql(qq{SELECT bluegreen.begin_apply();
+	SELECT bluegreen.insert_rows('direct', '{id,v}', $row, 1)});
+is($green->safe_psql('SELECT id, v IS NULL FROM direct'),
+	'1|t', 'insert_rows inserts, and nothing when it fails');
+
+#
 # Not in sets: values of a unique index that rows swap
 #
 in_one_batch(q{UPDATE t SET u = -1 WHERE id = 20;
