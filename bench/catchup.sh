@@ -44,10 +44,13 @@ follow_all() {
 	done
 }
 
-# before WORKLOAD RUN: what is streamed before the load
+# before WORKLOAD RUN: what is streamed before the load.  A checkpoint behind it
+# writes what lets slots move their restart_lsn there: who begins again would
+# read all of that a second time, which is not what is measured.
 before() {
 	local contender
 	"before_$1" "$2"
+	sql blue <<<'CHECKPOINT'
 	mark
 	for contender in "${contenders[@]}"; do
 		"resume_$contender" blue "$contender"
