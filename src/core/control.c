@@ -47,6 +47,7 @@ PG_FUNCTION_INFO_V1(bluegreen_reset_stats);
 /* Looks again this often where only a broadcast is waited for. */
 #define RECHECK_MS 1000L
 #define SYNC_RECHECK_MS 100L
+#define DEADLOCK_CHECKS 10		/* rechecks between looks for a deadlock */
 /* A worker that was asked to stop may finish its batch for so long. */
 #define STOP_GRACE_MS 1000
 
@@ -583,10 +584,40 @@ bluegreen_wait_for_sync(PG_FUNCTION_ARGS)
 }
 
 /*
+ * Does a worker of the stream wait for a lock that we hold, or for somebody who
+ * does?  Nobody else would notice: we wait for the stream by no lock.
+ */
+static bool
+stream_waits_for_us(const StreamShared *s)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	StringInfoData pids;
+	bool		result;
+
+	initStringInfo(&pids);
+	appendStringInfo(&pids, "{%d", (int) s->pid);
+	for (int i = 0; i < BG_MAX_COPY_WORKERS; i++)
+		appendStringInfo(&pids, ",%d", (int) s->copy[i].pid);
+	appendStringInfoChar(&pids, '}');
+	catalog_begin(&access);
+	catalog_arg_text(&args, pids.data);
+	catalog_run("WITH RECURSIVE blocker(pid) AS ("
+				"SELECT unnest($1::int[]) UNION "
+				"SELECT unnest(pg_blocking_pids(pid)) FROM blocker WHERE pid > 0) "
+				"SELECT EXISTS (SELECT FROM blocker WHERE pid = pg_backend_pid())",
+				&args, SPI_OK_SELECT);
+	result = DatumGetBool(catalog_value(0, 1, NULL));
+	catalog_end(&access);
+	pfree(pids.data);
+	return result;
+}
+
+/*
  * Wait until a started deployment's stream has durably applied everything that
  * has been written so far, committed or not.  For a caller who is in a
  * transaction and keeps others from writing.  Errors: as wait_for_sync(),
- * without a timeout of its own.
+ * without a timeout of its own; the stream waits for the caller.
  */
 void
 control_wait_applied(const Deployment *deployment)
@@ -597,12 +628,19 @@ control_wait_applied(const Deployment *deployment)
 
 	XLogFlush(goal);
 	ConditionVariablePrepareToSleep(&s->changed);
-	for (;;)
+	for (int i = 1;; i++)
 	{
 		sync_look(s, view);
 		if (view->applied_lsn >= goal)
 			break;
 		sync_check(deployment->name, view);
+		if (i % DEADLOCK_CHECKS == 0 && stream_waits_for_us(s))
+			ereport(ERROR,
+					(errcode(ERRCODE_T_R_DEADLOCK_DETECTED),
+					 errmsg("deadlock detected"),
+					 errdetail("The stream of deployment \"%s\" waits for a lock of this transaction, which waits for the stream.",
+							   deployment->name),
+					 errhint("Roll back and try again.")));
 		stream_wake(s);
 		(void) ConditionVariableTimedSleep(&s->changed, SYNC_RECHECK_MS,
 										   PG_WAIT_EXTENSION);

@@ -50,7 +50,10 @@ relation_identity(Relation relation, bool *full)
 }
 
 /*
- * Attribute numbers of an index's key columns; NULL for InvalidOid.
+ * Attribute numbers of an index's key columns; NULL for InvalidOid.  Takes no
+ * lock: the caller has one on the table, or is decoding, where the index is
+ * what it was in the past.  A lock could wait there for a TRUNCATE whose
+ * transaction waits for somebody who waits for the stream.
  */
 Bitmapset *
 index_columns(Oid indexid)
@@ -60,10 +63,12 @@ index_columns(Oid indexid)
 
 	if (!OidIsValid(indexid))
 		return NULL;
-	index = index_open(indexid, AccessShareLock);
+	index = RelationIdGetRelation(indexid);
+	if (!RelationIsValid(index))
+		elog(ERROR, "could not open index with OID %u", indexid);
 	for (int i = 0; i < IndexRelationGetNumberOfKeyAttributes(index); i++)
 		result = bms_add_member(result, index->rd_index->indkey.values[i]);
-	index_close(index, AccessShareLock);
+	RelationClose(index);
 	return result;
 }
 
