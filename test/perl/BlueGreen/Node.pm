@@ -159,11 +159,14 @@ sub restart
 sub reload { my ($self) = @_; $self->_pg_ctl('reload'); return }
 sub promote { my ($self) = @_; $self->_pg_ctl('promote'); return }
 
-# kill -9 the postmaster, and return when its children have gone as well.
+# kill -9 the postmaster, and return when its children have gone as well: all of
+# them, so it is stopped before they are counted, and can start no more.
 sub kill9
 {
 	my ($self) = @_;
 	my $pid = $self->pid or croak "$self->{name} does not run";
+	kill 'STOP', $pid;
+	wait_until(sub { !alive($pid) || process_state($pid) eq 'T' });
 	my @children = children($pid);
 	kill 'KILL', $pid;
 	wait_until(sub { !grep { alive($_) } $pid, @children })
@@ -417,13 +420,20 @@ sub wait_until
 	return 0;
 }
 
+# One letter of /proc/PID/stat, or '' if there is no such process.
+sub process_state
+{
+	my ($pid) = @_;
+	open my $in, '<', "/proc/$pid/stat" or return '';
+	my $stat = <$in> // '';
+	return $stat =~ /^\d+ \(.*\) (\S)/ ? $1 : '';
+}
+
 # A process that exists and is no zombie.
 sub alive
 {
 	my ($pid) = @_;
-	open my $in, '<', "/proc/$pid/stat" or return 0;
-	my $stat = <$in> // '';
-	return $stat =~ /^\d+ \(.*\) [^Z]/;
+	return process_state($pid) =~ /[^Z]/;
 }
 
 sub children
