@@ -422,6 +422,7 @@ typedef struct SyncView
 	StreamState state;
 	bool		stop_requested;
 	int			failures;
+	int64		errors;			/* grows with each one */
 	XLogRecPtr	applied_lsn;
 	StreamError error;
 } SyncView;
@@ -433,6 +434,7 @@ sync_look(StreamShared *s, SyncView *view)
 	view->state = s->state;
 	view->stop_requested = s->stop_requested;
 	view->failures = s->failures;
+	view->errors = s->errors;
 	view->applied_lsn = s->applied_lsn;
 	view->error = s->error;
 	SpinLockRelease(&s->mutex);
@@ -500,11 +502,31 @@ sync_timed_out(const char *name, const SyncView *view, XLogRecPtr goal)
 					   (int64) (goal - view->applied_lsn) : (int64) 0)));
 }
 
+/*
+ * Does the stream show an error from before the wait began?  Its cause may have
+ * been removed since: have it try again now, and see.
+ */
+static bool
+sync_try_again(StreamShared *s, const SyncView *view, int64 errors_before)
+{
+	if (view->state != STREAM_ERROR || view->stop_requested ||
+		view->errors != errors_before)
+		return false;
+	SpinLockAcquire(&s->mutex);
+	s->next_start = 0;
+	SpinLockRelease(&s->mutex);
+	launcher_wake();
+	return true;
+}
+
 static void
 sync_wait(StreamShared *s, const char *name, XLogRecPtr goal, TimestampTz end)
 {
 	SyncView   *view = palloc0(sizeof(SyncView));
+	int64		errors_before;
 
+	sync_look(s, view);
+	errors_before = view->errors;
 	ConditionVariablePrepareToSleep(&s->changed);
 	for (;;)
 	{
@@ -513,7 +535,8 @@ sync_wait(StreamShared *s, const char *name, XLogRecPtr goal, TimestampTz end)
 		sync_look(s, view);
 		if (view->state == STREAM_STREAMING && view->applied_lsn >= goal)
 			break;
-		sync_check(name, view);
+		if (!sync_try_again(s, view, errors_before))
+			sync_check(name, view);
 		if (end != DT_NOEND)
 		{
 			wait = Min(wait, TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
@@ -554,8 +577,9 @@ sync_stream(const Deployment *deployment)
  * bluegreen.wait_for_sync(deployment name, timeout interval): wait until all
  * tables follow and everything that was committed before the call is durable
  * on the target.  Commits first, so that it waits without a snapshot.  Errors:
- * the stream is not running or has failed (at once, with the stream's own
- * error); query_canceled after the timeout.
+ * the stream is not running or fails (at once, with the stream's own error; one
+ * that it shows from before is tried again first); query_canceled after the
+ * timeout.
  */
 Datum
 bluegreen_wait_for_sync(PG_FUNCTION_ARGS)

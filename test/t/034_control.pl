@@ -160,6 +160,33 @@ $blue->safe_psql('DELETE FROM t WHERE id = 4014');
 wait_for_sync('d');
 $green->safe_psql('TRUNCATE bluegreen.conflict_log');
 
+# who has removed the cause need not wait for the stream's next try
+sub restart_delay
+{
+	my ($first, $max) = @_;
+	$blue->append_conf("bluegreen.restart_delay = '$first'\n"
+		  . "bluegreen.restart_delay_max = '$max'");
+	$blue->reload;
+	$blue->poll_query_until('SHOW bluegreen.restart_delay', $first) or die;
+	return;
+}
+restart_delay('1h', '1h');
+$green->safe_psql('ALTER TABLE t ADD CONSTRAINT unhappy CHECK (v <> -15)');
+$blue->safe_psql('INSERT INTO t VALUES (4113, -15)');
+ok( $blue->poll_query_until(
+		q{SELECT state = 'error' FROM bluegreen.stat_stream}),
+	'a stream that tries again in an hour');
+$tries = stream('errors');
+(undef, undef, $error) = $blue->psql(q{CALL bluegreen.wait_for_sync('d')});
+like($error, qr/unhappy/, 'wait_for_sync raises its error');
+cmp_ok(stream('errors'), '>', $tries, 'after it was tried again');
+$green->safe_psql('ALTER TABLE t DROP CONSTRAINT unhappy');
+wait_for_sync('d');
+is($green->safe_psql('SELECT v FROM t WHERE id = 4113'),
+	'-15', 'and goes on at once when the cause is gone');
+$blue->safe_psql('DELETE FROM t WHERE id = 4113');
+restart_delay('100ms', '500ms');
+
 # a connection that fails is no reason to leave anything out
 $green->stop;
 $blue->safe_psql('INSERT INTO t VALUES (5002, 1)');
