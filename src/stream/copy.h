@@ -67,6 +67,7 @@ typedef struct CopyReceiver
 typedef enum CopyStep
 {
 	COPY_CHUNK,					/* a chunk is announced: copy it */
+	COPY_KEY,					/* a table's key has to be built */
 	COPY_FINISH,				/* a table is copied and the stream is past it */
 	COPY_WAIT,					/* for the stream or for other copy workers */
 	COPY_DONE					/* every table is streaming */
@@ -77,6 +78,7 @@ extern CopyStep copy_plan(CopyState *state, CopyJob *job);
 extern void copy_append_range(StringInfo sql, const CopyTable *table,
 							  const Datum *lower, const Datum *upper);
 extern void copy_withdraw(CopyState *state);
+extern bool copy_is_claimed(const StreamShared *shared, int32 mapping);
 
 /* copy_run.c */
 extern bool copy_chunk(CopyState *state, const CopyJob *job);
@@ -93,6 +95,7 @@ extern Query *copy_build_query(const CopyJob *job, TimestampTz moment);
 extern bool copy_save_indexes(CopyState *state, CopyTable *table);
 extern void copy_restore_indexes(Peer *peer, const char *origin, int32 mapping,
 								 bool gone);
+extern void copy_restore_key(Peer *peer, const char *origin, int32 mapping);
 extern bool copy_finish_table(CopyState *state, const CopyJob *job);
 
 /* copy.c */

@@ -7,7 +7,9 @@
  * key lies in:
  *
  *	no chunk			drop: the chunk to come will see X
- *	finished (S, P)		apply if S does not see X; L >= P says so by itself
+ *	finished (S, P)		apply if S does not see X; L >= P says so by itself;
+ *						but if the target's key is aside, wait until it is
+ *						built (copy_index.c)
  *	announced			wait until it is finished or given up
  *
  * X must have left the proc array before the directory is looked at (see
@@ -156,10 +158,47 @@ wait_for_chunk(Gate *gate, GateTable *table, ReorderBufferTXN *txn)
 			break;
 		if (WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 					  1000, PG_WAIT_EXTENSION) & WL_TIMEOUT)
+		{
+			copy_check_error(shared, gate->blamed);
 			copy_launch_workers(shared);	/* if one has died */
+		}
 		ResetLatch(MyLatch);
 		gate_check_stop(shared);
 	}
+}
+
+/*
+ * The stream has something to apply to the table: have its key built.
+ */
+static void
+want_key(Gate *gate, GateTable *table)
+{
+	bool		wanted;
+
+	LWLockAcquire(shared_chunk_lock(), LW_EXCLUSIVE);
+	wanted = table->stats->key_wanted;
+	if (!wanted)
+	{
+		table->stats->key_wanted = true;
+		gate->shared->chunk_version++;
+	}
+	LWLockRelease(shared_chunk_lock());
+	if (!wanted)
+		ConditionVariableBroadcast(&gate->shared->changed);
+}
+
+/*
+ * May rows go to the target?  If its key is aside wait for a change, after
+ * which the directory has to be looked at again.
+ */
+static bool
+has_key(Gate *gate, GateTable *table, ReorderBufferTXN *txn)
+{
+	if (!table->directory->key_aside)
+		return true;
+	want_key(gate, table);
+	wait_for_chunk(gate, table, txn);
+	return false;
 }
 
 static bool
@@ -177,7 +216,13 @@ decide(Gate *gate, GateTable *table, ReorderBufferTXN *txn)
 		if (chunk == NULL)
 			return false;
 		if (!chunk->announced)
-			return txn->final_lsn >= chunk->lsn || !chunk_sees(chunk, txn->xid);
+		{
+			if (txn->final_lsn < chunk->lsn && chunk_sees(chunk, txn->xid))
+				return false;
+			if (has_key(gate, table, txn))
+				return true;
+			continue;
+		}
 		if (!XLogRecPtrIsInvalid(chunk->lsn) && txn->final_lsn < chunk->lsn)
 			return false;		/* nobody wrote when S was taken: S sees it */
 		wait_for_chunk(gate, table, txn);
@@ -427,6 +472,7 @@ gate_reached(Gate *gate, XLogRecPtr lsn)
 		{
 			refresh(gate, table);
 			table->passed = table->directory->complete &&
+				!table->directory->key_aside &&
 				lsn >= table->directory->copied_until;
 		}
 		open &= table->passed;
@@ -450,7 +496,10 @@ gate_truncate(Gate *gate, Transform *transform, ReorderBufferTXN *txn)
 	if (gate->open || table->passed)
 		return false;
 	gate_wait_for_xid(gate, txn->xid);
-	refresh(gate, table);
+	do
+	{
+		refresh(gate, table);
+	} while (table->directory->complete && !has_key(gate, table, txn));
 	/* behind the last P it is a change like others, and the copy may end */
 	if (table->directory->complete &&
 		txn->final_lsn >= table->directory->copied_until)

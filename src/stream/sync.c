@@ -211,6 +211,7 @@ connect_peer(StreamWorker *worker)
 	worker->batch = batch_create(worker->transforms);
 	worker->apply = apply_create(worker->peer, worker->shared, worker->origin,
 								 worker->transforms, worker->progress);
+	worker->gate->blamed = &worker->apply->blamed;
 }
 
 static void
