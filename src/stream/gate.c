@@ -159,7 +159,7 @@ wait_for_chunk(Gate *gate, GateTable *table, ReorderBufferTXN *txn)
 		if (WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 					  1000, PG_WAIT_EXTENSION) & WL_TIMEOUT)
 		{
-			copy_check_error(shared, gate->blamed);
+			copy_check_error(shared, &gate->copy_failed);
 			copy_launch_workers(shared);	/* if one has died */
 		}
 		ResetLatch(MyLatch);

@@ -38,7 +38,8 @@ typedef struct Gate
 	/* a row's key has been copied again: the batch's row of it is outdated */
 	void		(*forget) (void *arg, const Transform *transform);
 	void	   *settle_arg;
-	bool	   *blamed;			/* set if what ended a copy worker is raised */
+	bool		copy_failed;	/* the error is a copy worker's: no transaction
+								 * is to blame */
 } Gate;
 
 extern Gate *gate_create(StreamShared *shared, Peer *control,
