@@ -74,9 +74,10 @@ bool
 copy_save_indexes(CopyState *state, CopyTable *table)
 {
 	MappingRow *row = table->transform->row;
+	bool		with_key = !table->staged && !row->target_shared &&
+		table->directory->nkeys == 0;
 	const char *args[] = {state->origin, psprintf("%d", row->id),
-		key_names_literal(table),
-	!table->staged && !row->target_shared ? "true" : "false"};
+	key_names_literal(table), with_key ? "true" : "false"};
 	PeerResult *result;
 
 	result = peer_query(state->peer,

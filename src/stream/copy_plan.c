@@ -340,7 +340,7 @@ static void
 cut_chunk(CopyState *state, CopyTable *table, CopyJob *job)
 {
 	ChunkDirectory *directory = table->directory;
-	bool		first = directory->nchunks == 0 && directory->nkeys == 0;
+	bool		first = directory->nchunks == 0;
 	int64		rows = chunk_rows(table->stats);
 
 	job->rows = table->stats->estimated_rows;
@@ -478,7 +478,7 @@ key_is_due(CopyState *state, CopyTable *table)
 	bool		wanted = key_is_wanted(state, table);
 
 	return table->directory->key_aside &&
-		(wanted || table->directory->complete);
+		(wanted || table->staged || table->directory->complete);
 }
 
 /*

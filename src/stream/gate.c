@@ -188,14 +188,39 @@ want_key(Gate *gate, GateTable *table)
 }
 
 /*
+ * Has a copy worker failed for want of a lock?
+ */
+static bool
+lock_was_refused(const StreamShared *shared)
+{
+	bool		refused;
+
+	LWLockAcquire(shared_chunk_lock(), LW_SHARED);
+	refused = shared->copy_error.at != 0 &&
+		strcmp(shared->copy_error.sqlstate,
+			   unpack_sql_state(ERRCODE_LOCK_NOT_AVAILABLE)) == 0;
+	LWLockRelease(shared_chunk_lock());
+	return refused;
+}
+
+/*
  * May rows go to the target?  If its key is aside wait for a change, after
  * which the directory has to be looked at again.
+ *
+ * Our own transaction on the target may be in the way of who builds the key: a
+ * trigger of another table has touched this one.  Then the worker ends, and the
+ * next one has the key built before it decodes anything.
  */
 static bool
 has_key(Gate *gate, GateTable *table, ReorderBufferTXN *txn)
 {
 	if (!table->directory->key_aside)
 		return true;
+	if (txn && lock_was_refused(gate->shared))
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("key of table \"%s\" must be built before a transaction is applied",
+						mapping_target_name(table->transform->row))));
 	want_key(gate, table);
 	wait_for_chunk(gate, table, txn);
 	return false;
@@ -398,6 +423,26 @@ gate_finish_recopy(Gate *gate)
 	request->mapping = 0;
 	request->first = false;
 	LWLockRelease(shared_chunk_lock());
+}
+
+/*
+ * Before decoding: have the keys built that the last worker waited for.
+ */
+void
+gate_finish_keys(Gate *gate)
+{
+	for (int i = 0; i < gate->ntables; i++)
+	{
+		GateTable  *table = &gate->tables[i];
+
+		if (table->passed || !table->stats->key_wanted)
+			continue;
+		do
+		{
+			refresh(gate, table);
+			copy_launch_workers(gate->shared);
+		} while (!has_key(gate, table, NULL));
+	}
 }
 
 /*

@@ -48,6 +48,7 @@ extern Gate *gate_create(StreamShared *shared, Peer *control,
 extern bool gate_is_passed(const TableShared *stats, XLogRecPtr progress);
 extern void gate_init_decode(Gate *gate, DecodeGate *decode);
 extern void gate_finish_recopy(Gate *gate);
+extern void gate_finish_keys(Gate *gate);
 extern void gate_check_stop(const StreamShared *shared);
 extern void gate_wait_for_xid(Gate *gate, TransactionId xid);
 extern void gate_begin(Gate *gate);

@@ -251,6 +251,7 @@ prepare(StreamWorker *worker)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	MemoryContextSwitchTo(worker->context);
 	gate_finish_recopy(worker->gate);
+	gate_finish_keys(worker->gate);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(worker->context);

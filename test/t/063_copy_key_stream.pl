@@ -246,6 +246,52 @@ same('twice', 'until it is gone');
 drop('twice');
 
 #
+# The stream's own transaction is in the way of who builds the key
+#
+hold(250, 750);
+table($_) for qw(first then_wanted);
+$green->safe_psql(<<'SQL');
+CREATE FUNCTION look() RETURNS trigger LANGUAGE plpgsql
+	SET search_path = public AS $$
+BEGIN
+	PERFORM count(*) FROM then_wanted;
+	RETURN NULL;
+END $$;
+CREATE TRIGGER look AFTER INSERT ON first
+	FOR EACH STATEMENT EXECUTE FUNCTION look();
+ALTER TABLE first ENABLE REPLICA TRIGGER look;
+SQL
+$blue->append_conf('bluegreen.batch_rows = 1000');
+$blue->reload;
+$blue->safe_psql(q{TRUNCATE first;
+SELECT bluegreen.create_deployment('locks', 'green');
+SELECT bluegreen.map_table('locks', 'first');
+SELECT bluegreen.map_table('locks', 'then_wanted', }
+	  . sprintf($transform, 'then_wanted')
+	  . q{); CALL bluegreen.start('locks')});
+wait_held(250);
+let_go(250);
+wait_held(750);
+is(key_in_use('then_wanted'), 'f', 'aside');
+my $log = length $blue->log;
+$blue->safe_psql(q{BEGIN;
+INSERT INTO first SELECT i, 'first' FROM generate_series(1, 20000) i;
+UPDATE then_wanted SET v = 'wanted' WHERE id = 10;
+COMMIT;});
+$green->poll_query_until(q{SELECT count(*) > 0 FROM pg_locks
+	WHERE relation = 'then_wanted'::regclass AND mode = 'AccessShareLock'
+	AND pid IN (SELECT pid FROM pg_stat_activity
+		WHERE application_name = 'bluegreen locks forward')});
+let_go(750);
+wait_for_sync('locks');
+ok( $blue->wait_for_log(
+		qr/key of table "public.then_wanted" must be built before/, $log),
+	'a stream that is in the way of the key gives its transaction up');
+same('then_wanted', 'a key that the stream was in the way of');
+same('first', 'and its transaction');
+drop('locks');
+
+#
 # Another stream comes to the table: it must not be without the key
 #
 hold(250, 750);
