@@ -241,6 +241,9 @@ is($blue->safe_psql('SELECT error_lsn FROM bluegreen.stat_stream'),
 is(key_in_use('twice'), 'f', 'a row that is there twice is an error');
 $green->safe_psql(q{DELETE FROM twice WHERE v = 'by hand'});
 let_go(750);
+# what failed before that may be shown only now
+$blue->poll_query_until(q{SELECT state = 'streaming'
+	FROM bluegreen.stat_stream});
 wait_for_sync('twice');
 same('twice', 'until it is gone');
 drop('twice');
