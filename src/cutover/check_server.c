@@ -238,6 +238,7 @@ PREPARED("green") " AND p.database = current_database()";
 	side "format('SELECT pg_terminate_backend(%s);', a.pid)" \
 	" FROM pg_stat_activity a, given WHERE a.backend_xid IS NOT NULL" \
 	"  AND a.pid <> pg_backend_pid()" \
+	"  AND a.backend_type NOT IN ('autovacuum worker', 'walsender')" \
 	"  AND a.backend_type NOT LIKE 'pg!_bluegreen %' ESCAPE '!'" \
 	"  AND a.application_name NOT LIKE 'bluegreen %'" \
 	"  AND a.xact_start < clock_timestamp() - make_interval(secs =>" \

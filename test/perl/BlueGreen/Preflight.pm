@@ -124,7 +124,9 @@ sub fires_and_mends
 				return $row || !$case->{wait};
 			});
 		my @others = grep { !$also{$_} } found(@rows);
-		Test::More::is(join("\n", @others), $wanted, "$title: is found");
+		Test::More::is(join("\n", @others), $wanted, "$title: is found")
+		  or Test::More::diag(map { "$_->{check}: $_->{message}\n" }
+			  grep { $_->{severity} ne 'ok' } @rows);
 		Test::More::like($row ? $row->{message} : '',
 			$case->{message}, "$title: says why")
 		  if $case->{message};
@@ -134,14 +136,14 @@ sub fires_and_mends
 			"$title: its hint can be run");
 		Test::More::diag("$row->{message}\n$row->{hint}")
 		  if $ENV{SHOW_MESSAGES};
+		my %known = map { $_ => 1 } @{ $case->{then} || [] };
 		my @after;
 		BlueGreen::Node::wait_until(
 			sub {
-				@after = found(preflight($blue, $deployment, %options));
+				@after = grep { !$also{$_} && !$known{$_} }
+				  found(preflight($blue, $deployment, %options));
 				return !@after || !$case->{wait};
 			});
-		my %silent = map { $_ => 1 } @{ $case->{then} || [] };
-		@after = grep { !$also{$_} && !$silent{$_} } @after;
 		Test::More::is(join("\n", @after), '', "$title: nothing is found then");
 		$blue->safe_psql($case->{dbname}, $case->{blue_after})
 		  if $case->{blue_after};
