@@ -36,8 +36,9 @@ const char sql_unlogged[] =
 " WHERE c.relkind = 'r' AND c.relpersistence = 'u' AND c.oid >= 16384"
 "  AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid ="
 "   'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')"
-"  AND NOT EXISTS (SELECT FROM mapping m CROSS JOIN LATERAL"
-"   pg_partition_tree(m.relid) p WHERE c.oid IN (m.relid, p.relid))";
+"  AND c.oid NOT IN (SELECT relid FROM mapping UNION"
+"   SELECT p.relid FROM mapping m CROSS JOIN LATERAL"
+"    pg_partition_tree(m.relid) p)";
 
 /* ---- green: triggers and rules ---- */
 
@@ -67,7 +68,7 @@ const char sql_silent_triggers[] =
 
 /* Sessions that apply refuse those of a table that is not their role's. */
 const char sql_rules[] =
-"SELECT CASE WHEN c.relowner = CURRENT_USER::regrole THEN 'warning'"
+"SELECT CASE WHEN pg_get_userbyid(c.relowner) = CURRENT_USER THEN 'warning'"
 "   ELSE 'error' END, format('%s %I', p.name, r.rulename), format('rule \"%s\""
 " of table %s changes what the stream writes', r.rulename, p.name),"
 "  " ON_GREEN "format('ALTER TABLE %s ENABLE RULE %I;', p.name, r.rulename)"
@@ -89,7 +90,8 @@ const char sql_partition_owners[] =
 "   pg_get_userbyid(r.relowner))"
 " FROM given, part p JOIN pg_class c ON c.oid = p.relid"
 "  JOIN pg_class r ON r.oid = p.root"
-" WHERE c.relowner <> r.relowner AND r.relowner <> CURRENT_USER::regrole";
+" WHERE c.relowner <> r.relowner AND pg_get_userbyid(r.relowner)"
+"  <> CURRENT_USER";
 
 /* ---- green: indexes and constraints ---- */
 

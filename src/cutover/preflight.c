@@ -86,6 +86,49 @@ is_command(const char *text)
 }
 
 /*
+ * The semicolon that ends a statement, or NULL; those in names and strings
+ * don't.
+ */
+static const char *
+end_of_statement(const char *text)
+{
+	char		quote = 0;
+
+	for (; *text; text++)
+	{
+		if (quote != 0)
+			quote = *text == quote ? 0 : quote;
+		else if (*text == '\'' || *text == '"')
+			quote = *text;
+		else if (*text == ';')
+			return text;
+	}
+	return NULL;
+}
+
+/*
+ * Append a text as a comment.  It is one line, whatever names are in it.
+ */
+static void
+append_remark(StringInfo buf, const char *text)
+{
+	appendStringInfoString(buf, "-- ");
+	for (; *text; text++)
+		appendStringInfoChar(buf, *text == '\n' || *text == '\r' ? ' ' : *text);
+}
+
+static bool
+skip_word(const char **text, const char *word)
+{
+	size_t		length = strlen(word);
+
+	if (strncmp(*text, word, length) != 0)
+		return false;
+	*text += length;
+	return true;
+}
+
+/*
  * The statement in an error's hint, as a preflight prints it.  Such hints are
  * "[On the peer, ]use STATEMENT; [and STATEMENT; ]remark", and those with one
  * statement only may have a full stop instead of the semicolon.  All else is a
@@ -94,35 +137,34 @@ is_command(const char *text)
 static char *
 statement_of_hint(const char *hint, const char *side)
 {
-	static const char *const verbs[] = {"Use ", "use ", "Run "};
 	const char *text = hint;
-	char	   *end;
+	const char *end;
+	size_t		length;
 	StringInfoData buf;
 
 	if (hint == NULL)
 		return NULL;
-	if (strncmp(text, "On the peer, ", 13) == 0)
-	{
+	length = strlen(hint);
+	if (skip_word(&text, "On the peer, ") ||
+		(length > 8 && strcmp(hint + length - 8, "; there.") == 0))
 		side = "green";
-		text += 13;
-	}
-	else if (strstr(text, "; there") != NULL)
-		side = "green";
-	for (int i = 0; i < lengthof(verbs); i++)
-		if (strncmp(text, verbs[i], 4) == 0)
-		{
-			text += 4;
-			break;
-		}
+	(void) (skip_word(&text, "Use ") || skip_word(&text, "use ") ||
+			skip_word(&text, "Run "));
 	initStringInfo(&buf);
 	appendStringInfo(&buf, "-- on %s\n", side);
-	end = strchr(text, ';');
+	end = end_of_statement(text);
 	if (is_command(text) && end == NULL && strstr(text, ", or ") == NULL)
-		return psprintf("%s%.*s;", buf.data,
-						(int) (strlen(text) - (text[strlen(text) - 1] == '.')),
-						text);
+	{
+		length = strlen(text);
+		appendStringInfo(&buf, "%.*s;",
+						 (int) (length - (text[length - 1] == '.')), text);
+		return buf.data;
+	}
 	if (!is_command(text) || end == NULL)
-		return psprintf("%s-- %s", buf.data, hint);
+	{
+		append_remark(&buf, hint);
+		return buf.data;
+	}
 	for (;;)
 	{
 		appendStringInfo(&buf, "%.*s", (int) (end - text) + 1, text);
@@ -130,13 +172,16 @@ statement_of_hint(const char *hint, const char *side)
 		text += strspn(text, " \n");
 		if (strncmp(text, "and ", 4) == 0 && is_command(text + 4))
 			text += 4;
-		end = strchr(text, ';');
+		end = end_of_statement(text);
 		if (!is_command(text) || end == NULL)
 			break;
 		appendStringInfoChar(&buf, '\n');
 	}
 	if (strlen(text) > 1 && strcmp(text, "there.") != 0)
-		appendStringInfo(&buf, "\n-- %s", text);
+	{
+		appendStringInfoChar(&buf, '\n');
+		append_remark(&buf, text);
+	}
 	return buf.data;
 }
 

@@ -7,7 +7,10 @@ package BlueGreen::Preflight;
 #	fires_and_mends($blue, $green, 'd', {
 #		check => 'rule', severity => 'warning', object => 'public.t r',
 #		blue => SQL, green => SQL,			# makes it so
-#		silent => [...],					# also found, not of interest here
+#		also => [...],						# what is found as well
+#		then => [...],						# what is found instead afterwards
+#		set => SQL, before => sub, wait => 1, green_dbname => name
+#		conf => { blue => 'a = 1' },		# lines for postgresql.conf, restart
 #		blue_after => SQL, green_after => SQL
 #	}, ...);
 
@@ -85,7 +88,9 @@ sub run_hint
 		my ($where, $sql) = @$step;
 		my $user = $options{"${where}_user"};
 		my ($status, $out, $err) =
-		  $node{$where}->psql($options{dbname}, $sql, user => $user);
+		  $node{$where}->psql(
+			$where eq 'green' ? $options{green_dbname} : $options{dbname},
+			$sql, user => $user);
 		Test::More::diag("hint failed on $where: $err\n$sql") if $status;
 		return 0 if $status;
 		$node{$where}->restart if $sql =~ /^-- and restart the server/m;
@@ -102,14 +107,20 @@ sub fires_and_mends
 	foreach my $case (@cases)
 	{
 		my $title = $case->{title} // "$case->{check} $case->{object}";
-		my %options = (set => $case->{set}, dbname => $case->{dbname});
+		my %options = (set => $case->{set});
 		my $wanted = "$case->{check} $case->{severity} $case->{object}";
 		my %also = map { $_ => 1 } @{ $case->{also} || [] };
+		foreach my $side (sort keys %{ $case->{conf} || {} })
+		{
+			my $node = $side eq 'blue' ? $blue : $green;
+			$node->append_conf($case->{conf}{$side});
+			$node->restart;
+		}
 		$case->{before}->() if $case->{before};
 		foreach my $side (qw(blue green))
 		{
 			my $node = $side eq 'blue' ? $blue : $green;
-			$node->safe_psql($case->{dbname}, $case->{$side})
+			$node->safe_psql($case->{$side})
 			  if $case->{$side};
 		}
 		my (@rows, $row);
@@ -132,7 +143,9 @@ sub fires_and_mends
 		  if $case->{message};
 		next unless $row;
 		Test::More::ok(
-			run_hint($blue, $green, $row->{hint}, dbname => $case->{dbname}),
+			run_hint(
+				$blue, $green, $row->{hint},
+				green_dbname => $case->{green_dbname}),
 			"$title: its hint can be run");
 		Test::More::diag("$row->{message}\n$row->{hint}")
 		  if $ENV{SHOW_MESSAGES};
@@ -145,9 +158,9 @@ sub fires_and_mends
 				return !@after || !$case->{wait};
 			});
 		Test::More::is(join("\n", @after), '', "$title: nothing is found then");
-		$blue->safe_psql($case->{dbname}, $case->{blue_after})
+		$blue->safe_psql($case->{blue_after})
 		  if $case->{blue_after};
-		$green->safe_psql($case->{dbname}, $case->{green_after})
+		$green->safe_psql($case->{green_after})
 		  if $case->{green_after};
 	}
 	return;
