@@ -539,7 +539,9 @@ SELECT d.name AS deployment,
 						WHERE c.deployment = d.id)))
 	END AS waits_for,
 	d.started_at,
-	s.stats_reset
+	s.stats_reset,
+	f.severity AS preflight,
+	f.at AS preflight_at
 FROM bluegreen.deployment d
 	CROSS JOIN (SELECT CASE WHEN pg_is_in_recovery()
 		THEN pg_last_wal_replay_lsn()
@@ -551,7 +553,8 @@ FROM bluegreen.deployment d
 		ON s.deployment = d.id AND s.direction = 'forward'
 	LEFT JOIN pg_replication_slots r ON r.slot_name = n.slot_name::name
 	LEFT JOIN LATERAL bluegreen.slot_state(n.slot_name::name) l
-		ON d.slot_lsn IS NOT NULL;
+		ON d.slot_lsn IS NOT NULL
+	LEFT JOIN bluegreen.preflight_result f ON f.deployment = d.id;
 
 CREATE VIEW bluegreen.stat_table AS
 SELECT d.name AS deployment,
@@ -583,12 +586,15 @@ SELECT s.deployment,
 			ELSE s.error_message END
 		ELSE left('waits for ' || s.waits_for, 40)
 	END AS error,
-	p.severity AS preflight,
-	date_trunc('seconds', p.at) AS preflight_at
+	s.preflight || (SELECT CASE
+			WHEN a.s < 60 THEN ' ' || a.s || 's'
+			WHEN a.s < 3600 THEN ' ' || a.s / 60 || 'min'
+			WHEN a.s < 86400 THEN ' ' || a.s / 3600 || 'h'
+			ELSE ' ' || a.s / 86400 || 'd'
+		END
+		FROM greatest(extract(epoch FROM clock_timestamp()
+			- s.preflight_at)::bigint, 0) a (s)) AS preflight
 FROM bluegreen.stat_stream s
-	LEFT JOIN (bluegreen.preflight_result p
-		JOIN bluegreen.deployment d ON d.id = p.deployment)
-		ON d.name = s.deployment
 ORDER BY s.deployment, s.direction;
 
 CREATE VIEW bluegreen.copy_progress AS
@@ -876,8 +882,10 @@ COMMENT ON COLUMN bluegreen.status.lag IS
 COMMENT ON COLUMN bluegreen.status.error IS
 	'start of the error''s message, or what is waited for; all of it is in stat_stream';
 COMMENT ON COLUMN bluegreen.status.preflight IS
+	'worst severity of the last preflight() (ok, notice, warning, error), and how long ago that was';
+COMMENT ON COLUMN bluegreen.stat_stream.preflight IS
 	'worst severity of the last preflight(): ok, notice, warning, error';
-COMMENT ON COLUMN bluegreen.status.preflight_at IS
+COMMENT ON COLUMN bluegreen.stat_stream.preflight_at IS
 	'when that preflight was';
 COMMENT ON COLUMN bluegreen.stat_stream.wal_kept_bytes IS
 	'WAL that the stream''s slot holds back';

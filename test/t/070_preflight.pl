@@ -47,14 +47,23 @@ $green->safe_psql(q{CREATE ROLE landlord});
 
 sub status { return $blue->safe_psql(
 		q{SELECT preflight, preflight_at > now() - interval '10 minutes'
-			FROM bluegreen.status}) }
+			FROM bluegreen.stat_stream}) }
 
 #
 # Healthy
 #
 is(status(), '|', 'no preflight was there');
 my $n = nothing_found($blue, 'd', 'a pair that can be started');
-is(status(), 'ok|t', 'status has the last preflight');
+is(status(), 'ok|t', 'stat_stream has the last preflight');
+like($blue->safe_psql('SELECT preflight FROM bluegreen.status'),
+	qr/^ok (\d+s|\d+min)$/, 'and so has status');
+foreach my $age ([ '61 s', '1min' ], [ '100 min', '1h' ], [ '3 days', '3d' ])
+{
+	is( $blue->safe_psql("BEGIN; UPDATE bluegreen.preflight_result
+			SET at = now() - '$age->[0]'::interval;
+		SELECT preflight FROM bluegreen.status"),
+		"ok $age->[1]", "status says how long ago it was: $age->[0]");
+}
 $blue->safe_psql(q{CALL bluegreen.start('d')});
 wait_for_sync('d');
 cmp_ok(nothing_found($blue, 'd', 'a pair that follows'),
@@ -397,7 +406,7 @@ fires_and_mends(
 $blue->safe_psql('SELECT lo_create(4712)');
 is(join(' ', found(preflight($blue, 'd'))),
 	'large_object notice large objects', 'what was accepted stays accepted');
-is(status(), 'notice|t', 'status has it');
+is(status(), 'notice|t', 'stat_stream has it');
 my ($accepted) = grep { $_->{severity} ne 'ok' } preflight($blue, 'd');
 like($accepted->{message}, qr/^accepted: 1 large objects/, 'and says so');
 is($accepted->{hint}, '', 'without a hint');
@@ -405,7 +414,7 @@ $blue->safe_psql(
 	q{SELECT bluegreen.accept('d', 'large_object', 'large objects', false)});
 is(join(' ', found(preflight($blue, 'd'))),
 	'large_object error large objects', 'until it is withdrawn');
-is(status(), 'error|t', 'status has that, too');
+is(status(), 'error|t', 'stat_stream has that, too');
 is( ($blue->psql(q{SELECT bluegreen.accept('d', 'wal_level', 'blue')}))[0] != 0
 	  && ($blue->psql(q{SELECT bluegreen.accept('d', 'nonsense', 'x')}))[0] != 0
 	  && ($blue->psql(q{SELECT bluegreen.accept('d', 'role', 'x', false)}))[0],

@@ -198,7 +198,6 @@ is(join(' ', found(@rows)), 'encoding warning encoding',
 like((grep { $_->{check} eq 'encoding' } @rows)[0]{message},
 	qr/^encoding LATIN1 of 127\.0\.0\.1:$port\/latin cannot hold/,
 	'and it says which');
-my @other = ('locale warning provider');
 $blue->safe_psql(q{ALTER SERVER green OPTIONS (SET dbname 'icu')});
 fires_and_mends(
 	$blue, $green, 'd',
@@ -222,19 +221,18 @@ $blue->safe_psql(q{ALTER SERVER green OPTIONS (SET dbname 'postgres')});
 $blue->safe_psql("ALTER SERVER green OPTIONS (SET port '$blue_port')");
 @rows = preflight($blue, 'd');
 is(join(' ', found(@rows)), 'peer error d', 'a peer that is blue itself');
-my $all = () = @rows;
 $blue->safe_psql(qq{ALTER SERVER green OPTIONS (SET port '@{[
 	BlueGreen::Node::free_port()]}')});
 @rows = preflight($blue, 'd');
 is(join(' ', found(@rows)), 'peer error d', 'a peer that is not there');
 like((grep { $_->{check} eq 'peer' } @rows)[0]{message},
 	qr/could not connect to peer of server "green"\. .*refused/s, 'says why');
-is(scalar(grep { $_->{side} // $_->{object} eq 'blue' } @rows) > 10,
-	1, 'blue is looked at all the same');
+cmp_ok(scalar(grep { $_->{object} eq 'blue' } @rows),
+	'>', 10, 'blue is looked at all the same');
 is(scalar(grep { $_->{check} eq 'foreign_key' } @rows),
 	0, 'and nothing is said of what could not be looked at');
-is($blue->safe_psql('SELECT preflight FROM bluegreen.status'),
-	'error', 'which status shows');
+like($blue->safe_psql('SELECT preflight FROM bluegreen.status'),
+	qr/^error /, 'which status shows');
 $blue->safe_psql("ALTER SERVER green OPTIONS (SET port '$port');
 	SELECT bluegreen.create_deployment('empty', 'green')");
 is(join(' ', grep { /^mapping/ } found(preflight($blue, 'empty'))),
@@ -243,8 +241,8 @@ nothing_found($blue, 'd', 'all is well at the end');
 
 # only the one that was looked at has a result
 is( $blue->safe_psql(q{SELECT string_agg(deployment || ' ' || preflight, ' '
-		ORDER BY deployment) FROM bluegreen.status}),
-	'd ok empty error', 'status has a line for each');
+		ORDER BY deployment) FROM bluegreen.stat_stream}),
+	'd ok empty error', 'stat_stream has a line for each');
 $blue->safe_psql(q{CALL bluegreen.start('d')});
 wait_for_sync('d');
 compare_tables('TABLE t', 'TABLE t', 'and it starts');

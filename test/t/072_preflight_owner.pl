@@ -190,7 +190,6 @@ $blue->safe_psql(qq{
 	ALTER TABLE $s."Child" ADD COLUMN "C;'l" text;
 	SELECT lo_create(1);
 	BEGIN; INSERT INTO $s."New's" VALUES (2); PREPARE TRANSACTION 'it''s; %s';});
-my %wanted;
 $blue->poll_query_until(qq{SELECT pg_stat_get_tuples_inserted(
 	'$s."New''s"'::regclass) > 0});
 @found = found(preflight($blue, $deployment, %mover,
@@ -215,8 +214,8 @@ is(join("\n", @left), '', 'and all hints together mend it');
 is( $green->safe_psql('SELECT count(*) FROM canary')
 	  . $blue->safe_psql('SELECT count(*) FROM canary'),
 	'00', 'and do nothing else');
-is( $blue->safe_psql('SELECT preflight FROM bluegreen.status', %mover),
-	'notice', 'the owner sees it in status');
+like($blue->safe_psql('SELECT preflight FROM bluegreen.status', %mover),
+	qr/^notice /, 'the owner sees it in status');
 
 # a table of which the role may not see the rows
 $green->safe_psql(qq{CREATE TABLE public.elsewhere (id int PRIMARY KEY);
