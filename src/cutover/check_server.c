@@ -11,7 +11,30 @@
 #include "core/definition.h"
 #include "cutover/preflight.h"
 
+/* A list of names as ALTER SYSTEM takes it, with ours at its end. */
+#define LIST_WITH_US(setting) \
+	"(SELECT string_agg(quote_literal(i), ', ') FROM (" \
+	"SELECT trim(BOTH ' \"' FROM i) FROM unnest(string_to_array(" setting \
+	", ',')) i WHERE trim(BOTH ' \"' FROM i) NOT IN ('', '" BG_PLUGIN "')" \
+	" UNION ALL SELECT '" BG_PLUGIN "') list (i))"
+
+/*
+ * This setting cannot be changed while the server runs only if the library was
+ * loaded with it; a session in which it was not called does not know it.
+ */
+#define NOT_PRELOADED \
+	"NOT EXISTS (SELECT FROM pg_settings WHERE name =" \
+	" 'bluegreen.max_streams' AND context = 'postmaster')"
+
 /* ---- settings of blue ---- */
+
+const char sql_library[] =
+"SELECT 'error', 'shared_preload_libraries', 'no stream can run, because \""
+BG_PLUGIN "\" is not in \"shared_preload_libraries\"',"
+"  " ON_BLUE "'ALTER SYSTEM SET shared_preload_libraries = ' || "
+LIST_WITH_US("current_setting('shared_preload_libraries')")
+"   || ';\n-- and restart the server'"
+" FROM given WHERE " NOT_PRELOADED;
 
 const char sql_track_commit_timestamp[] =
 "SELECT 'warning', 'track_commit_timestamp',"
@@ -90,17 +113,6 @@ const char sql_back_wal_level[] =
 "-- and restart the server'"
 " FROM given WHERE current_setting('wal_level') <> 'logical'";
 
-/* A list of names as ALTER SYSTEM takes it, with ours at its end. */
-#define LIST_WITH_US(setting) \
-	"(SELECT string_agg(quote_literal(i), ', ') FROM (" \
-	"SELECT trim(BOTH ' \"' FROM i) FROM unnest(string_to_array(" setting \
-	", ',')) i WHERE trim(BOTH ' \"' FROM i) NOT IN ('', '" BG_PLUGIN "')" \
-	" UNION ALL SELECT '" BG_PLUGIN "') list (i))"
-
-/*
- * Our settings are known before anybody has called a function of ours only if
- * the library was loaded with the server.
- */
 const char sql_back_library[] =
 "SELECT 'error', 'shared_preload_libraries', 'no stream back from green is"
 " possible, because \"" BG_PLUGIN "\" is not in \"shared_preload_libraries\""
@@ -111,8 +123,7 @@ const char sql_back_library[] =
 "    || ';\n-- and restart the server'"
 "   ELSE '-- add it to shared_preload_libraries, which this role may not"
 " read, and restart the server' END"
-" FROM given WHERE NOT EXISTS (SELECT FROM pg_settings"
-"  WHERE name = 'bluegreen.max_streams' AND context = 'postmaster')";
+" FROM given WHERE " NOT_PRELOADED;
 
 const char sql_back_plugin[] =
 "SELECT 'error', name, 'no stream back from green is possible, because \""

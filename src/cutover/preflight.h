@@ -134,6 +134,7 @@ extern void preflight_query(PreflightRun *run, const PreflightCheck *check);
 	"'" check "', " object ")"
 
 /* check_*.c: the queries */
+extern const char sql_library[];
 extern const char sql_track_commit_timestamp[];
 extern const char sql_idle_slot_timeout[];
 extern const char sql_standby_slots[];

@@ -48,7 +48,8 @@ check_slot(PreflightRun *run)
 static void
 check_workers(PreflightRun *run)
 {
-	ready_workers(run->deployment);
+	if (shared_is_loaded())		/* else that is said already */
+		ready_workers(run->deployment);
 }
 
 static void
@@ -67,7 +68,7 @@ check_peer(PreflightRun *run)
 	Peer	   *peer = registry_connect(run->deployment, false);
 
 	peer_command(peer, "SET statement_timeout = 0;"
-				 "SET transaction_isolation = 'read committed';"
+				 "SET default_transaction_isolation = 'read committed';"
 				 "SET row_security = off");
 	run->peer = peer;
 }
@@ -116,6 +117,11 @@ const PreflightCheck preflight_checks[] = {
 		"mapping", "blue", SW,
 		"there are mappings",
 		R(check_mappings)
+	},
+	{
+		"library", "blue", SW,
+		"the library is preloaded",
+		Q(library), .required = true
 	},
 	{
 		"wal_level", "blue", SW,

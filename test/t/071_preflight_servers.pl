@@ -41,6 +41,11 @@ nothing_found($blue, 'd', 'a healthy pair');
 fires_and_mends(
 	$blue, $green, 'd',
 	{
+		check => 'library', severity => 'error',
+		object => 'shared_preload_libraries',
+		conf => { blue => q{shared_preload_libraries = 'auto_explain'} }
+	},
+	{
 		check => 'wal_level', severity => 'error', object => 'd',
 		conf => { blue => 'wal_level = replica' }
 	},

@@ -229,5 +229,14 @@ ok(run_hint($blue, $green, $blind->{hint}), 'with a hint');
 @rows = preflight($blue, $deployment, %mover);
 is(join(' ', map { $_->{severity} } grep { $_->{check} eq 'foreign_key' } @rows),
 	'error', 'after which it is looked at');
+$green->safe_psql(qq{ALTER TABLE $s."Child" ENABLE ROW LEVEL SECURITY;
+	ALTER TABLE $s."Child" DROP CONSTRAINT there});
+($blind) = grep { $_->{check} eq 'foreign_key' }
+  preflight($blue, $deployment, %mover);
+is($blind->{severity}, 'warning', 'so is one that it sees a part of');
+like($blind->{message}, qr/cannot be looked at/, 'and it says so');
+ok(run_hint($blue, $green, $blind->{hint}), 'with a hint');
+is(scalar(grep { /^foreign_key/ } found(preflight($blue, $deployment, %mover))),
+	0, 'after which it is looked at');
 
 done_testing();
