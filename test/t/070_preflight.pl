@@ -1,5 +1,4 @@
-# bluegreen.preflight() of a deployment that runs: tables, constraints, data,
-# roles, transactions.
+# bluegreen.preflight() of a deployment that runs: tables, constraints, data.
 #
 # Claims: a healthy pair has nothing above ok.  Whatever stands in the way of a
 # switchover, or would be lost by it, is found: exactly it, at its severity.
@@ -53,7 +52,7 @@ sub status { return $blue->safe_psql(
 # Healthy
 #
 is(status(), '|', 'no preflight was there');
-my $n = nothing_found($blue, 'd', 'a pair that can be started');
+nothing_found($blue, 'd', 'a pair that can be started');
 is(status(), 'ok|t', 'stat_stream has the last preflight');
 like($blue->safe_psql('SELECT preflight FROM bluegreen.status'),
 	qr/^ok (\d+s|\d+min)$/, 'and so has status');
@@ -73,10 +72,6 @@ is( $blue->safe_psql(q{BEGIN; SELECT count(*) > 0 FROM bluegreen.preflight('d');
 		WHERE state = 'streaming' AND errors = 0}),
 	"t\n1", 'and the stream is left alone');
 
-my $big = $green->port;
-my $blue_port = $blue->port;
-my %fast = (set => 'SET bluegreen.long_transaction = 0');
-my @open;
 fires_and_mends(
 	$blue, $green, 'd',
 	#
@@ -259,121 +254,7 @@ fires_and_mends(
 		blue => q{ALTER TABLE few ADD COLUMN color text},
 		then => ['new_column notice public.few'],
 		blue_after => q{ALTER TABLE few DROP COLUMN color}
-	},
-
-	#
-	# Roles, extensions
-	#
-	{
-		check => 'role', severity => 'warning', object => 'app',
-		blue => 'CREATE ROLE app LOGIN; GRANT SELECT, INSERT ON t TO app',
-		then => ['privileges warning public.t app']
-	},
-	{
-		check => 'privileges', severity => 'warning', object => 'public.t app',
-		message => qr/^role "app", which may INSERT, SELECT table public\.t on blue/,
-		blue_after => 'REVOKE ALL ON t FROM app'
-	},
-	{
-		title => 'what everybody may',
-		check => 'privileges', severity => 'warning',
-		object => 'public.parts public',
-		blue => 'GRANT SELECT ON parts TO PUBLIC'
-	},
-	{
-		title => 'what the owner may',
-		check => 'privileges', severity => 'warning',
-		object => 'public.few app',
-		blue => 'ALTER TABLE few OWNER TO app'
-	},
-	{
-		check => 'extension', severity => 'warning', object => 'hstore',
-		blue => 'CREATE EXTENSION hstore'
-	},
-	{
-		title => 'an extension that is too old',
-		check => 'extension', severity => 'warning', object => 'hstore',
-		green => q{DROP EXTENSION hstore; CREATE EXTENSION hstore VERSION '1.4'}
-	},
-	{
-		check => 'collation_version', severity => 'warning',
-		object => 'collation pg_catalog."de-x-icu"',
-		before => sub {
-			$_->safe_psql(q{CREATE TABLE words (w text COLLATE "de-x-icu"
-				PRIMARY KEY)}) for $blue, $green;
-			$blue->safe_psql(q{SELECT bluegreen.map_table('d', 'words');
-				CALL bluegreen.wait_for_sync('d', '180 s')});
-		},
-		blue => q{UPDATE pg_collation SET collversion = '0'
-			WHERE collname = 'de-x-icu'}
-	},
-	{
-		title => 'a collation of green',
-		check => 'collation_version', severity => 'warning',
-		object => 'collation pg_catalog."de-x-icu"',
-		green => q{UPDATE pg_collation SET collversion = '0'
-			WHERE collname = 'de-x-icu'}
-	},
-
-	#
-	# Who else writes
-	#
-	{
-		title => 'a subscription on green',
-		check => 'subscription', severity => 'error', object => 'copycat',
-		blue => 'CREATE PUBLICATION everything FOR TABLE parts1',
-		green => qq{CREATE SUBSCRIPTION copycat
-			CONNECTION 'host=127.0.0.1 port=$blue_port user=postgres dbname=postgres'
-			PUBLICATION everything WITH (copy_data = false)},
-		green_after => 'ALTER SUBSCRIPTION copycat SET (slot_name = NONE);
-			DROP SUBSCRIPTION copycat',
-		blue_after => q{SELECT pg_drop_replication_slot('copycat');
-			DROP PUBLICATION everything}
-	},
-	{
-		title => 'a subscription on blue',
-		check => 'subscription', severity => 'error', object => 'copycat',
-		green => 'CREATE PUBLICATION everything FOR TABLE parent',
-		before => sub {
-			$green->safe_psql('CREATE PUBLICATION everything2 FOR TABLE parent');
-			$blue->safe_psql(qq{CREATE SUBSCRIPTION copycat
-				CONNECTION 'host=127.0.0.1 port=$big user=postgres dbname=postgres'
-				PUBLICATION everything2 WITH (copy_data = false)});
-		},
-		blue_after => 'ALTER SUBSCRIPTION copycat SET (slot_name = NONE);
-			DROP SUBSCRIPTION copycat',
-		green_after => q{SELECT pg_drop_replication_slot('copycat');
-			DROP PUBLICATION everything; DROP PUBLICATION everything2}
-	},
-	{
-		%fast,
-		check => 'prepared_transaction', severity => 'warning',
-		object => q{it's}, title => 'a prepared transaction on blue',
-		blue => q{BEGIN; UPDATE t SET v = 'x' WHERE id = 1;
-			PREPARE TRANSACTION 'it''s'}
-	},
-	{
-		%fast,
-		check => 'prepared_transaction', severity => 'warning',
-		object => q{it's}, title => 'a prepared transaction on green',
-		green => q{BEGIN; CREATE TABLE mine (id int);
-			PREPARE TRANSACTION 'it''s'}
 	});
-foreach my $node ($blue, $green)
-{
-	my $session = $node->session;
-	$session->query('BEGIN; SELECT pg_current_xact_id()');
-	fires_and_mends(
-		$blue, $green, 'd',
-		{
-			%fast,
-			title => 'a transaction on ' . $node->name,
-			check => 'long_transaction', severity => 'warning',
-			object => 'process ' . $session->pid, wait => 1
-		});
-	local $SIG{PIPE} = 'IGNORE';
-	eval { $session->quit };
-}
 
 #
 # The stream, and what there is to be known about targets
