@@ -88,6 +88,25 @@ CREATE TABLE bluegreen.chunk_log (
 	PRIMARY KEY (mapping, number)
 );
 
+-- What the last preflight has found, and what its reader can live with.
+CREATE TABLE bluegreen.preflight_result (
+	deployment integer PRIMARY KEY
+		REFERENCES bluegreen.deployment ON DELETE CASCADE,
+	severity text NOT NULL
+		CHECK (severity IN ('ok', 'notice', 'warning', 'error')),
+	at timestamptz NOT NULL
+);
+
+CREATE TABLE bluegreen.accepted (
+	deployment integer NOT NULL
+		REFERENCES bluegreen.deployment ON DELETE CASCADE,
+	"check" text NOT NULL,
+	object text NOT NULL,
+	accepted_by name NOT NULL,
+	at timestamptz NOT NULL DEFAULT now(),
+	PRIMARY KEY (deployment, "check", object)
+);
+
 --
 -- Tables on the target: what has been done, in the transactions that did it
 --
@@ -228,6 +247,21 @@ CREATE FUNCTION bluegreen.preview(deployment name, source regclass,
 	OUT target_row jsonb)
 RETURNS SETOF record
 AS 'MODULE_PATHNAME', 'bluegreen_preview'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.preflight(deployment name,
+	OUT "check" text, OUT severity text, OUT object text, OUT message text,
+	OUT hint text)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'bluegreen_preflight'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.accept(deployment name, "check" text, object text,
+	accepted boolean DEFAULT true)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_accept'
 LANGUAGE C
 SET search_path = pg_catalog, pg_temp;
 
@@ -513,7 +547,9 @@ SELECT d.name AS deployment,
 						WHERE c.deployment = d.id)))
 	END AS waits_for,
 	d.started_at,
-	s.stats_reset
+	s.stats_reset,
+	f.severity AS preflight,
+	f.at AS preflight_at
 FROM bluegreen.deployment d
 	CROSS JOIN (SELECT CASE WHEN pg_is_in_recovery()
 		THEN pg_last_wal_replay_lsn()
@@ -525,7 +561,8 @@ FROM bluegreen.deployment d
 		ON s.deployment = d.id AND s.direction = 'forward'
 	LEFT JOIN pg_replication_slots r ON r.slot_name = n.slot_name::name
 	LEFT JOIN LATERAL bluegreen.slot_state(n.slot_name::name) l
-		ON d.slot_lsn IS NOT NULL;
+		ON d.slot_lsn IS NOT NULL
+	LEFT JOIN bluegreen.preflight_result f ON f.deployment = d.id;
 
 CREATE VIEW bluegreen.stat_table AS
 SELECT d.name AS deployment,
@@ -556,7 +593,15 @@ SELECT s.deployment,
 			THEN left(s.error_message, 37) || '...'
 			ELSE s.error_message END
 		ELSE left('waits for ' || s.waits_for, 40)
-	END AS error
+	END AS error,
+	s.preflight || (SELECT CASE
+			WHEN a.s < 60 THEN ' ' || a.s || 's'
+			WHEN a.s < 3600 THEN ' ' || a.s / 60 || 'min'
+			WHEN a.s < 86400 THEN ' ' || a.s / 3600 || 'h'
+			ELSE ' ' || a.s / 86400 || 'd'
+		END
+		FROM greatest(extract(epoch FROM clock_timestamp()
+			- s.preflight_at)::bigint, 0) a (s)) AS preflight
 FROM bluegreen.stat_stream s
 ORDER BY s.deployment, s.direction;
 
@@ -669,6 +714,8 @@ REVOKE ALL ON FUNCTION bluegreen.alter_mapping(name, regclass, text, text,
 	text[], text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.unmap_table(name, regclass, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.preview(name, regclass, integer) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.preflight(name) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.accept(name, text, text, boolean) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.start(name, boolean) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.stop(name) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.wait_for_sync(name, interval) FROM PUBLIC;
@@ -726,6 +773,10 @@ COMMENT ON TABLE bluegreen.event_log IS
 	'what happened to deployments; see view event';
 COMMENT ON TABLE bluegreen.chunk_log IS
 	'chunks that this side has copied out; see view chunk';
+COMMENT ON TABLE bluegreen.preflight_result IS
+	'worst severity of each deployment''s last preflight; see view status';
+COMMENT ON TABLE bluegreen.accepted IS
+	'findings of preflights that somebody has accepted';
 COMMENT ON TABLE bluegreen.applied_stream IS
 	'on a target: the streams that write here';
 COMMENT ON TABLE bluegreen.applied_table IS
@@ -753,6 +804,10 @@ COMMENT ON FUNCTION bluegreen.unmap_table(name, regclass, text) IS
 	'remove the mappings of a table, or the one to a target; returns how many';
 COMMENT ON FUNCTION bluegreen.preview(name, regclass, integer) IS
 	'show what rows of a mapped table become; nothing is written';
+COMMENT ON FUNCTION bluegreen.preflight(name) IS
+	'every reason why a start or a switchover would fail or lose something, with what mends it';
+COMMENT ON FUNCTION bluegreen.accept(name, text, text, boolean) IS
+	'count what a check of preflight() finds about an object as a notice; accepted => false: not any more';
 COMMENT ON FUNCTION bluegreen.commit_time() IS
 	'in a transform: commit time of the change on the source';
 COMMENT ON FUNCTION bluegreen.commit_lsn() IS
@@ -837,6 +892,12 @@ COMMENT ON COLUMN bluegreen.status.lag IS
 	'age of the oldest transaction that is not durable on the peer; 0 when nothing is pending';
 COMMENT ON COLUMN bluegreen.status.error IS
 	'start of the error''s message, or what is waited for; all of it is in stat_stream';
+COMMENT ON COLUMN bluegreen.status.preflight IS
+	'worst severity of the last preflight() (ok, notice, warning, error), and how long ago that was';
+COMMENT ON COLUMN bluegreen.stat_stream.preflight IS
+	'worst severity of the last preflight(): ok, notice, warning, error';
+COMMENT ON COLUMN bluegreen.stat_stream.preflight_at IS
+	'when that preflight was';
 COMMENT ON COLUMN bluegreen.stat_stream.wal_kept_bytes IS
 	'WAL that the stream''s slot holds back';
 COMMENT ON COLUMN bluegreen.stat_stream.error_lsn IS

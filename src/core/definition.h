@@ -118,12 +118,21 @@ extern WireKind target_wire_kind(const TargetColumn *column);
 
 /* ---- ready.c: what a first start asks of both sides ---- */
 
-extern void ready_source(const Deployment *deployment, const char *slot_name,
-						 List *mappings);
-extern void ready_peer(Peer *peer, List *mappings, bool allow_nonempty);
+extern void ready_mappings(const Deployment *deployment, List *mappings);
+extern void ready_wal_level(const Deployment *deployment);
+extern void ready_plugin(const Deployment *deployment);
+extern void ready_slot(const Deployment *deployment, const char *slot_name);
+extern void ready_workers(const Deployment *deployment);
+extern void ready_source(const MappingRow *mapping);
+extern void ready_target(Peer *peer, const MappingRow *mapping);
 extern void ready_target_rights(Peer *peer, const MapRequest *request);
-extern void ready_warn(const Deployment *deployment, Peer *peer);
+extern void ready_empty(Peer *peer, const MappingRow *mapping);
 extern void ready_announce_wait(const Deployment *deployment);
+
+/* ---- grant.c: what a role that applies is granted beside its tables ---- */
+
+extern const char *const apply_privileges[];
+extern const int apply_privilege_count;
 
 /* ---- ddl.c: DDL that a mapping could not live with ---- */
 

@@ -30,7 +30,7 @@ PG_FUNCTION_INFO_V1(bluegreen_revoke_apply);
 #define TABLE_PRIVILEGES "SELECT, INSERT, UPDATE, DELETE, TRUNCATE"
 
 /* What every stream needs; the database's name goes where %s is. */
-static const char *const base_privileges[] = {
+const char *const apply_privileges[] = {
 	"CONNECT, TEMPORARY ON DATABASE %s",
 	"USAGE ON SCHEMA bluegreen",
 	"SELECT, INSERT, UPDATE (timeline, lost), DELETE ON bluegreen.applied_stream",
@@ -48,6 +48,7 @@ static const char *const base_privileges[] = {
 	"bluegreen.restore_indexes(text, integer, boolean), "
 	"bluegreen.restore_key(text, integer)",
 };
+const int	apply_privilege_count = lengthof(apply_privileges);
 
 /* Tables of others on which a role has been granted the right to write. */
 static const char granted_tables[] =
@@ -111,9 +112,9 @@ grant_base(GrantCall *call)
 {
 	char	   *database = get_database_name(MyDatabaseId);
 
-	for (int i = 0; i < lengthof(base_privileges); i++)
-		grant(call, strchr(base_privileges[i], '%') == NULL ?
-			  base_privileges[i] :
+	for (int i = 0; i < lengthof(apply_privileges); i++)
+		grant(call, strchr(apply_privileges[i], '%') == NULL ?
+			  apply_privileges[i] :
 			  psprintf("CONNECT, TEMPORARY ON DATABASE %s",
 					   quote_identifier(database)));
 }

@@ -24,6 +24,7 @@
 #include "miscadmin.h"
 #include "replication/slot.h"
 #include "storage/latch.h"
+#include "stream/transform.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
@@ -38,8 +39,19 @@
 
 /* ---- this side ---- */
 
-static void
-check_wal_level(const Deployment *deployment)
+void
+ready_mappings(const Deployment *deployment, List *mappings)
+{
+	if (mappings == NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("deployment \"%s\" has no mappings",
+						deployment->name),
+				 errhint("Use bluegreen.map_table() or bluegreen.map_schema().")));
+}
+
+void
+ready_wal_level(const Deployment *deployment)
 {
 	if (wal_level < WAL_LEVEL_LOGICAL)
 		ereport(ERROR,
@@ -95,8 +107,8 @@ library_is_listed(const char *list, const char *library, char **items,
 /*
  * Newer minor releases decode only with output plugins that are listed.
  */
-static void
-check_plugin(const Deployment *deployment)
+void
+ready_plugin(const Deployment *deployment)
 {
 	const char *setting = "output_plugin_libraries";
 	const char *list = GetConfigOption(setting, true, false);
@@ -117,8 +129,11 @@ check_plugin(const Deployment *deployment)
 					 setting, items)));
 }
 
-static void
-check_slots(const Deployment *deployment, const char *slot_name)
+/*
+ * Is there room for the stream's slot, or is it there?
+ */
+void
+ready_slot(const Deployment *deployment, const char *slot_name)
 {
 	int			in_use = 0;
 
@@ -133,15 +148,16 @@ check_slots(const Deployment *deployment, const char *slot_name)
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("cannot start deployment \"%s\" because all %d replication slots are in use",
 						deployment->name, max_replication_slots),
-				 errhint("Drop a slot that is not needed, or increase \"max_replication_slots\" and restart the server.")));
+				 errhint("Use ALTER SYSTEM SET max_replication_slots = %d; and restart the server, or drop a slot that is not needed.",
+						 max_replication_slots + 5)));
 }
 
 /*
  * The launcher must run, and find room for the stream's worker and one that
  * copies.  Waits for a launcher that is just starting.
  */
-static void
-check_workers(const Deployment *deployment)
+void
+ready_workers(const Deployment *deployment)
 {
 	for (int i = 0; !launcher_is_running(); i++)
 	{
@@ -150,7 +166,8 @@ check_workers(const Deployment *deployment)
 					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 					 errmsg("cannot start deployment \"%s\" because the launcher of pg_bluegreen does not run",
 							deployment->name),
-					 errhint("See the server log; if there was no room for it, increase \"max_worker_processes\" and restart the server.")));
+					 errhint("Use ALTER SYSTEM SET max_worker_processes = %d; and restart the server, if the server log says that there was no room for it.",
+							 max_worker_processes + bg_copy_workers + 3)));
 		(void) WaitLatch(MyLatch,
 						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 LAUNCHER_WAIT_MS, PG_WAIT_EXTENSION);
@@ -172,96 +189,27 @@ check_workers(const Deployment *deployment)
 						deployment->name),
 				 errdetail("A stream needs one, and \"bluegreen.copy_workers\" (%d) more while it copies; \"max_worker_processes\" is %d.",
 						   bg_copy_workers, max_worker_processes),
-				 errhint("Increase \"max_worker_processes\" and restart the server.")));
+				 errhint("Use ALTER SYSTEM SET max_worker_processes = %d; and restart the server.",
+						 max_worker_processes + bg_copy_workers + 3)));
 	}
 }
 
 /*
- * Bytes of all sources together, partitions included.
- */
-static int64
-size_to_copy(const Deployment *deployment)
-{
-	CatalogAccess access;
-	CatalogArgs args = {0};
-	int64		size;
-
-	catalog_begin(&access);
-	catalog_arg_int4(&args, deployment->id);
-	catalog_run("SELECT COALESCE(sum(pg_table_size(relid)), 0)::bigint "
-				"FROM (SELECT DISTINCT COALESCE(p.relid, m.source) "
-				"FROM bluegreen.table_mapping m "
-				"LEFT JOIN LATERAL pg_partition_tree(m.source) p ON true "
-				"WHERE m.deployment = $1) t(relid)", &args, SPI_OK_SELECT);
-	size = DatumGetInt64(catalog_value(0, 1, NULL));
-	catalog_end(&access);
-	return size;
-}
-
-/*
- * While a table is copied that cannot be cut, the stream may have to wait for
- * it, and its slot keeps all WAL that is written meanwhile.
- */
-static void
-warn_of_slot_limit(const Deployment *deployment)
-{
-	int64		size;
-
-	if (max_slot_wal_keep_size_mb < 0)
-		return;
-	size = size_to_copy(deployment);
-	if ((int64) max_slot_wal_keep_size_mb * 1024 * 1024 >= size)
-		return;
-	ereport(WARNING,
-			(errmsg("\"max_slot_wal_keep_size\" (%d MB) is less than the tables to copy (" INT64_FORMAT " MB)",
-					max_slot_wal_keep_size_mb, (size + 1024 * 1024 - 1) / (1024 * 1024)),
-			 errdetail("If more WAL than that is written while the stream has to wait, its slot is invalidated and deployment \"%s\" is lost.",
-					   deployment->name),
-			 errhint("Increase \"max_slot_wal_keep_size\", or use ALTER SYSTEM SET max_slot_wal_keep_size = -1; and SELECT pg_reload_conf();")));
-}
-
-/*
- * Error unless this side has what the deployment's stream needs.
+ * Error unless a mapping's source is still what it was made for: DDL of before
+ * the start is not watched.
  */
 void
-ready_source(const Deployment *deployment, const char *slot_name,
-			 List *mappings)
+ready_source(const MappingRow *mapping)
 {
-	check_wal_level(deployment);
-	if (mappings == NIL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("deployment \"%s\" has no mappings",
-						deployment->name),
-				 errhint("Use bluegreen.map_table() or bluegreen.map_schema().")));
-	check_plugin(deployment);
-	check_slots(deployment, slot_name);
-	check_workers(deployment);
+	int			guc_level = search_path_pin();
+
+	source_check(mapping->source, mapping->owner);
+	transform_check_identity(transform_compile(unconstify(MappingRow *,
+														  mapping)));
+	search_path_restore(guc_level);
 }
 
 /* ---- the peer ---- */
-
-/*
- * UTF8 holds everything, and so does an encoding what is written in itself.
- * Otherwise a row may come that the peer cannot take.
- */
-static void
-warn_of_encoding(Peer *peer)
-{
-	PeerResult *result =
-		peer_query(peer, "SELECT pg_catalog.getdatabaseencoding()", 0, NULL);
-	const char *there = result->values[0][0];
-
-	if (strcmp(there, GetDatabaseEncodingName()) == 0 ||
-		(pg_char_to_encoding(there) == PG_UTF8 &&
-		 GetDatabaseEncoding() != PG_SQL_ASCII))
-		return;
-	ereport(WARNING,
-			(errmsg("encoding %s of %s cannot hold everything that encoding %s can",
-					there, peer_description(peer), GetDatabaseEncodingName()),
-			 errdetail("A row with a character that does not exist there stops the stream."),
-			 errhint("Create the peer's database with ENCODING 'UTF8'.")));
-}
 
 /* What a mapping does to its target, as an array of privileges. */
 static char *
@@ -362,8 +310,8 @@ check_column(Peer *peer, const MapRequest *request, TargetTable *target,
 /*
  * Is the target still what the mapping was made for?
  */
-static void
-check_target(Peer *peer, const MappingRow *mapping)
+void
+ready_target(Peer *peer, const MappingRow *mapping)
 {
 	MapRequest	request = {.source = mapping->source,
 		.target_schema = mapping->target_schema,
@@ -386,8 +334,11 @@ check_target(Peer *peer, const MappingRow *mapping)
 	ready_target_rights(peer, &request);
 }
 
-static void
-check_empty(Peer *peer, const MappingRow *mapping)
+/*
+ * Error if a target has rows: the copy would collide with them.
+ */
+void
+ready_empty(Peer *peer, const MappingRow *mapping)
 {
 	char	   *name = mapping_target_name(mapping);
 	PeerResult *result =
@@ -399,34 +350,8 @@ check_empty(Peer *peer, const MappingRow *mapping)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("target table \"%s\" on %s is not empty",
 						name, peer_description(peer)),
-				 errhint("Empty it, or call bluegreen.start with allow_nonempty => true if the rows there may stay.")));
-}
-
-/*
- * Error unless the peer can take what the mappings send.
- */
-void
-ready_peer(Peer *peer, List *mappings, bool allow_nonempty)
-{
-	ListCell   *lc;
-
-	foreach(lc, mappings)
-	{
-		CHECK_FOR_INTERRUPTS();
-		check_target(peer, lfirst(lc));
-		if (!allow_nonempty)
-			check_empty(peer, lfirst(lc));
-	}
-}
-
-/*
- * What does not stand in the way, but may surprise later.
- */
-void
-ready_warn(const Deployment *deployment, Peer *peer)
-{
-	warn_of_slot_limit(deployment);
-	warn_of_encoding(peer);
+				 errhint("On the peer, use TRUNCATE %s; or call bluegreen.start with allow_nonempty => true if the rows there may stay.",
+						 name)));
 }
 
 /* ---- the wait for others ---- */

@@ -35,6 +35,7 @@ int			bg_restart_delay = 1000;
 int			bg_restart_delay_max = 60000;
 int			bg_idle_progress_interval = 10000;
 int			bg_event_retention = 43200;
+int			bg_long_transaction = 60;
 
 /* One parameter; the default is the variable's initial value. */
 typedef struct Setting
@@ -134,6 +135,12 @@ static const Setting settings[] = {
 		PGC_SIGHUP, GUC_UNIT_MIN,
 		"Deletes events and conflicts that are older than this.",
 		"0 keeps them for ever."
+	},
+	{
+		"bluegreen.long_transaction", &bg_long_transaction, 0, INT_MAX,
+		PGC_USERSET, GUC_UNIT_S,
+		"Lets a preflight report transactions that write and are older than this.",
+		NULL
 	}
 };
 

@@ -35,6 +35,7 @@ extern int	bg_idle_progress_interval;	/* ms between idle progress marks */
 
 /* history */
 extern int	bg_event_retention; /* minutes */
+extern int	bg_long_transaction;	/* seconds */
 
 extern void settings_define(void);
 extern int64 settings_restart_delay(int failures);

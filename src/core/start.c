@@ -27,6 +27,7 @@
 #include "core/lost.h"
 #include "core/place.h"
 #include "core/shared.h"
+#include "cutover/preflight.h"
 #include "executor/spi.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -203,10 +204,8 @@ start_first(StartPlan *plan)
 
 	/* a start that was interrupted may have come so far */
 	plan->registered = plan->deployment->desired != DESIRED_DEFINED;
-	ready_source(plan->deployment, plan->slot_name, mappings);
-	plan->peer = registry_connect(plan->deployment, true);
-	ready_peer(plan->peer, mappings, plan->allow_nonempty);
-	ready_warn(plan->deployment, plan->peer);
+	plan->peer = preflight_start(plan->deployment, mappings, plan->slot_name,
+								 plan->allow_nonempty);
 
 	catalog_begin(&access);
 	catalog_arg_int4(&args, plan->deployment->id);

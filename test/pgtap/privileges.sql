@@ -71,6 +71,8 @@ FROM (VALUES
 		$$SELECT bluegreen.unmap_table('admins', 't')$$),
 	('function', 'preview',
 		$$SELECT * FROM bluegreen.preview('admins', 'secret')$$),
+	('function', 'preflight', $$SELECT * FROM bluegreen.preflight('admins')$$),
+	('function', 'accept', $$SELECT bluegreen.accept('admins', 'role', 'x')$$),
 	('procedure', 'start', $$CALL bluegreen.start('admins')$$),
 	('procedure', 'stop', $$CALL bluegreen.stop('admins')$$),
 	('procedure', 'wait_for_sync', $$CALL bluegreen.wait_for_sync('admins')$$),
@@ -369,6 +371,8 @@ FROM (VALUES
 	($$SELECT bluegreen.alter_mapping('joes', 't')$$),
 	($$SELECT bluegreen.unmap_table('joes', 't')$$),
 	($$SELECT * FROM bluegreen.preview('joes', 't')$$),
+	($$SELECT * FROM bluegreen.preflight('joes')$$),
+	($$SELECT bluegreen.accept('joes', 'role', 'x')$$),
 	($$SELECT bluegreen.skip('joes', '0/1')$$),
 	($$SELECT bluegreen.confirm_source('joes')$$),
 	($$SELECT bluegreen.reset_stats('joes')$$)) c (call);

@@ -306,7 +306,7 @@ try_mistakes(
 		state => '53400',
 		message =>
 		  qr/^cannot start deployment "d" because all 1 replication slots are in use$/,
-		hint => qr/"max_replication_slots"/,
+		hint => qr/^Use ALTER SYSTEM SET max_replication_slots = 6; and restart/,
 		blue_after => q{SELECT pg_drop_replication_slot('other')}
 	},
 	{
@@ -316,7 +316,8 @@ try_mistakes(
 		message =>
 		  qr/^cannot start deployment "d" because no background workers are free$/,
 		detail => qr/"max_worker_processes" is 3\.$/,
-		hint => qr/^Increase "max_worker_processes" and restart the server\.$/
+		hint =>
+		  qr/^Use ALTER SYSTEM SET max_worker_processes = 8; and restart the server\.$/
 	});
 
 reconfigure(max_replication_slots => 5, max_worker_processes => 1);
@@ -328,7 +329,7 @@ try_mistakes(
 		state => '53400',
 		message =>
 		  qr/^cannot start deployment "d" because the launcher of pg_bluegreen does not run$/,
-		hint => qr/"max_worker_processes"/
+		hint => qr/^Use ALTER SYSTEM SET max_worker_processes = 6; and restart/
 	});
 
 done_testing();
