@@ -51,6 +51,7 @@
 #include "stream/progress.h"
 #include "stream/standby.h"
 #include "stream/sync.h"
+#include "stream/verify.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -240,6 +241,7 @@ prepare(StreamWorker *worker)
 	shared->mapping_version = worker->deployment->mapping_version;
 	SpinLockRelease(&shared->mutex);
 	connect_peer(worker);
+	verify_schedule(shared);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 
