@@ -81,10 +81,83 @@ foreach my $try (1 .. 3)
 	unlike($said, qr/could not be compared/, 'hot rows are compared, too')
 	  or diag($said);
 }
-cmp_ok(
-	$blue->safe_psql('SELECT sum(suspects) FROM bluegreen.verification'),
-	'>', 0, 'rows were in flight');
-note($blue->safe_psql(q{SELECT target, rows, suspects, rechecks, unsettled
-	FROM bluegreen.verification}));
+pgbench_stop($bench);
+
+# rows that wait for a lock on green are on their way, and nothing else
+wait_for_sync('v');
+my $lock = $green->session;
+$lock->query('BEGIN; SELECT * FROM busy FOR UPDATE');
+$blue->safe_psql(q{UPDATE busy SET n = n + 1; UPDATE account SET n = 0
+	WHERE id IN (5, 55, 555); INSERT INTO log VALUES (1, 'on its way')});
+my $caller = $blue->session;
+$caller->send(q{CALL bluegreen.verify('v')});
+$green->poll_query_until(q{SELECT count(*) = 1 FROM pg_stat_activity
+	WHERE application_name = 'bluegreen v verify' AND state = 'idle'
+		AND state_change < clock_timestamp() - interval '300 ms'});
+is($blue->safe_psql('SELECT count(*) FROM bluegreen.difference'),
+	0, 'what is waited for is no difference');
+$lock->quit;
+$caller->wait;
+unlike($caller->errors, qr/ [1-9]\d* differences|ERROR/,
+	'nor when it has arrived') or diag($caller->errors, differences());
+is( $blue->safe_psql(q{SELECT string_agg(suspects::text, ' ' ORDER BY target)
+		FROM bluegreen.verification}),
+	'3 0 0',
+	'just these rows were looked at again');
+
+#
+# One bit, one missing, one extra row behind the stream's back, under load
+#
+$bench = pgbench_start($blue, rate => $tps, script => <<"SQL");
+\\set id random(1, $rows)
+\\set new random(1, 1000000000)
+BEGIN;
+UPDATE account SET n = n + 1 WHERE id = :id AND id NOT IN (77, 778, 7779);
+INSERT INTO account SELECT $rows + :new, :id, 'new' ON CONFLICT DO NOTHING;
+INSERT INTO log VALUES (:id % 1000, 'line ' || :id % 7);
+END;
+SQL
+$green->safe_psql(<<'SQL');
+SET session_replication_role = replica;
+UPDATE account SET t = overlay(t PLACING chr(ascii(t) # 1) FROM 1 FOR 1)
+	WHERE id = 77;
+DELETE FROM account WHERE id = 778;
+INSERT INTO account VALUES (-5, 1, 'extra');
+DELETE FROM log WHERE ctid = (SELECT min(ctid) FROM log WHERE line = 'on its way');
+INSERT INTO log VALUES (NULL, 'extra'), (NULL, 'extra');
+SQL
+like(verify(), qr/"public.account": \d+ rows compared, 3 differences/,
+	'three wrong rows are found under load');
+my $found = differences();
+is( $found =~ s/\{[0-9a-f-]{36}\}/{hash}/gr, <<'END' =~ s/\n$//r, 'exactly these');
+public.account different {77}
+public.account extra {-5}
+public.account missing {778}
+public.log extra {hash}
+public.log missing {hash}
+END
+is( $blue->safe_psql(q{SELECT differences, verified_lsn > '0/0',
+		verified_at > now() - interval '1 hour' FROM bluegreen.status}),
+	'5|t|t',
+	'status shows how many, when, and up to which position');
+
+is($blue->safe_psql(q{SELECT bluegreen.repair('v')}), 5, 'repair()');
+is(differences(), '', 'nothing is left to be repaired');
+unlike(verify(), qr/ [1-9]\d* differences/, 'nor to be found, under load')
+  or diag(differences());
+pgbench_stop($bench);
+wait_for_sync('v');
+compare_tables('TABLE account', 'TABLE account', 'account is the same');
+compare_tables('TABLE log', 'TABLE log', 'log is the same');
+is($green->safe_psql('SELECT count(*) FROM bluegreen.conflict'),
+	0, 'repair() makes no conflicts');
+is( $blue->safe_psql(q{SELECT count(*), count(repaired_at),
+		min(repaired_by) FROM bluegreen.difference}),
+	'5|5|postgres',
+	'what was repaired stays in the view');
+is( $blue->safe_psql(q{SELECT count(*) FROM bluegreen.event
+		WHERE kind = 'repaired'}), 2, 'and events say so');
+is($blue->safe_psql('SELECT count(*) FROM bluegreen.repair_row'),
+	0, 'nothing stays in the table that rows pass through');
 
 done_testing();
