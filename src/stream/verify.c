@@ -139,7 +139,7 @@ verify_wait_applied(VerifyState *state, XLogRecPtr lsn)
 		if (TimestampDifferenceExceeds(since, GetCurrentTimestamp(),
 									   bg_peer_timeout * STALLED))
 			ereport(ERROR,
-					(errcode(ERRCODE_QUERY_CANCELED),
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("stream of deployment \"%s\" does not advance",
 							state->deployment->name),
 					 errdetail("It stands at %X/%X, and rows up to %X/%X are waited for.",
@@ -368,6 +368,7 @@ static void
 fail(VerifyState *state)
 {
 	ErrorData  *error;
+	bool		passes;
 
 	MemoryContextSwitchTo(state->context);
 	error = CopyErrorData();
@@ -375,11 +376,14 @@ fail(VerifyState *state)
 	FlushErrorState();
 	AbortOutOfAnyTransaction();
 	LWLockReleaseAll();
-	if (state->run != 0 &&
-		!peer_sqlstate_is_transient(unpack_sql_state(error->sqlerrcode)))
+	passes = peer_sqlstate_is_transient(unpack_sql_state(error->sqlerrcode));
+	if (state->run != 0)
 	{
 		MemoryContextSwitchTo(state->context);
-		verify_log_end(state, "failed", error->message);
+		verify_log_end(state, passes ? "running" : "failed", error->message);
+	}
+	if (state->run != 0 && !passes)
+	{
 		StartTransactionCommand();
 		PushActiveSnapshot(GetTransactionSnapshot());
 		verify_schedule(state->shared);

@@ -297,8 +297,8 @@ verify_log_difference(VerifyState *state, const Suspect *suspect,
 }
 
 /*
- * The run is over: status 'done' or 'failed'.  The result of one over all
- * tables is what status shows.
+ * The run is over: status 'done' or 'failed'; or it will be tried again:
+ * 'running'.  The result of one over all tables is what status shows.
  */
 void
 verify_log_end(VerifyState *state, const char *status, const char *message)
@@ -310,7 +310,8 @@ verify_log_end(VerifyState *state, const char *status, const char *message)
 	catalog_arg_text(&args, status);
 	catalog_arg_text(&args, message);
 	catalog_run(psprintf("UPDATE bluegreen.verify_run r SET state = $1, "
-						 "message = $2, finished_at = clock_timestamp() "
+						 "message = $2, finished_at = CASE WHEN $1 <> 'running' "
+						 "THEN clock_timestamp() END "
 						 "WHERE deployment = %d AND number = " INT64_FORMAT
 						 " AND state = 'running'",
 						 state->deployment->id, state->run),
@@ -330,8 +331,9 @@ verify_log_end(VerifyState *state, const char *status, const char *message)
 							 state->run, state->deployment->id,
 							 state->deployment->id, state->run),
 					NULL, SPI_OK_UPDATE);
-	event_record_local(state->deployment->id, EVENT_VERIFIED,
-					   InvalidXLogRecPtr, psprintf("verification %s", status),
-					   message);
+	if (strcmp(status, "running") != 0)
+		event_record_local(state->deployment->id, EVENT_VERIFIED,
+						   InvalidXLogRecPtr,
+						   psprintf("verification %s", status), message);
 	log_end(state, &access);
 }

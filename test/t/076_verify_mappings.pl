@@ -46,6 +46,7 @@ CREATE TABLE part_2 (v text, id integer NOT NULL);
 ALTER TABLE part ATTACH PARTITION part_2 DEFAULT;
 CREATE TABLE extra (customer integer PRIMARY KEY, phone text);
 CREATE TABLE wide_bag (id integer, $wide);
+ALTER TABLE customer REPLICA IDENTITY FULL;
 INSERT INTO customer SELECT i, 'name ' || i, nullif('city ' || i % 7, 'city 3'),
 	CASE WHEN i % 5 = 0 THEN repeat('long ', 2000) END, i % 10 <> 0
 	FROM generate_series(1, 1000) i;
