@@ -193,11 +193,11 @@ same_key(const RowList *list, int i)
  * Is one of the source's rows of a key the target's?
  */
 static bool
-any_is_same(const RowList *a, int i, int ni, const RowList *b, int j, int nj)
+any_is_same(const ListedRow *a, int na, const ListedRow *b, int nb)
 {
-	for (int x = i; x < i + ni; x++)
-		for (int y = j; y < j + nj; y++)
-			if (strcmp(a->rows[x].hash, b->rows[y].hash) == 0)
+	for (int x = 0; x < na; x++)
+		for (int y = 0; y < nb; y++)
+			if (strcmp(a[x].hash, b[y].hash) == 0)
 				return true;
 	return false;
 }
@@ -255,7 +255,7 @@ merge_lists(VerifyState *state, const RowList *source, const RowList *target)
 		bool		wrong;
 
 		if (order == 0)
-			wrong = !any_is_same(source, i, ni, target, j, nj);
+			wrong = !any_is_same(source->rows + i, ni, target->rows + j, nj);
 		else
 			wrong = order < 0 ? !patches :
 				table->finds_extra || table->nkeys == 0;
