@@ -95,9 +95,9 @@ verify_load() {
 			wait => false)"
 		on=$(load_tps)
 		sql blue >/dev/null <<<"SELECT bluegreen.cancel_verify('bench')"
-		result_in verify_tps off "$off" tps
-		result_in verify_tps on "$on" tps
-		result_in verify_tps on/off $((on * 100 / off)) %
+		result_in verify_tps_off bluegreen "$off" tps
+		result_in verify_tps_on bluegreen "$on" tps
+		result_in verify_tps_on/off bluegreen $((on * 100 / off)) %
 	done
 	pause_bluegreen blue bluegreen
 	unfollow_bluegreen blue bluegreen

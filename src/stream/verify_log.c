@@ -83,14 +83,18 @@ verify_request(int32 deployment, Oid source)
 
 /*
  * When a verify worker has something to do, for the launcher; needs a
- * transaction.
+ * transaction.  A request that comes while we look has set its own time.
  */
 void
 verify_schedule(StreamShared *shared)
 {
 	CatalogAccess access;
 	TimestampTz at = 0;
+	TimestampTz before;
 
+	SpinLockAcquire(&shared->mutex);
+	before = shared->verify_at;
+	SpinLockRelease(&shared->mutex);
 	catalog_begin(&access);
 	if (catalog_run(psprintf("SELECT CASE WHEN state = 'running' "
 							 "THEN requested_at ELSE requested_at + every END "
@@ -99,8 +103,10 @@ verify_schedule(StreamShared *shared)
 		at = DatumGetTimestampTz(catalog_value(0, 1, NULL));
 	catalog_end(&access);
 	SpinLockAcquire(&shared->mutex);
-	shared->verify_at = at;
+	if (shared->verify_at == before)
+		shared->verify_at = at;
 	SpinLockRelease(&shared->mutex);
+	launcher_wake();
 }
 
 /*
