@@ -26,7 +26,9 @@
 #include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
+#include "core/definition.h"
 #include "executor/executor.h"
+#include "executor/spi.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
@@ -107,18 +109,68 @@ list_columns(VerifyTable *table)
 }
 
 /*
- * Have both sides the same order for a key column?  Numbers, times and the
- * like; text only by its bytes, which a collation of the C locale does.
+ * The encoding of a database in which a column is ordered by its bytes, as
+ * collations of the C locale do.
+ */
+static const char bytewise_sql[] =
+"SELECT pg_catalog.pg_encoding_to_char(d.encoding) "
+"FROM pg_catalog.pg_attribute a "
+"JOIN pg_catalog.pg_class r ON r.oid = a.attrelid "
+"JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace "
+"JOIN pg_catalog.pg_collation c ON c.oid = a.attcollation "
+"JOIN pg_catalog.pg_database d ON d.datname = pg_catalog.current_database() "
+"WHERE n.nspname = $1 AND r.relname = $2 AND a.attname = $3 "
+"AND CASE c.collprovider"
+" WHEN 'd' THEN d.datlocprovider = 'c' AND d.datcollate IN ('C', 'POSIX')"
+" ELSE c.collprovider = 'c' AND c.collcollate IN ('C', 'POSIX') END";
+
+/*
+ * Have both sides the same order for text in a key column: of its bytes, in the
+ * same encoding?
  */
 static bool
-column_is_ordered(const TransformColumn *column, Oid source_collation)
+text_is_ordered(Peer *peer, const VerifyTable *table, int column,
+				AttrNumber source)
 {
+	Transform  *transform = table->transform;
+	MappingRow *row = transform->row;
+	const char *args[] = {row->target_schema, row->target_table,
+	transform->columns[column].def->name};
+	PeerResult *there = peer_query(peer, bytewise_sql, 3, args);
+	CatalogAccess access;
+	CatalogArgs own = {0};
+	bool		result;
+
+	catalog_begin(&access);
+	catalog_arg_name(&own,
+					 get_namespace_name(get_rel_namespace(row->source)));
+	catalog_arg_name(&own, get_rel_name(row->source));
+	catalog_arg_name(&own,
+					 NameStr(transform->source[source - 1].name));
+	result = catalog_run(bytewise_sql, &own, SPI_OK_SELECT) == 1 &&
+		there->ntuples == 1 &&
+		strcmp(catalog_text(&access, 0, 1), there->values[0][0]) == 0;
+	catalog_end(&access);
+	return result;
+}
+
+/*
+ * Have both sides the same order for a key column?  Numbers, times and the
+ * like have.
+ */
+static bool
+column_is_ordered(Peer *peer, const VerifyTable *table, int i,
+				  AttrNumber source)
+{
+	const TransformColumn *column = &table->transform->columns[i];
+
 	if (column->def->wire != WIRE_BINARY ||
 		column->type >= FirstUnpinnedObjectId ||
 		get_typtype(column->type) != TYPTYPE_BASE ||
 		OidIsValid(get_element_type(column->type)))
 		return false;
-	return !OidIsValid(source_collation);
+	return !OidIsValid(column->collation) ||
+		text_is_ordered(peer, table, i, source);
 }
 
 /*
@@ -134,7 +186,7 @@ target_of(const Transform *transform, AttrNumber attno)
 }
 
 static bool
-is_ranged(const VerifyTable *table)
+is_ranged(Peer *peer, const VerifyTable *table)
 {
 	const Transform *transform = table->transform;
 	const KeySpace *space = table->copy.directory->space;
@@ -146,8 +198,7 @@ is_ranged(const VerifyTable *table)
 		int			column = target_of(transform, space->attnos[i]);
 
 		if (column < 0 ||
-			!column_is_ordered(&transform->columns[column],
-							   space->collations[i]))
+			!column_is_ordered(peer, table, column, space->attnos[i]))
 			return false;
 	}
 	return true;
@@ -196,7 +247,7 @@ verify_table_create(Peer *peer, MappingRow *row, bool alone)
 		get_rel_relkind(row->source) == RELKIND_PARTITIONED_TABLE;
 	table->finds_extra = alone && row->on_write == ON_WRITE_MIRROR &&
 		row->on_delete == ON_DELETE_DELETE;
-	table->ranged = is_ranged(table);
+	table->ranged = is_ranged(peer, table);
 	table->unfit = find_unfit(transform);
 	list_columns(table);
 	return table;

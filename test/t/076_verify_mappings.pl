@@ -54,8 +54,8 @@ INSERT INTO dated SELECT i, 'v' FROM generate_series(1, 100) i;
 INSERT INTO pair SELECT i % 10, md5(i::text)::uuid, i / 10.0
 	FROM generate_series(1, 1000) i;
 INSERT INTO number SELECT i / 10.0, i FROM generate_series(1, 100) i;
-INSERT INTO word SELECT 'wort' || i, 'v' FROM generate_series(1, 100) i;
-INSERT INTO code SELECT 'code ' || i, 'v' FROM generate_series(1, 100) i;
+INSERT INTO word SELECT 'wort' || i, 'v' FROM generate_series(1, 20000) i;
+INSERT INTO code SELECT 'code ' || i, 'v' FROM generate_series(1, 20000) i;
 INSERT INTO wide (id) SELECT generate_series(1, 100);
 INSERT INTO part SELECT i, 'v' FROM generate_series(1, 1000) i;
 INSERT INTO extra SELECT i, 'phone ' || i FROM generate_series(1, 1200, 2) i;
@@ -121,6 +121,11 @@ sub differences
 }
 
 is(differences(), '', 'a copied pair has no differences');
+is( $blue->safe_psql(q{SELECT string_agg(target || CASE WHEN ranges > 1
+			THEN ' in ranges' ELSE '' END, ', ' ORDER BY target)
+		FROM bluegreen.verification WHERE rows = 20000}),
+	'public.code in ranges, public.word',
+	'text is read in ranges where both sides order it by its bytes');
 on_blue(<<'SQL');
 UPDATE customer SET name = name || '!', city = NULL WHERE id % 4 = 0;
 UPDATE customer SET active = NOT active;
