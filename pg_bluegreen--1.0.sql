@@ -98,7 +98,7 @@ CREATE TABLE bluegreen.verify_run (
 	source oid,						-- of the one table; NULL = all
 	every interval,					-- NULL = only when asked for
 	requested_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-	requested_by name NOT NULL DEFAULT CURRENT_USER,
+	requested_by name NOT NULL,
 	finished_at timestamptz,
 	message text,
 	verified_at timestamptz,		-- end of the last one over all tables ...

@@ -56,17 +56,21 @@ log_end(VerifyState *state, CatalogAccess *access)
 void
 verify_request(int32 deployment, Oid source)
 {
-	char	   *mappings = psprintf("deployment = %d AND (%u = 0 OR source = %u)",
-									deployment, source, source);
+	char	   *mappings =
+		psprintf("deployment = %d AND (%u = 0 OR source = %u)",
+				 deployment, source, source);
+	char	   *user = GetUserNameFromId(GetSessionUserId(), false);
 
 	catalog_run(psprintf("INSERT INTO bluegreen.verify_run "
-						 "(deployment, state, source) VALUES (%d, 'running', "
-						 "nullif(%u, 0)) ON CONFLICT (deployment) DO UPDATE SET "
+						 "(deployment, state, source, requested_by) "
+						 "VALUES (%d, 'running', nullif(%u, 0), %s) "
+						 "ON CONFLICT (deployment) DO UPDATE SET "
 						 "number = verify_run.number + 1, state = 'running', "
 						 "source = EXCLUDED.source, requested_at = clock_timestamp(), "
-						 "requested_by = CURRENT_USER, "
+						 "requested_by = EXCLUDED.requested_by, "
 						 "finished_at = NULL, message = NULL",
-						 deployment, source), NULL, SPI_OK_INSERT);
+						 deployment, source, quote_literal_cstr(user)),
+				NULL, SPI_OK_INSERT);
 	catalog_run(psprintf("DELETE FROM bluegreen.verify_difference "
 						 "WHERE repaired_at IS NULL AND mapping IN "
 						 "(SELECT id FROM bluegreen.table_mapping WHERE %s)",

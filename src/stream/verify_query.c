@@ -459,7 +459,8 @@ PeerResult *
 verify_run_query(const VerifyTable *table, Query *query)
 {
 	TextReceiver receiver = {
-		.pub = {text_receive, text_startup, text_nothing, text_nothing, DestNone},
+		.pub = {text_receive, text_startup, text_nothing, text_nothing,
+		DestNone},
 		.context = CurrentMemoryContext,
 		.result = palloc0_object(PeerResult),
 		.allocated = 64
@@ -501,9 +502,12 @@ append_target_bound(StringInfo sql, const VerifyTable *table,
 		return;
 	appendStringInfoString(sql, " AND ROW(");
 	for (int i = 0; i < space->nkeys; i++)
+	{
+		int			column = target_of(transform, space->attnos[i]);
+
 		appendStringInfo(sql, "%st.%s", i > 0 ? ", " : "",
-						 quote_identifier(transform->columns[target_of(transform,
-																	   space->attnos[i])].def->name));
+						 quote_identifier(transform->columns[column].def->name));
+	}
 	appendStringInfo(sql, ") %s ROW(", operator);
 	for (int i = 0; i < space->nkeys; i++)
 		appendStringInfo(sql, "%s%s::%s", i > 0 ? ", " : "",

@@ -15,10 +15,11 @@
  *	6. the source: b3
  *
  * If g1 and g2 are the very same row version (or none), and b2 and b3 as well,
- * and they differ, the row is wrong: the source's row has not changed from b2 to
- * b3, so it is the one that the target should have at L; the stream has passed L
- * and the target's row has not been written meanwhile.  If g2 is b2 or b3, it
- * is right.  Otherwise somebody has written in between, and it begins anew.
+ * and they differ, the row is wrong: the source's row has not changed from b2
+ * to b3, so it is the one that the target should have at L; the stream has
+ * passed L and the target's row has not been written meanwhile.  If g2 is b2 or
+ * b3, it is right.  Otherwise somebody has written in between, and it begins
+ * anew.
  *
  * Step 5 is for a commit that is in the WAL before others can see it, while it
  * waits for a standby above all: the stream may have applied it already.  Who
@@ -292,7 +293,8 @@ look_round(VerifyState *state, Suspect **suspects, int n)
 
 		suspect->source = b3[i];
 		suspect->target = g2[i];
-		if (look_fits(table, &b2[i], &g2[i]) || look_fits(table, &b3[i], &g2[i]))
+		if (look_fits(table, &b2[i], &g2[i]) ||
+			look_fits(table, &b3[i], &g2[i]))
 			suspect->settled = true;
 		else if (calm && look_is_same(&g1[i], &g2[i]) &&
 				 look_is_same(&b2[i], &b3[i]))
