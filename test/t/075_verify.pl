@@ -93,6 +93,7 @@ my $caller = $blue->session;
 $caller->send(q{CALL bluegreen.verify('v')});
 $green->poll_query_until(q{SELECT count(*) = 1 FROM pg_stat_activity
 	WHERE application_name = 'bluegreen v verify' AND state = 'idle'
+		AND query ~ 'ORDINALITY'
 		AND state_change < clock_timestamp() - interval '300 ms'});
 is($blue->safe_psql('SELECT count(*) FROM bluegreen.difference'),
 	0, 'what is waited for is no difference');
