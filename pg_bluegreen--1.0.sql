@@ -107,6 +107,73 @@ CREATE TABLE bluegreen.accepted (
 	PRIMARY KEY (deployment, "check", object)
 );
 
+-- Comparisons of both sides (stream/verify_log.c).
+CREATE TABLE bluegreen.verify_run (
+	deployment integer PRIMARY KEY
+		REFERENCES bluegreen.deployment ON DELETE CASCADE,
+	number bigint NOT NULL DEFAULT 1,
+	state text NOT NULL
+		CHECK (state IN ('running', 'done', 'failed', 'cancelled')),
+	source oid,						-- of the one table; NULL = all
+	every interval,					-- NULL = only when asked for
+	requested_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+	requested_by name NOT NULL,
+	finished_at timestamptz,
+	message text,
+	verified_at timestamptz,		-- end of the last one over all tables ...
+	verified_lsn pg_lsn,			-- ... what it holds for at least
+	differences bigint				-- ... and found
+);
+
+CREATE TABLE bluegreen.verify_table (
+	mapping integer PRIMARY KEY
+		REFERENCES bluegreen.table_mapping ON DELETE CASCADE,
+	run bigint NOT NULL,
+	state text NOT NULL DEFAULT 'waiting' CHECK (state IN
+		('waiting', 'comparing', 'done', 'stopped', 'skipped')),
+	position text[],				-- all up to this key is done
+	ranges bigint NOT NULL DEFAULT 0,
+	row_count bigint NOT NULL DEFAULT 0,
+	target_row_count bigint NOT NULL DEFAULT 0,
+	estimated_rows bigint,
+	suspects bigint NOT NULL DEFAULT 0,
+	rechecks bigint NOT NULL DEFAULT 0,
+	differences bigint NOT NULL DEFAULT 0,
+	unsettled bigint NOT NULL DEFAULT 0,
+	first_lsn pg_lsn,
+	last_lsn pg_lsn,
+	started_at timestamptz,
+	finished_at timestamptz,
+	message text
+);
+
+CREATE TABLE bluegreen.verify_difference (
+	id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	mapping integer NOT NULL
+		REFERENCES bluegreen.table_mapping ON DELETE CASCADE,
+	run bigint NOT NULL,
+	key text[] NOT NULL,
+	kind text NOT NULL CHECK (kind IN ('missing', 'extra', 'different')),
+	source_rows bigint NOT NULL,
+	target_rows bigint NOT NULL,
+	lsn pg_lsn NOT NULL,
+	found_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+	repaired_at timestamptz,
+	repaired_by name
+);
+CREATE INDEX ON bluegreen.verify_difference (mapping, hash_array(key));
+
+-- Rows that are to be written again pass through, into the WAL
+-- (stream/repair.c).
+CREATE TABLE bluegreen.repair_row (
+	id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	mapping integer NOT NULL,
+	source_row bytea,				-- NULL: the key has none
+	key text[],						-- of the target, or all columns of a row to
+									-- take away
+	copies bigint NOT NULL DEFAULT 1
+);
+
 --
 -- Tables on the target: what has been done, in the transactions that did it
 --
@@ -296,6 +363,25 @@ CREATE PROCEDURE bluegreen.wait_for_sync(deployment name,
 AS 'MODULE_PATHNAME', 'bluegreen_wait_for_sync'
 LANGUAGE C;
 
+CREATE PROCEDURE bluegreen.verify(deployment name,
+	source regclass DEFAULT NULL, every interval DEFAULT NULL,
+	wait boolean DEFAULT true)
+AS 'MODULE_PATHNAME', 'bluegreen_verify'
+LANGUAGE C;
+
+CREATE FUNCTION bluegreen.cancel_verify(deployment name)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'bluegreen_cancel_verify'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.repair(deployment name,
+	source regclass DEFAULT NULL)
+RETURNS bigint
+AS 'MODULE_PATHNAME', 'bluegreen_repair'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
 CREATE FUNCTION bluegreen.skip(deployment name, lsn pg_lsn)
 RETURNS void
 AS 'MODULE_PATHNAME', 'bluegreen_skip'
@@ -414,6 +500,42 @@ CREATE FUNCTION bluegreen.image_hash(VARIADIC "any")
 RETURNS bigint
 AS 'MODULE_PATHNAME', 'bluegreen_image_hash'
 LANGUAGE C IMMUTABLE PARALLEL SAFE COST 10;
+
+-- Also these are called for every row.  Settings that texts depend on are those
+-- of the session.
+CREATE FUNCTION bluegreen.row_hash(formats text, VARIADIC "any")
+RETURNS uuid
+AS 'MODULE_PATHNAME', 'bluegreen_row_hash'
+LANGUAGE C IMMUTABLE PARALLEL SAFE COST 10;
+
+CREATE FUNCTION bluegreen.row_bucket(buckets integer, formats text,
+	VARIADIC "any")
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_row_bucket'
+LANGUAGE C IMMUTABLE PARALLEL SAFE COST 10;
+
+CREATE FUNCTION bluegreen.key_text(VARIADIC "any")
+RETURNS text[]
+AS 'MODULE_PATHNAME', 'bluegreen_key_text'
+LANGUAGE C IMMUTABLE PARALLEL SAFE COST 10;
+
+CREATE FUNCTION bluegreen.checksum_add(internal, integer, integer, text,
+	VARIADIC "any")
+RETURNS internal
+AS 'MODULE_PATHNAME', 'bluegreen_checksum_add'
+LANGUAGE C IMMUTABLE PARALLEL SAFE COST 10;
+
+CREATE FUNCTION bluegreen.checksum_final(internal)
+RETURNS bytea
+AS 'MODULE_PATHNAME', 'bluegreen_checksum_final'
+LANGUAGE C IMMUTABLE PARALLEL SAFE;
+
+CREATE AGGREGATE bluegreen.checksum(buckets integer, keys integer,
+	formats text, VARIADIC "any") (
+	SFUNC = bluegreen.checksum_add,
+	STYPE = internal,
+	FINALFUNC = bluegreen.checksum_final
+);
 
 CREATE FUNCTION bluegreen.reset_stats(deployment name)
 RETURNS void
@@ -549,7 +671,10 @@ SELECT d.name AS deployment,
 	d.started_at,
 	s.stats_reset,
 	f.severity AS preflight,
-	f.at AS preflight_at
+	f.at AS preflight_at,
+	v.verified_at,
+	v.verified_lsn,
+	v.differences
 FROM bluegreen.deployment d
 	CROSS JOIN (SELECT CASE WHEN pg_is_in_recovery()
 		THEN pg_last_wal_replay_lsn()
@@ -562,7 +687,8 @@ FROM bluegreen.deployment d
 	LEFT JOIN pg_replication_slots r ON r.slot_name = n.slot_name::name
 	LEFT JOIN LATERAL bluegreen.slot_state(n.slot_name::name) l
 		ON d.slot_lsn IS NOT NULL
-	LEFT JOIN bluegreen.preflight_result f ON f.deployment = d.id;
+	LEFT JOIN bluegreen.preflight_result f ON f.deployment = d.id
+	LEFT JOIN bluegreen.verify_run v ON v.deployment = d.id;
 
 CREATE VIEW bluegreen.stat_table AS
 SELECT d.name AS deployment,
@@ -583,7 +709,6 @@ SELECT s.deployment,
 	s.direction,
 	s.state,
 	(SELECT count(*) FILTER (WHERE t.state = 'streaming') || '/' || count(*)
-			|| ' following'
 		FROM bluegreen.stat_table t
 		WHERE t.deployment = s.deployment) AS tables,
 	s.lag_bytes,
@@ -594,15 +719,24 @@ SELECT s.deployment,
 			ELSE s.error_message END
 		ELSE left('waits for ' || s.waits_for, 40)
 	END AS error,
-	s.preflight || (SELECT CASE
-			WHEN a.s < 60 THEN ' ' || a.s || 's'
-			WHEN a.s < 3600 THEN ' ' || a.s / 60 || 'min'
-			WHEN a.s < 86400 THEN ' ' || a.s / 3600 || 'h'
-			ELSE ' ' || a.s / 86400 || 'd'
-		END
-		FROM greatest(extract(epoch FROM clock_timestamp()
-			- s.preflight_at)::bigint, 0) a (s)) AS preflight
+	s.preflight || ago.preflight AS preflight,
+	-- everything before this was compared, how long ago, and what was found
+	s.verified_lsn || ago.verified || CASE WHEN s.differences > 0
+		THEN ', ' || s.differences || ' wrong' ELSE '' END AS verified
 FROM bluegreen.stat_stream s
+	CROSS JOIN LATERAL (SELECT
+			max(text) FILTER (WHERE what = 'preflight') AS preflight,
+			max(text) FILTER (WHERE what = 'verified') AS verified
+		FROM (VALUES ('preflight', s.preflight_at),
+				('verified', s.verified_at)) v (what, at)
+			CROSS JOIN LATERAL greatest(
+				extract(epoch FROM clock_timestamp() - at)::bigint, 0) a (s)
+			CROSS JOIN LATERAL (SELECT CASE
+				WHEN a.s < 60 THEN ' ' || a.s || 's'
+				WHEN a.s < 3600 THEN ' ' || a.s / 60 || 'min'
+				WHEN a.s < 86400 THEN ' ' || a.s / 3600 || 'h'
+				ELSE ' ' || a.s / 86400 || 'd'
+			END) t (text)) ago
 ORDER BY s.deployment, s.direction;
 
 CREATE VIEW bluegreen.copy_progress AS
@@ -671,6 +805,48 @@ SELECT id,
 FROM bluegreen.conflict_log
 ORDER BY id;
 
+CREATE VIEW bluegreen.verification AS
+SELECT d.name AS deployment,
+	format('%I.%I', m.target_schema, m.target_table) AS target,
+	CASE WHEN t.state IN ('waiting', 'comparing') AND r.state <> 'running'
+		THEN r.state ELSE t.state END AS state,
+	t.row_count AS rows,
+	t.estimated_rows AS estimate,
+	t.differences,
+	t.unsettled,
+	t.rechecks,
+	t.first_lsn AS lsn,
+	t.last_lsn,
+	t.target_row_count AS target_rows,
+	t.ranges,
+	t.suspects,
+	t.started_at,
+	t.finished_at,
+	m.source::regclass AS source,
+	coalesce(t.message, r.message) AS message
+FROM bluegreen.verify_table t
+	JOIN bluegreen.table_mapping m ON m.id = t.mapping
+	JOIN bluegreen.deployment d ON d.id = m.deployment
+	JOIN bluegreen.verify_run r ON r.deployment = d.id
+ORDER BY d.name, m.id;
+
+CREATE VIEW bluegreen.difference AS
+SELECT d.name AS deployment,
+	format('%I.%I', m.target_schema, m.target_table) AS target,
+	f.key,
+	f.kind,
+	f.source_rows,
+	f.target_rows,
+	f.lsn,
+	f.found_at,
+	f.repaired_at,
+	f.repaired_by,
+	m.source::regclass AS source
+FROM bluegreen.verify_difference f
+	JOIN bluegreen.table_mapping m ON m.id = f.mapping
+	JOIN bluegreen.deployment d ON d.id = m.deployment
+ORDER BY d.name, m.id, f.id;
+
 CREATE VIEW bluegreen.event AS
 SELECT e.at,
 	coalesce(e.deployment_name, d.name) AS deployment,
@@ -719,6 +895,10 @@ REVOKE ALL ON FUNCTION bluegreen.accept(name, text, text, boolean) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.start(name, boolean) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.stop(name) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.wait_for_sync(name, interval) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.verify(name, regclass, interval, boolean)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.cancel_verify(name) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.repair(name, regclass) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.skip(name, pg_lsn) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.confirm_source(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.commit_position(pg_lsn, timestamptz, pg_lsn)
@@ -751,7 +931,8 @@ GRANT EXECUTE ON FUNCTION bluegreen.stream_state(), bluegreen.table_state(),
 	bluegreen.copy_state(), bluegreen.slot_state(name) TO pg_monitor;
 GRANT SELECT ON bluegreen.status, bluegreen.stat_stream, bluegreen.stat_table,
 	bluegreen.copy_progress, bluegreen.chunk, bluegreen.conflict,
-	bluegreen.event, bluegreen.mapping TO pg_monitor;
+	bluegreen.event, bluegreen.mapping, bluegreen.verification,
+	bluegreen.difference TO pg_monitor;
 
 --
 -- Comments
@@ -777,6 +958,14 @@ COMMENT ON TABLE bluegreen.preflight_result IS
 	'worst severity of each deployment''s last preflight; see view status';
 COMMENT ON TABLE bluegreen.accepted IS
 	'findings of preflights that somebody has accepted';
+COMMENT ON TABLE bluegreen.verify_run IS
+	'the last comparison of each deployment, and when the next is due';
+COMMENT ON TABLE bluegreen.verify_table IS
+	'how far the comparison of each mapping is; see view verification';
+COMMENT ON TABLE bluegreen.verify_difference IS
+	'rows that a comparison has found wrong; see view difference';
+COMMENT ON TABLE bluegreen.repair_row IS
+	'always empty: rows that repair() has written again pass through it into the WAL';
 COMMENT ON TABLE bluegreen.applied_stream IS
 	'on a target: the streams that write here';
 COMMENT ON TABLE bluegreen.applied_table IS
@@ -818,6 +1007,12 @@ COMMENT ON PROCEDURE bluegreen.stop(name) IS
 	'stop a deployment''s stream; its slot goes on to hold WAL';
 COMMENT ON PROCEDURE bluegreen.wait_for_sync(name, interval) IS
 	'wait until all tables follow and what was committed before the call is on the peer; query_canceled after the timeout';
+COMMENT ON PROCEDURE bluegreen.verify(name, regclass, interval, boolean) IS
+	'compare all rows of both sides while they are in use; every: again and again';
+COMMENT ON FUNCTION bluegreen.cancel_verify(name) IS
+	'end the comparison that runs, and those that would come by themselves; false if none ran';
+COMMENT ON FUNCTION bluegreen.repair(name, regclass) IS
+	'have the stream write the rows again that verify() has found wrong; returns how many';
 COMMENT ON FUNCTION bluegreen.skip(name, pg_lsn) IS
 	'leave out the transaction that the stream stands at in state error, given its error_lsn';
 COMMENT ON FUNCTION bluegreen.confirm_source(name) IS
@@ -854,6 +1049,19 @@ COMMENT ON FUNCTION bluegreen.revoke_apply(regrole, regclass[]) IS
 	'on a target: take back what grant_apply() has granted, on the tables or altogether; returns the statements';
 COMMENT ON FUNCTION bluegreen.image_hash(VARIADIC "any") IS
 	'for streams, on a target: hash of values as they are stored';
+COMMENT ON FUNCTION bluegreen.row_hash(text, VARIADIC "any") IS
+	'for verify(): hash of a row that is the same on both sides';
+COMMENT ON FUNCTION bluegreen.row_bucket(integer, text, VARIADIC "any") IS
+	'for verify(): the bucket of checksum() that a key is in';
+COMMENT ON FUNCTION bluegreen.key_text(VARIADIC "any") IS
+	'for verify(): values as their types write them';
+COMMENT ON FUNCTION bluegreen.checksum_add(internal, integer, integer, text,
+	VARIADIC "any") IS 'transition function of checksum()';
+COMMENT ON FUNCTION bluegreen.checksum_final(internal) IS
+	'final function of checksum()';
+COMMENT ON AGGREGATE bluegreen.checksum(integer, integer, text,
+	VARIADIC "any") IS
+	'for verify(): number of rows and sum of their hashes, in buckets by their key';
 COMMENT ON FUNCTION bluegreen.reset_stats(name) IS
 	'set the counters of a deployment''s stream to zero';
 COMMENT ON FUNCTION bluegreen.stream_state() IS
@@ -877,6 +1085,10 @@ COMMENT ON VIEW bluegreen.chunk IS
 	'chunks that are copied or being copied';
 COMMENT ON VIEW bluegreen.conflict IS
 	'on a target: rows that were not as a stream expected';
+COMMENT ON VIEW bluegreen.verification IS
+	'progress and result of the last comparison of each mapping';
+COMMENT ON VIEW bluegreen.difference IS
+	'keys whose rows verify() has found wrong, and which of them are repaired';
 COMMENT ON VIEW bluegreen.event IS
 	'history of the deployments';
 COMMENT ON VIEW bluegreen.mapping IS
@@ -898,6 +1110,22 @@ COMMENT ON COLUMN bluegreen.stat_stream.preflight IS
 	'worst severity of the last preflight(): ok, notice, warning, error';
 COMMENT ON COLUMN bluegreen.stat_stream.preflight_at IS
 	'when that preflight was';
+COMMENT ON COLUMN bluegreen.status.verified IS
+	'position up to which the last complete verify() compared all tables, how long ago that was, and how many rows were wrong';
+COMMENT ON COLUMN bluegreen.stat_stream.verified_at IS
+	'end of the last complete comparison of all tables';
+COMMENT ON COLUMN bluegreen.stat_stream.verified_lsn IS
+	'everything committed before this position was compared by it';
+COMMENT ON COLUMN bluegreen.stat_stream.differences IS
+	'rows that it found wrong';
+COMMENT ON COLUMN bluegreen.verification.unsettled IS
+	'keys that were written all the time and could not be compared';
+COMMENT ON COLUMN bluegreen.verification.rechecks IS
+	'rounds of looks at rows that might have been on their way';
+COMMENT ON COLUMN bluegreen.verification.lsn IS
+	'everything committed before this position was compared';
+COMMENT ON COLUMN bluegreen.difference.kind IS
+	'missing: the target lacks it; extra: only the target has it; different';
 COMMENT ON COLUMN bluegreen.stat_stream.wal_kept_bytes IS
 	'WAL that the stream''s slot holds back';
 COMMENT ON COLUMN bluegreen.stat_stream.error_lsn IS

@@ -265,7 +265,7 @@ stream_has_processes(StreamShared *s)
 	bool		result;
 
 	SpinLockAcquire(&s->mutex);
-	result = s->pid != 0;
+	result = s->pid != 0 || s->verify_pid != 0;
 	SpinLockRelease(&s->mutex);
 	if (result)
 		return true;
@@ -286,12 +286,16 @@ static void
 terminate_worker(StreamShared *s)
 {
 	pid_t		pid;
+	pid_t		verify_pid;
 
 	SpinLockAcquire(&s->mutex);
 	pid = s->pid;
+	verify_pid = s->verify_pid;
 	SpinLockRelease(&s->mutex);
 	if (pid != 0)
 		(void) kill(pid, SIGTERM);
+	if (verify_pid != 0)
+		(void) kill(verify_pid, SIGTERM);
 }
 
 /*
@@ -445,8 +449,8 @@ sync_look(StreamShared *s, SyncView *view)
  * of an exactly filled page lies behind the next page's header, which no
  * record's end ever equals; step back to the page's start then.
  */
-static XLogRecPtr
-sync_position(void)
+XLogRecPtr
+control_position(void)
 {
 	XLogRecPtr	lsn = GetXLogInsertRecPtr();
 
@@ -486,6 +490,19 @@ sync_check(const char *name, const SyncView *view)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("stream of deployment \"%s\" is stopped", name),
 				 errhint("Use CALL bluegreen.start().")));
+}
+
+/*
+ * The same, for who waits for a stream in another way.
+ */
+void
+control_check_stream(StreamShared *s, const char *name)
+{
+	SyncView   *view = palloc0(sizeof(SyncView));
+
+	sync_look(s, view);
+	sync_check(name, view);
+	pfree(view);
 }
 
 static void
@@ -553,8 +570,8 @@ sync_wait(StreamShared *s, const char *name, XLogRecPtr goal, TimestampTz end)
 /*
  * The entry of a started deployment's stream.
  */
-static StreamShared *
-sync_stream(const Deployment *deployment)
+StreamShared *
+control_stream(const Deployment *deployment)
 {
 	char		slot_name[NAMEDATALEN];
 	LostReason	reason;
@@ -592,7 +609,7 @@ bluegreen_wait_for_sync(PG_FUNCTION_ARGS)
 
 	procedure_begin(fcinfo, "bluegreen.wait_for_sync");
 	shared_require();
-	goal = sync_position();
+	goal = control_position();
 	name = pstrdup(NameStr(*PG_GETARG_NAME(0)));
 	if (!PG_ARGISNULL(1))
 		end = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
@@ -600,7 +617,7 @@ bluegreen_wait_for_sync(PG_FUNCTION_ARGS)
 													  PG_GETARG_DATUM(1)));
 	deployment = deployment_load_by_name(name, false);
 	deployment_check_owner(deployment);
-	s = sync_stream(deployment);
+	s = control_stream(deployment);
 	SPI_commit();
 	sync_wait(s, name, goal, end);
 	procedure_end();
@@ -646,9 +663,9 @@ stream_waits_for_us(const StreamShared *s)
 void
 control_wait_applied(const Deployment *deployment)
 {
-	StreamShared *s = sync_stream(deployment);
+	StreamShared *s = control_stream(deployment);
 	SyncView   *view = palloc0(sizeof(SyncView));
-	XLogRecPtr	goal = sync_position();
+	XLogRecPtr	goal = control_position();
 
 	XLogFlush(goal);
 	ConditionVariablePrepareToSleep(&s->changed);

@@ -92,6 +92,9 @@ extern void control_reload_at_commit(int32 deployment);
 extern void control_retry_at_commit(int32 deployment);
 extern void control_resume_at_abort(int32 deployment);
 extern void control_drop_slot(const char *slot_name);
+extern XLogRecPtr control_position(void);
+extern StreamShared *control_stream(const Deployment *deployment);
+extern void control_check_stream(StreamShared *s, const char *name);
 extern void control_wait_applied(const Deployment *deployment);
 
 /* ---- mapping_check.c: what a mapping asks of its two tables ---- */

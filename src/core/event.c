@@ -95,7 +95,9 @@ const char *const event_kind_names[] = {
 	[EVENT_CONFLICT] = "conflict",
 	[EVENT_SKIPPED] = "skipped",
 	[EVENT_LOST] = "lost",
-	[EVENT_DROPPED] = "dropped"
+	[EVENT_DROPPED] = "dropped",
+	[EVENT_VERIFIED] = "verified",
+	[EVENT_REPAIRED] = "repaired"
 };
 
 static EventRing *ring = NULL;

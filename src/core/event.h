@@ -28,7 +28,9 @@ typedef enum EventKind
 	EVENT_CONFLICT,
 	EVENT_SKIPPED,
 	EVENT_LOST,
-	EVENT_DROPPED
+	EVENT_DROPPED,
+	EVENT_VERIFIED,
+	EVENT_REPAIRED
 } EventKind;
 
 extern const char *const event_kind_names[];

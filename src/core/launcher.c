@@ -56,6 +56,7 @@ typedef struct LauncherEntry
 	bool		inherited;		/* worker that an earlier launcher started */
 	TimestampTz started_at;
 	int			quick_ends;		/* orderly ends soon after the start, in a row */
+	BackgroundWorkerHandle *verify; /* its verify worker */
 } LauncherEntry;
 
 /* What it remembers of the recorder. */
@@ -442,6 +443,43 @@ tend_entry(int index)
 }
 
 /*
+ * Start a stream's verify worker when that is due and the stream runs.  Unless
+ * it says otherwise, the next one comes after a delay.  Returns when to look
+ * again, or 0.
+ */
+static TimestampTz
+tend_verify(int index)
+{
+	StreamShared *s = stream_shared_at(index);
+	LauncherEntry *entry = &entries[index];
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz at;
+
+	if (worker_is_there(&entry->verify) || !s->in_use)
+		return 0;
+	SpinLockAcquire(&s->mutex);
+	at = s->verify_at;
+	if (s->verify_pid != 0 || s->pid == 0 || s->stop_requested ||
+		!OidIsValid(s->owner) || s->mapping_version == 0)
+		at = 0;
+	if (at != 0 && at <= now)
+		s->verify_at =
+			TimestampTzPlusMilliseconds(now, settings_restart_delay(++s->verify_failures));
+	SpinLockRelease(&s->mutex);
+	if (at == 0 || at > now)
+		return at;
+	entry->verify = start_worker("bluegreen_verify_main",
+								 "pg_bluegreen verify", s->slot_name,
+								 Int32GetDatum(index));
+	if (entry->verify == NULL)
+		ereport(WARNING,
+				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+				 errmsg("no background worker is free to verify"),
+				 errhint("Raise max_worker_processes.")));
+	return entry->verify == NULL ? s->verify_at : 0;
+}
+
+/*
  * Give up the events of a database that no recorder can get into: it was
  * dropped, most likely.
  */
@@ -526,7 +564,10 @@ launcher_round(void)
 	read_slots();
 	adopt_slots();
 	for (int i = 0; i < stream_shared_count(); i++)
+	{
 		wanted = earlier(wanted, tend_entry(i));
+		wanted = earlier(wanted, tend_verify(i));
+	}
 	wanted = earlier(wanted, tend_recorder());
 
 	if (wanted == 0)

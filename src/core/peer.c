@@ -651,6 +651,30 @@ peer_query(Peer *peer, const char *sql, int nargs, const char *const *args)
 }
 
 /*
+ * The same in two steps, without arguments: between them the peer works, and
+ * so may the caller, but not with this peer.  An error in between leaves the
+ * connection behind as lost.
+ */
+void
+peer_query_begin(Peer *peer, const char *sql)
+{
+	peer_start(peer, sql);
+	(void) PQflush(peer->conn);
+}
+
+PeerResult *
+peer_query_end(Peer *peer, const char *sql)
+{
+	PeerResult *result = palloc0(sizeof(PeerResult));
+	PeerError	error;
+
+	finish_statement(peer, result, &error);
+	if (error.sqlstate[0] != '\0')
+		peer_rethrow_sql(&error, sql);
+	return result;
+}
+
+/*
  * Run a command, or several separated by semicolons, and return the rows that
  * the last one affected.  Waits and raises as peer_query() does; so does a
  * COMMIT that the peer answers with a rollback.

@@ -29,6 +29,7 @@ int			bg_batch_rows = 10000;
 int			bg_batch_size = 8192;
 int			bg_batch_delay = 200;
 int			bg_decoding_work_mem = 256 * 1024;
+int			bg_verify_rate = 100000;
 int			bg_connect_timeout = 10;
 int			bg_peer_timeout = 30000;
 int			bg_restart_delay = 1000;
@@ -98,6 +99,12 @@ static const Setting settings[] = {
 		PGC_SIGHUP, GUC_UNIT_KB,
 		"Sets the maximum memory in which a stream keeps transactions before it spills them to disk.",
 		"Where logical_decoding_work_mem is larger, that is used."
+	},
+	{
+		"bluegreen.verify_rate", &bg_verify_rate, 0, INT_MAX,
+		PGC_SIGHUP, 0,
+		"Sets the number of rows that a verification compares per second.",
+		"Of rows wider than 1 kB each kB counts. 0 means as fast as possible."
 	},
 	{
 		"bluegreen.connect_timeout", &bg_connect_timeout, 2, 3600,

@@ -21,6 +21,9 @@ extern int	bg_batch_rows;		/* a batch is sent at this many rows ... */
 extern int	bg_batch_size;		/* ... or kilobytes ... */
 extern int	bg_batch_delay;		/* ... or milliseconds since its first row */
 
+/* verification */
+extern int	bg_verify_rate;		/* rows a second, 0 = no limit */
+
 /* decoding */
 extern int	bg_decoding_work_mem;	/* kilobytes, before core spills to disk */
 

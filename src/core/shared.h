@@ -160,6 +160,11 @@ typedef struct StreamShared
 	int64		careful_batches;
 	StreamError error;
 
+	/* verification, see stream/verify.c */
+	pid_t		verify_pid;		/* 0 = none */
+	TimestampTz verify_at;		/* start a worker then; 0 = not */
+	int			verify_failures;	/* since one has come to its end */
+
 	/* copy: protected by bg_shared->chunk_lock */
 	uint64		chunk_version;	/* changes whenever a chunk is announced,
 								 * finished or given up */

@@ -77,6 +77,9 @@ typedef enum CopyStep
 extern CopyStep copy_plan(CopyState *state, CopyJob *job);
 extern void copy_append_range(StringInfo sql, const CopyTable *table,
 							  const Datum *lower, const Datum *upper);
+extern void copy_estimate_source(const CopyTable *table);
+extern Datum *copy_find_upper(CopyTable *table, Datum *lower,
+							  Datum *gap_upper, int64 rows);
 extern void copy_withdraw(CopyState *state);
 extern bool copy_is_claimed(const StreamShared *shared, int32 mapping);
 

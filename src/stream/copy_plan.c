@@ -93,8 +93,8 @@ estimate_one(Oid relid, double *rows, double *bytes)
 /*
  * About how much the source has now.
  */
-static void
-estimate_source(const CopyTable *table)
+void
+copy_estimate_source(const CopyTable *table)
 {
 	Oid			source = table->transform->row->source;
 	double		rows = 0;
@@ -237,8 +237,8 @@ guess_upper(const CopyTable *table, const Datum *lower, int64 rows)
  * The key at which a chunk of so many rows from lower ends, if that is inside
  * of the gap; otherwise the gap's own upper bound.
  */
-static Datum *
-find_upper(CopyTable *table, Datum *lower, Datum *gap_upper, int64 rows)
+Datum *
+copy_find_upper(CopyTable *table, Datum *lower, Datum *gap_upper, int64 rows)
 {
 	KeySpace   *space = table->directory->space;
 	char	   *keys = key_list(space);
@@ -350,7 +350,7 @@ cut_chunk(CopyState *state, CopyTable *table, CopyJob *job)
 				  !copy_save_indexes(state, table)))
 		return;
 	job->rows = share_of_rest(state, table, rows);
-	job->upper = find_upper(table, job->lower, job->upper, job->rows);
+	job->upper = copy_find_upper(table, job->lower, job->upper, job->rows);
 }
 
 static void
@@ -513,7 +513,7 @@ begin_table(CopyState *state, CopyTable *table)
 
 	if (stats->state == TABLE_COPYING)
 		return;
-	estimate_source(table);
+	copy_estimate_source(table);
 	if (stats->copy_started_at == 0)
 		stats->copy_started_at = GetCurrentTimestamp();
 	stats->state = TABLE_COPYING;

@@ -29,6 +29,7 @@
 #include "nodes/makefuncs.h"
 #include "replication/output_plugin.h"
 #include "stream/relation.h"
+#include "stream/repair_row.h"
 #include "stream/rowchange.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -354,12 +355,15 @@ plugin_change(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
 	entry = relation_entry(state, relation);
 	if (entry->ntransforms == 0 &&
 		entry->relid != state->partition_change &&
+		entry->relid != state->repair_rows &&
 		entry->relid != state->deployments)
 		return;
 
 	old = MemoryContextSwitchTo(state->change_context);
 	if (entry->relid == state->partition_change)
 		check_partitions(state, relation, change);
+	else if (entry->relid == state->repair_rows)
+		repair_row(state, relation, change);
 	else if (entry->relid == state->deployments)
 		check_definition(state, relation, change);
 	else

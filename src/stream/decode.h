@@ -37,6 +37,7 @@ typedef struct DecodeState
 	XLogRecPtr	skip_lsn;		/* leave out the transaction committed here */
 	bool		skipping;
 	Oid			partition_change;	/* see core/partition.c */
+	Oid			repair_rows;	/* see repair_row.c */
 	Oid			deployments;	/* bluegreen.deployment, or invalid: where a
 								 * newer mapping_version says that mappings
 								 * have changed */

@@ -49,8 +49,10 @@
 #include "storage/ipc.h"
 #include "stream/copy.h"
 #include "stream/progress.h"
+#include "stream/repair_row.h"
 #include "stream/standby.h"
 #include "stream/sync.h"
+#include "stream/verify.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -106,6 +108,7 @@ load_mappings(StreamWorker *worker)
 		worker->transforms = lappend(worker->transforms, transform);
 	}
 	worker->partition_change = partition_change_relid();
+	worker->repair_rows = repair_row_relid();
 	worker->deployments =
 		get_relname_relid("deployment", get_namespace_oid("bluegreen", false));
 	worker->origin = stream_origin_name(deployment->system_identifier,
@@ -240,6 +243,7 @@ prepare(StreamWorker *worker)
 	shared->mapping_version = worker->deployment->mapping_version;
 	SpinLockRelease(&shared->mutex);
 	connect_peer(worker);
+	verify_schedule(shared);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 
@@ -329,6 +333,7 @@ begin_decoding(StreamWorker *worker)
 	worker->decode = decode_create(worker->transforms, &sink);
 	worker->decode->skip_lsn = worker->deployment->skip_lsn;
 	worker->decode->partition_change = worker->partition_change;
+	worker->decode->repair_rows = worker->repair_rows;
 	worker->decode->deployments = worker->deployments;
 	worker->decode->deployment = worker->deployment->id;
 	worker->decode->mapping_version = worker->deployment->mapping_version;

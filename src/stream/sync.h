@@ -22,6 +22,7 @@ typedef struct StreamWorker
 	List	   *rows;			/* of MappingRow */
 	List	   *transforms;
 	Oid			partition_change;	/* see core/partition.c */
+	Oid			repair_rows;	/* see repair_row.c */
 	Oid			deployments;	/* bluegreen.deployment */
 	char	   *origin;
 	char	   *application_name;

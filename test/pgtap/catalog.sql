@@ -27,13 +27,14 @@ SELECT is((SELECT extnamespace::regnamespace::text FROM pg_extension
 SELECT set_eq($$SELECT relname::text FROM pg_class
 	WHERE relnamespace = 'bluegreen'::regnamespace AND relkind = 'r'$$,
 	ARRAY['deployment', 'table_mapping', 'mapping_column', 'partition_change', 'event_log',
-		'chunk_log', 'preflight_result', 'accepted', 'applied_stream', 'applied_table', 'applied_chunk',
-		'saved_index', 'conflict_log'],
+		'chunk_log', 'preflight_result', 'accepted', 'applied_stream', 'applied_table',
+		'applied_chunk', 'saved_index', 'conflict_log', 'verify_run', 'verify_table',
+		'verify_difference', 'repair_row'],
 	'tables of the extension');
 SELECT set_eq($$SELECT relname::text FROM pg_class
 	WHERE relnamespace = 'bluegreen'::regnamespace AND relkind = 'v'$$,
 	ARRAY['stat_stream', 'stat_table', 'status', 'copy_progress', 'chunk',
-		'conflict', 'event', 'mapping'],
+		'conflict', 'event', 'mapping', 'verification', 'difference'],
 	'views of the extension');
 SELECT set_eq($$SELECT conrelid::regclass::text FROM pg_constraint
 	WHERE connamespace = 'bluegreen'::regnamespace AND contype = 'p'$$,
@@ -86,6 +87,13 @@ SELECT set_eq($$SELECT signature FROM routine
 		('bluegreen.grant_apply(regrole,regclass[])'),
 		('bluegreen.revoke_apply(regrole,regclass[])'),
 		('bluegreen.image_hash("any")'),
+		('bluegreen.row_hash(text,"any")'),
+		('bluegreen.row_bucket(integer,text,"any")'),
+		('bluegreen.key_text("any")'),
+		('bluegreen.checksum_add(internal,integer,integer,text,"any")'),
+		('bluegreen.checksum_final(internal)'),
+		('bluegreen.cancel_verify(name)'),
+		('bluegreen.repair(name,regclass)'),
 		('bluegreen.reset_stats(name)'),
 		('bluegreen.stream_state()'),
 		('bluegreen.table_state()'),
@@ -97,10 +105,13 @@ SELECT set_eq($$SELECT signature FROM routine
 	$$SELECT f FROM (VALUES
 		('bluegreen.start(name,boolean)'),
 		('bluegreen.stop(name)'),
+		('bluegreen.verify(name,regclass,interval,boolean)'),
 		('bluegreen.wait_for_sync(name,interval)')) v (f)$$,
 	'procedures with their signatures');
-SELECT is_empty($$SELECT signature FROM routine
-	WHERE prokind NOT IN ('f', 'p')$$, 'no aggregates or window functions');
+SELECT set_eq($$SELECT signature FROM routine
+	WHERE prokind NOT IN ('f', 'p')$$,
+	ARRAY['bluegreen.checksum(integer,integer,text,"any")'],
+	'one aggregate, no window functions');
 SELECT set_eq($$SELECT proname::text,
 		pg_get_function_arguments(oid),
 		pg_get_function_result(oid)
@@ -127,26 +138,36 @@ SELECT set_eq($$SELECT proname::text,
 	('check_rows', 'expected bigint[]', 'void'),
 	('commit_time', '', 'timestamp with time zone'),
 	('confirm_source', 'deployment name', 'void'),
+	('cancel_verify', 'deployment name', 'boolean'),
+	('checksum', 'buckets integer, keys integer, formats text, VARIADIC "any"', 'bytea'),
+	('checksum_add', 'internal, integer, integer, text, VARIADIC "any"', 'internal'),
+	('checksum_final', 'internal', 'bytea'),
 	('create_deployment', 'name name, server name', 'integer'),
 	('drop_deployment', 'name name, force boolean DEFAULT false', 'void'),
 	('fdw_validator', 'options text[], catalog oid', 'void'),
 	('image_hash', 'VARIADIC "any"', 'bigint'),
+	('key_text', 'VARIADIC "any"', 'text[]'),
 	('map_schema', 'deployment name, schema name, target_schema name DEFAULT NULL::name, exclude name[] DEFAULT ''{}''::name[], OUT mapping integer, OUT source regclass', 'SETOF record'),
 	('map_table', 'deployment name, source regclass, target text DEFAULT NULL::text, transform text DEFAULT NULL::text, key text[] DEFAULT NULL::text[], on_write text DEFAULT ''mirror''::text, on_delete text DEFAULT ''delete''::text, lookup text DEFAULT NULL::text, direction text DEFAULT ''forward''::text', 'integer'),
 	('preview', 'deployment name, source regclass, n integer DEFAULT 5, OUT target text, OUT source_row jsonb, OUT action text, OUT target_row jsonb', 'SETOF record'),
+	('repair', 'deployment name, source regclass DEFAULT NULL::regclass', 'bigint'),
 	('reset_stats', 'deployment name', 'void'),
+	('row_bucket', 'buckets integer, formats text, VARIADIC "any"', 'integer'),
+	('row_hash', 'formats text, VARIADIC "any"', 'uuid'),
 	('skip', 'deployment name, lsn pg_lsn', 'void'),
 	('start', 'IN deployment name, IN allow_nonempty boolean DEFAULT false', NULL),
 	('stop', 'IN deployment name', NULL),
 	('unmap_table', 'deployment name, source regclass, target text DEFAULT NULL::text', 'integer'),
+	('verify', 'IN deployment name, IN source regclass DEFAULT NULL::regclass, IN every interval DEFAULT NULL::interval, IN wait boolean DEFAULT true', NULL),
 	('wait_for_sync', 'IN deployment name, IN timeout interval DEFAULT NULL::interval', NULL)
 	) v (a, b, c)$$,
 	'argument names, defaults and results');
 SELECT set_eq($$SELECT proname::text FROM routine
 	WHERE provolatile <> 'v'$$,
-	$$SELECT f FROM (VALUES ('commit_lsn'), ('commit_time'), ('image_hash'))
-		v (f)$$,
-	'only the pseudo-functions of transforms, and a hash, claim not to be volatile');
+	$$SELECT f FROM (VALUES ('commit_lsn'), ('commit_time'), ('image_hash'),
+		('row_hash'), ('row_bucket'), ('key_text'), ('checksum_add'),
+		('checksum_final'), ('checksum')) v (f)$$,
+	'only the pseudo-functions of transforms, and hashes, claim not to be volatile');
 
 --
 -- Members and comments
@@ -182,16 +203,30 @@ SELECT is_empty($$SELECT description FROM pg_description d
 --
 -- commit_time() and commit_lsn() tell nothing, and are used by transforms,
 -- which run as any deployment's owner; note_row() keeps a text for a moment, as
--- any target table's owner; image_hash() tells what its caller has.
+-- any target table's owner; image_hash() and what compares tell what their
+-- caller has.
 SELECT set_eq($$SELECT signature FROM routine
 	WHERE has_function_privilege('public', oid, 'EXECUTE')$$,
 	ARRAY['bluegreen.commit_time()', 'bluegreen.commit_lsn()',
-		'bluegreen.image_hash("any")', 'bluegreen.note_row(text)'],
+		'bluegreen.image_hash("any")', 'bluegreen.note_row(text)',
+		'bluegreen.row_hash(text,"any")',
+		'bluegreen.row_bucket(integer,text,"any")',
+		'bluegreen.key_text("any")',
+		'bluegreen.checksum_add(internal,integer,integer,text,"any")',
+		'bluegreen.checksum_final(internal)',
+		'bluegreen.checksum(integer,integer,text,"any")'],
 	'PUBLIC may execute nothing but what tells nothing');
 SELECT set_eq($$SELECT signature FROM routine
 	WHERE has_function_privilege('pg_monitor', oid, 'EXECUTE')$$,
 	ARRAY['bluegreen.commit_time()', 'bluegreen.commit_lsn()',
-		'bluegreen.image_hash("any")', 'bluegreen.note_row(text)', 'bluegreen.stream_state()',
+		'bluegreen.image_hash("any")', 'bluegreen.note_row(text)',
+		'bluegreen.row_hash(text,"any")',
+		'bluegreen.row_bucket(integer,text,"any")',
+		'bluegreen.key_text("any")',
+		'bluegreen.checksum_add(internal,integer,integer,text,"any")',
+		'bluegreen.checksum_final(internal)',
+		'bluegreen.checksum(integer,integer,text,"any")',
+		'bluegreen.stream_state()',
 		'bluegreen.table_state()', 'bluegreen.copy_state()',
 		'bluegreen.slot_state(name)'],
 	'pg_monitor may execute what the views need, and nothing that acts');
@@ -240,7 +275,8 @@ SELECT is_empty($$SELECT signature FROM routine WHERE prosecdef$$,
 	'nothing is SECURITY DEFINER');
 -- Procedures that commit cannot have a SET clause (C pins their search_path);
 -- map_table() and alter_mapping() resolve the names of a transform by the
--- caller's; image_hash() is called for every row, and looks up no name.
+-- caller's; image_hash() and the hashes of verify() are called for every row,
+-- and look up no name.
 SELECT set_eq($$SELECT signature FROM routine
 	WHERE proconfig IS DISTINCT FROM
 		ARRAY['search_path=pg_catalog, pg_temp']$$,
@@ -248,11 +284,18 @@ SELECT set_eq($$SELECT signature FROM routine
 		'bluegreen.wait_for_sync(name,interval)',
 		'bluegreen.map_table(name,regclass,text,text,text[],text,text,text,text)',
 		'bluegreen.alter_mapping(name,regclass,text,text,text[],text,text)',
+		'bluegreen.verify(name,regclass,interval,boolean)',
+		'bluegreen.row_hash(text,"any")',
+		'bluegreen.row_bucket(integer,text,"any")',
+		'bluegreen.key_text("any")',
+		'bluegreen.checksum_add(internal,integer,integer,text,"any")',
+		'bluegreen.checksum_final(internal)',
+		'bluegreen.checksum(integer,integer,text,"any")',
 		'bluegreen.image_hash("any")'],
 	'every function but these pins search_path to pg_catalog, pg_temp');
 SELECT is_empty($$SELECT signature, lanname FROM routine
 		JOIN pg_language l ON l.oid = prolang
-	WHERE lanname <> 'c' OR probin <> '$libdir/pg_bluegreen'$$,
+	WHERE prokind <> 'a' AND (lanname <> 'c' OR probin <> '$libdir/pg_bluegreen')$$,
 	'everything is in C, of this library: no body concatenates an EXECUTE');
 SELECT is_empty($$SELECT tgname FROM pg_trigger t
 		JOIN pg_class c ON c.oid = tgrelid
@@ -345,7 +388,8 @@ SELECT set_eq($$SELECT name, context,
 	('bluegreen.max_tables', 'postmaster', '4096', NULL),
 	('bluegreen.peer_timeout', 'user', '30000', 'ms'),
 	('bluegreen.restart_delay', 'sighup', '1000', 'ms'),
-	('bluegreen.restart_delay_max', 'sighup', '60000', 'ms')) v (a, b, c, d)$$,
+	('bluegreen.restart_delay_max', 'sighup', '60000', 'ms'),
+	('bluegreen.verify_rate', 'sighup', '100000', NULL)) v (a, b, c, d)$$,
 	'settings with their context, default and unit');
 SELECT is_empty($$SELECT name, short_desc FROM pg_settings
 	WHERE name LIKE 'bluegreen.%'

@@ -76,6 +76,10 @@ FROM (VALUES
 	('procedure', 'start', $$CALL bluegreen.start('admins')$$),
 	('procedure', 'stop', $$CALL bluegreen.stop('admins')$$),
 	('procedure', 'wait_for_sync', $$CALL bluegreen.wait_for_sync('admins')$$),
+	('procedure', 'verify', $$CALL bluegreen.verify('admins')$$),
+	('function', 'cancel_verify',
+		$$SELECT bluegreen.cancel_verify('admins')$$),
+	('function', 'repair', $$SELECT bluegreen.repair('admins')$$),
 	('function', 'skip', $$SELECT bluegreen.skip('admins', '0/1')$$),
 	('function', 'confirm_source',
 		$$SELECT bluegreen.confirm_source('admins')$$),
@@ -375,6 +379,8 @@ FROM (VALUES
 	($$SELECT bluegreen.accept('joes', 'role', 'x')$$),
 	($$SELECT bluegreen.skip('joes', '0/1')$$),
 	($$SELECT bluegreen.confirm_source('joes')$$),
+	($$SELECT bluegreen.cancel_verify('joes')$$),
+	($$SELECT bluegreen.repair('joes')$$),
 	($$SELECT bluegreen.reset_stats('joes')$$)) c (call);
 SELECT is(why($$SELECT bluegreen.create_deployment('joes', 'green')$$),
 	'42710 deployment "joes" already exists', 'its name is taken');
@@ -389,6 +395,7 @@ SELECT is(why(format('SELECT dblink_exec(%L, %L)', :'jack', call)),
 	'42501 must be owner of deployment "joes"', 'nor: ' || call)
 FROM (VALUES ($$CALL bluegreen.start('joes')$$),
 	($$CALL bluegreen.stop('joes')$$),
+	($$CALL bluegreen.verify('joes')$$),
 	($$CALL bluegreen.wait_for_sync('joes', '1s')$$)) c (call);
 
 -- rights that are taken away later
