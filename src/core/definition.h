@@ -129,7 +129,8 @@ extern void ready_workers(const Deployment *deployment);
 extern void ready_source(const MappingRow *mapping);
 extern void ready_target(Peer *peer, const MappingRow *mapping);
 extern void ready_target_rights(Peer *peer, const MapRequest *request);
-extern void ready_empty(Peer *peer, const MappingRow *mapping);
+extern void ready_empty(Peer *peer, const MappingRow *mapping,
+						List *mappings);
 extern void ready_announce_wait(const Deployment *deployment);
 
 /* ---- grant.c: what a role that applies is granted beside its tables ---- */

@@ -22,6 +22,7 @@
 #include "executor/spi.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "nodes/value.h"
 #include "replication/slot.h"
 #include "storage/latch.h"
 #include "stream/transform.h"
@@ -335,10 +336,35 @@ ready_target(Peer *peer, const MappingRow *mapping)
 }
 
 /*
- * Error if a target has rows: the copy would collide with them.
+ * The targets of mappings, each once.  To be emptied together, as foreign keys
+ * may want that.
+ */
+static char *
+target_list(List *mappings)
+{
+	StringInfoData buf;
+	List	   *seen = NIL;
+	ListCell   *lc;
+
+	initStringInfo(&buf);
+	foreach(lc, mappings)
+	{
+		String	   *name = makeString(mapping_target_name(lfirst(lc)));
+
+		if (list_member(seen, name))
+			continue;
+		seen = lappend(seen, name);
+		appendStringInfo(&buf, "%s%s", buf.len > 0 ? ", " : "", strVal(name));
+	}
+	return buf.data;
+}
+
+/*
+ * Error if the target of one of the mappings has rows: the copy would collide
+ * with them.
  */
 void
-ready_empty(Peer *peer, const MappingRow *mapping)
+ready_empty(Peer *peer, const MappingRow *mapping, List *mappings)
 {
 	char	   *name = mapping_target_name(mapping);
 	PeerResult *result =
@@ -351,7 +377,7 @@ ready_empty(Peer *peer, const MappingRow *mapping)
 				 errmsg("target table \"%s\" on %s is not empty",
 						name, peer_description(peer)),
 				 errhint("On the peer, use TRUNCATE %s; or call bluegreen.start with allow_nonempty => true if the rows there may stay.",
-						 name)));
+						 target_list(mappings))));
 }
 
 /* ---- the wait for others ---- */

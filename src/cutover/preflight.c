@@ -201,6 +201,13 @@ add_error(PreflightRun *run, const char *object, const ErrorData *error)
 		row.object = unconstify(char *, check->side);
 		row.message = psprintf("could not be checked: %s", error->message);
 	}
+	if (run->peer != NULL && !peer_is_alive(run->peer))
+	{
+		/* said once: without a connection, green is not looked at */
+		row.severity = PREFLIGHT_ERROR;
+		peer_close(run->peer);
+		run->peer = NULL;
+	}
 	preflight_row(run, &row);
 }
 
@@ -246,7 +253,9 @@ try_check(PreflightRun *run, const MappingRow *mapping)
 		MemoryContextSwitchTo(context);
 		CurrentResourceOwner = owner;
 		if (error->sqlerrcode == ERRCODE_QUERY_CANCELED ||
-			error->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN)
+			error->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN ||
+			(run->raise && run->peer != NULL &&
+			 !peer_is_alive(run->peer)))
 			ReThrowError(error);
 		add_error(run, mapping ? mapping_target_name(mapping) : NULL, error);
 	}

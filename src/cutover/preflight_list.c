@@ -91,7 +91,7 @@ static void
 check_empty(PreflightRun *run, const MappingRow *mapping)
 {
 	if (run->apply != NULL && !run->allow_nonempty)
-		ready_empty(run->apply, mapping);
+		ready_empty(run->apply, mapping, run->mappings);
 }
 
 /* ---- the table ---- */

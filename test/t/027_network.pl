@@ -136,7 +136,7 @@ like($error, qr/could not connect to peer.*\n.*did not answer within 2 s/,
 	'start to a peer that does not answer is an error');
 cmp_ok(time - $since, '<', 2 + $slow, '... in bounded time');
 $proxy->forward;
-$proxy->stall_at('applied_stream');
+$proxy->stall_at('DELETE FROM bluegreen.applied');
 $since = time;
 (undef, undef, $error) = $blue->psql(q{CALL bluegreen.start('net')});
 like($error, qr/lost connection to peer/,

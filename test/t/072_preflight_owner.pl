@@ -107,6 +107,13 @@ is( $green->safe_psql(qq{SELECT pg_has_role('$applier', 'pg_read_all_stats',
 		'USAGE'), has_table_privilege('$applier', '$s."Child"', 'TRUNCATE')}),
 	't|t', 'by granting what they said');
 
+# tables that refer to each other
+$green->safe_psql(qq{INSERT INTO $s.$t VALUES (1, 'mine');
+	INSERT INTO $s."Child" VALUES (1, 1);});
+is(scalar(grep { /^empty error/ } found(preflight($blue, $deployment, %mover))),
+	2, 'targets with rows');
+is(mend(1), '', 'are emptied together');
+
 # another's deployment
 my ($status, undef, $error) =
   $blue->psql("SELECT * FROM bluegreen.preflight('$name')", user => 'stranger');
