@@ -240,7 +240,10 @@ $blue->safe_psql(q{SELECT bluegreen.map_table('d', 'c1',
 	transform => 'SELECT id, 10 / b AS w FROM c1')});
 stands(qr/^could not copy to "public\.c1": division by zero/,
 	'a transform that fails in the copy stops the stream');
-like(stream('error_key'), qr/^id\[integer\]:'777'$/, 'at the row');
+# a copy worker that is ended while it looks for the row does not name it
+ok( $blue->poll_query_until(q{SELECT error_message ~ 'division by zero'
+		AND error_key = $$id[integer]:'777'$$ FROM bluegreen.stat_stream}),
+	'at the row');
 is($lsn, '', 'with no transaction to skip');
 $blue->safe_psql('INSERT INTO c1 VALUES (2000, 2)');
 (undef, undef, $error) = $blue->psql(q{SELECT bluegreen.alter_mapping('d', 'c1',
