@@ -627,7 +627,10 @@ SELECT d.name AS deployment,
 						WHERE c.deployment = d.id)))
 	END AS waits_for,
 	d.started_at,
-	s.stats_reset
+	s.stats_reset,
+	v.verified_at,
+	v.verified_lsn,
+	v.differences
 FROM bluegreen.deployment d
 	CROSS JOIN (SELECT CASE WHEN pg_is_in_recovery()
 		THEN pg_last_wal_replay_lsn()
@@ -639,7 +642,8 @@ FROM bluegreen.deployment d
 		ON s.deployment = d.id AND s.direction = 'forward'
 	LEFT JOIN pg_replication_slots r ON r.slot_name = n.slot_name::name
 	LEFT JOIN LATERAL bluegreen.slot_state(n.slot_name::name) l
-		ON d.slot_lsn IS NOT NULL;
+		ON d.slot_lsn IS NOT NULL
+	LEFT JOIN bluegreen.verify_run v ON v.deployment = d.id;
 
 CREATE VIEW bluegreen.stat_table AS
 SELECT d.name AS deployment,
@@ -671,13 +675,8 @@ SELECT s.deployment,
 			ELSE s.error_message END
 		ELSE left('waits for ' || s.waits_for, 40)
 	END AS error,
-	date_trunc('seconds', v.verified_at) AS verified_at,
-	v.verified_lsn,
-	v.differences
+	s.differences
 FROM bluegreen.stat_stream s
-	LEFT JOIN (bluegreen.deployment d
-		JOIN bluegreen.verify_run v ON v.deployment = d.id)
-		ON d.name = s.deployment
 ORDER BY s.deployment, s.direction;
 
 CREATE VIEW bluegreen.copy_progress AS
@@ -1032,12 +1031,12 @@ COMMENT ON COLUMN bluegreen.status.lag IS
 	'age of the oldest transaction that is not durable on the peer; 0 when nothing is pending';
 COMMENT ON COLUMN bluegreen.status.error IS
 	'start of the error''s message, or what is waited for; all of it is in stat_stream';
-COMMENT ON COLUMN bluegreen.status.verified_at IS
+COMMENT ON COLUMN bluegreen.stat_stream.verified_at IS
 	'end of the last complete comparison of all tables';
-COMMENT ON COLUMN bluegreen.status.verified_lsn IS
+COMMENT ON COLUMN bluegreen.stat_stream.verified_lsn IS
 	'everything committed before this position was compared by it';
 COMMENT ON COLUMN bluegreen.status.differences IS
-	'rows that it found wrong';
+	'rows that the last complete comparison of all tables has found wrong; null if there was none';
 COMMENT ON COLUMN bluegreen.verification.unsettled IS
 	'keys that were written all the time and could not be compared';
 COMMENT ON COLUMN bluegreen.verification.rechecks IS

@@ -138,9 +138,11 @@ public.log extra {hash}
 public.log missing {hash}
 END
 is( $blue->safe_psql(q{SELECT differences, verified_lsn > '0/0',
-		verified_at > now() - interval '1 hour' FROM bluegreen.status}),
+		verified_at > now() - interval '1 hour' FROM bluegreen.stat_stream}),
 	'5|t|t',
-	'status shows how many, when, and up to which position');
+	'stat_stream shows how many, when, and up to which position');
+is($blue->safe_psql('SELECT differences FROM bluegreen.status'),
+	5, 'and status how many');
 
 is($blue->safe_psql(q{SELECT bluegreen.repair('v')}), 5, 'repair()');
 is(differences(), '', 'nothing is left to be repaired');
