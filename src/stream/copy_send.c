@@ -17,9 +17,8 @@
 #include "lib/stringinfo.h"
 #include "libpq/pqformat.h"
 #include "stream/copy.h"
-#include "utils/fmgroids.h"
+#include "stream/plain.h"
 #include "utils/memutils.h"
-#include "utils/uuid.h"
 
 #define FLUSH_BYTES		65536
 
@@ -34,85 +33,8 @@ receiver_flush(CopyReceiver *receiver)
 }
 
 /*
- * A value of a fixed length with that length before it.
+ * Text goes as it is: both ends of the connection use this database's encoding.
  */
-#define APPEND_FIXED(out, type, value) \
-	do { \
-		type		bytes_ = (value); \
-		char	   *to_ = append_space(out, sizeof(uint32) + sizeof(bytes_)); \
-		uint32		len_ = pg_hton32((uint32) sizeof(bytes_)); \
-		memcpy(to_, &len_, sizeof(len_)); \
-		memcpy(to_ + sizeof(len_), &bytes_, sizeof(bytes_)); \
-	} while (0)
-
-static inline char *
-append_space(StringInfo out, int len)
-{
-	char	   *to;
-
-	if (out->len + len >= out->maxlen)
-		enlargeStringInfo(out, len);
-	to = out->data + out->len;
-	out->len += len;
-	return to;
-}
-
-static inline void
-append_bytes(StringInfo out, const char *data, int len)
-{
-	char	   *to = append_space(out, sizeof(uint32) + len);
-	uint32		swapped = pg_hton32((uint32) len);
-
-	memcpy(to, &swapped, sizeof(swapped));
-	memcpy(to + sizeof(swapped), data, len);
-}
-
-/*
- * Append what needs no more than its bytes; false if it is of another type.
- * Text as it is: both ends of the connection use this database's encoding.
- */
-static inline bool
-append_plain(StringInfo out, Oid send, Datum value)
-{
-	struct varlena *content;
-
-	switch (send)
-	{
-		case F_INT4SEND:
-		case F_DATE_SEND:
-		case F_OIDSEND:
-		case F_FLOAT4SEND:
-			APPEND_FIXED(out, uint32, pg_hton32((uint32) DatumGetInt32(value)));
-			return true;
-		case F_INT8SEND:
-		case F_TIME_SEND:
-		case F_TIMESTAMP_SEND:
-		case F_TIMESTAMPTZ_SEND:
-		case F_FLOAT8SEND:
-			APPEND_FIXED(out, uint64, pg_hton64((uint64) DatumGetInt64(value)));
-			return true;
-		case F_INT2SEND:
-			APPEND_FIXED(out, uint16, pg_hton16((uint16) DatumGetInt16(value)));
-			return true;
-		case F_BOOLSEND:
-			APPEND_FIXED(out, uint8, DatumGetBool(value) ? 1 : 0);
-			return true;
-		case F_UUID_SEND:
-			append_bytes(out, (char *) DatumGetUUIDP(value)->data, UUID_LEN);
-			return true;
-		case F_TEXTSEND:
-		case F_VARCHARSEND:
-		case F_BPCHARSEND:
-		case F_BYTEASEND:
-			content = PG_DETOAST_DATUM_PACKED(value);
-			append_bytes(out, VARDATA_ANY(content),
-						 VARSIZE_ANY_EXHDR(content));
-			return true;
-		default:
-			return false;
-	}
-}
-
 static inline void
 append_binary(StringInfo out, TransformColumn *column, Datum value,
 			  bool isnull)
@@ -124,10 +46,10 @@ append_binary(StringInfo out, TransformColumn *column, Datum value,
 		pq_sendint32(out, -1);
 		return;
 	}
-	if (append_plain(out, column->send.fn_oid, value))
+	if (plain_append(out, column->send.fn_oid, value))
 		return;
 	bytes = SendFunctionCall(&column->send, value);
-	append_bytes(out, VARDATA(bytes), VARSIZE(bytes) - VARHDRSZ);
+	plain_append_bytes(out, VARDATA(bytes), VARSIZE(bytes) - VARHDRSZ);
 }
 
 /*

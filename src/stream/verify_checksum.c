@@ -31,14 +31,12 @@
 #include "fmgr.h"
 #include "libpq/pqformat.h"
 #include "mb/pg_wchar.h"
-#include "port/pg_bswap.h"
+#include "stream/plain.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/typcache.h"
-#include "utils/uuid.h"
 
 PG_FUNCTION_INFO_V1(bluegreen_row_hash);
 PG_FUNCTION_INFO_V1(bluegreen_row_bucket);
@@ -47,7 +45,9 @@ PG_FUNCTION_INFO_V1(bluegreen_checksum_add);
 PG_FUNCTION_INFO_V1(bluegreen_checksum_final);
 
 #define MAX_BUCKETS	65536
-#define NULL_MARK	0xffffffff	/* where a length would be */
+
+/* where a length would be */
+static const uint32 null_mark = 0xffffffff;
 
 typedef struct RowDigest
 {
@@ -144,38 +144,6 @@ digest(const char *data, int len)
 
 /* ---- values as bytes ---- */
 
-static inline char *
-append_space(StringInfo out, int len)
-{
-	char	   *to;
-
-	if (out->len + len >= out->maxlen)
-		enlargeStringInfo(out, len);
-	to = out->data + out->len;
-	out->len += len;
-	return to;
-}
-
-static inline void
-append_length(StringInfo out, uint32 len)
-{
-	len = pg_hton32(len);
-	memcpy(append_space(out, sizeof(len)), &len, sizeof(len));
-}
-
-static inline void
-append_bytes(StringInfo out, const char *data, int len)
-{
-	append_length(out, len);
-	memcpy(append_space(out, len), data, len);
-}
-
-#define APPEND_FIXED(out, type, value) \
-	do { \
-		type		bytes_ = (value); \
-		append_bytes(out, (char *) &bytes_, sizeof(bytes_)); \
-	} while (0)
-
 /*
  * What the send function would give, without calling it; false if it has to be
  * called.
@@ -183,46 +151,8 @@ append_bytes(StringInfo out, const char *data, int len)
 static inline bool
 append_plain(const RowForm *form, StringInfo out, Oid send, Datum value)
 {
-	struct varlena *content;
-
-	switch (send)
-	{
-		case F_INT4SEND:
-		case F_DATE_SEND:
-		case F_OIDSEND:
-		case F_FLOAT4SEND:
-			APPEND_FIXED(out, uint32, pg_hton32((uint32) DatumGetInt32(value)));
-			return true;
-		case F_INT8SEND:
-		case F_TIME_SEND:
-		case F_TIMESTAMP_SEND:
-		case F_TIMESTAMPTZ_SEND:
-		case F_FLOAT8SEND:
-			APPEND_FIXED(out, uint64, pg_hton64((uint64) DatumGetInt64(value)));
-			return true;
-		case F_INT2SEND:
-			APPEND_FIXED(out, uint16, pg_hton16((uint16) DatumGetInt16(value)));
-			return true;
-		case F_BOOLSEND:
-			APPEND_FIXED(out, uint8, DatumGetBool(value) ? 1 : 0);
-			return true;
-		case F_UUID_SEND:
-			append_bytes(out, (char *) DatumGetUUIDP(value)->data, UUID_LEN);
-			return true;
-		case F_TEXTSEND:
-		case F_VARCHARSEND:
-		case F_BPCHARSEND:
-			if (form->converts)
-				return false;
-			/* FALLTHROUGH */
-		case F_BYTEASEND:
-			content = PG_DETOAST_DATUM_PACKED(value);
-			append_bytes(out, VARDATA_ANY(content),
-						 VARSIZE_ANY_EXHDR(content));
-			return true;
-		default:
-			return false;
-	}
+	return !(form->converts && plain_is_text(send)) &&
+		plain_append(out, send, value);
 }
 
 static void
@@ -268,7 +198,8 @@ append_value(RowForm *form, ValueForm *value_form, Datum value, bool isnull)
 	}
 	if (isnull)
 	{
-		append_length(out, NULL_MARK);
+		memcpy(plain_space(out, sizeof(null_mark)), &null_mark,
+			   sizeof(null_mark));
 		return;
 	}
 	if (value_form->format == 'b')
@@ -276,14 +207,14 @@ append_value(RowForm *form, ValueForm *value_form, Datum value, bool isnull)
 		if (append_plain(form, out, value_form->function.fn_oid, value))
 			return;
 		bytes = SendFunctionCall(&value_form->function, value);
-		append_bytes(out, VARDATA(bytes), VARSIZE(bytes) - VARHDRSZ);
+		plain_append_bytes(out, VARDATA(bytes), VARSIZE(bytes) - VARHDRSZ);
 		pfree(bytes);
 		return;
 	}
 	text = OutputFunctionCall(&value_form->function, value);
 	if (form->converts)
 		text = pg_server_to_client(text, strlen(text));
-	append_bytes(out, text, strlen(text));
+	plain_append_bytes(out, text, strlen(text));
 	pfree(text);
 }
 
