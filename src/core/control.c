@@ -425,6 +425,7 @@ typedef struct SyncView
 {
 	StreamState state;
 	bool		stop_requested;
+	bool		resting;		/* no worker runs, and the next one is not due */
 	int			failures;
 	int64		errors;			/* grows with each one */
 	XLogRecPtr	applied_lsn;
@@ -434,9 +435,12 @@ typedef struct SyncView
 static void
 sync_look(StreamShared *s, SyncView *view)
 {
+	TimestampTz now = GetCurrentTimestamp();
+
 	SpinLockAcquire(&s->mutex);
 	view->state = s->state;
 	view->stop_requested = s->stop_requested;
+	view->resting = s->pid == 0 && s->next_start > now;
 	view->failures = s->failures;
 	view->errors = s->errors;
 	view->applied_lsn = s->applied_lsn;
@@ -520,14 +524,14 @@ sync_timed_out(const char *name, const SyncView *view, XLogRecPtr goal)
 }
 
 /*
- * Does the stream show an error from before the wait began?  Its cause may have
- * been removed since: have it try again now, and see.
+ * Does the stream show an error from before the wait began, or rest after one?
+ * Its cause may have been removed since: have it try again now, and see.
  */
 static bool
 sync_try_again(StreamShared *s, const SyncView *view, int64 errors_before)
 {
-	if (view->state != STREAM_ERROR || view->stop_requested ||
-		view->errors != errors_before)
+	if (view->stop_requested || view->errors != errors_before ||
+		(view->state != STREAM_ERROR && !view->resting))
 		return false;
 	SpinLockAcquire(&s->mutex);
 	s->next_start = 0;

@@ -138,6 +138,8 @@ check_wal_space(PreflightRun *run)
 				(errcode_for_file_access(),
 				 errmsg("could not get the size of the disk of \"%s\": %m",
 						XLOGDIR)));
+	if (disk.f_blocks == 0)
+		return;					/* of a kind that does not tell */
 	free = (double) disk.f_bavail * disk.f_frsize;
 	hours = free / Max(wal_per_hour(), 1);
 	if (hours >= HOURS_WARNING)
@@ -150,6 +152,6 @@ check_wal_space(PreflightRun *run)
 						   XLOGDIR, free / MEGABYTE, hours);
 	row.detail = "Blue stops when that disk is full.";
 	row.hint = psprintf("-- on blue\n-- this gives up the stream before the disk is full; a larger disk is better\nALTER SYSTEM SET max_slot_wal_keep_size = '%.0fMB';\nSELECT pg_reload_conf();",
-						free / MEGABYTE / 2);
+						Max(free / MEGABYTE / 2, 1));
 	preflight_row(run, &row);
 }

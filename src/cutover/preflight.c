@@ -274,9 +274,9 @@ is_wanted(const PreflightRun *run, const PreflightCheck *check)
 	if (check->scope != PREFLIGHT_ALWAYS &&
 		(check->scope == PREFLIGHT_STARTED) != started)
 		return false;
-	/* without a connection there is one row for that */
-	return check->sql == NULL || strcmp(check->side, "green") != 0 ||
-		run->peer != NULL;
+	/* without a connection there is one row for that, and nothing is ok */
+	return strcmp(check->side, "green") != 0 || run->peer != NULL ||
+		strcmp(check->name, "peer") == 0;
 }
 
 /*

@@ -15,12 +15,14 @@
  *
  * so that it begins with SELECT or with ", name AS (...) SELECT".  .facts is a
  * query on blue, with the same tables, whose one value a query on green is to
- * compare with.  A row with "next" is none yet: next is a query on the same
- * side that gives the rows (of four columns), made with format('%I, %L').
+ * compare with.  A row with nothing but "next" is none yet: next is a query on
+ * green that gives the rows, made with format('%I, %L').  Another row with
+ * "next" is one if that query, of tables, counts more than 0.
  *
  * On blue a query is run by the superuser, and on green by the peer's role in
  * an ordinary session.  So neither may run code that somebody else wrote:
- * catalogs only; on green also tables, compared by operators of indexes.
+ * catalogs only.  Rows of tables are counted in a session that applies, whose
+ * guard sees to it that this is done as their owner.
  *
  * A hint is what one can run as it is: each line "-- on blue" or "-- on green"
  * says where what follows is run, all other words are comments.

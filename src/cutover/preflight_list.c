@@ -68,6 +68,7 @@ check_peer(PreflightRun *run)
 	Peer	   *peer = registry_connect(run->deployment, false);
 
 	peer_command(peer, "SET statement_timeout = 0;"
+				 "SET idle_session_timeout = 0;"
 				 "SET default_transaction_isolation = 'read committed';"
 				 "SET row_security = off");
 	run->peer = peer;

@@ -179,20 +179,50 @@ severity_of(const char *word)
 	return severity;
 }
 
+static void add_rows(PreflightRun *run, const PeerResult *result);
+
+/*
+ * Add one row of a check's answer.  One that has only a fifth value stands for
+ * the rows of that query.  Where others have a fifth value, that is a query
+ * that counts rows of tables: the finding is there if there are some, and its
+ * message begins with their number.  It runs in the session that reads tables
+ * as their owner, so that no code of his runs as somebody else.
+ */
+static void
+add_row(PreflightRun *run, char **values, int nvalues)
+{
+	PreflightRow row = {0};
+
+	if (nvalues > 4 && values[0] == NULL && values[4] != NULL)
+	{
+		add_rows(run, query_green(run->peer, values[4], NULL, NULL));
+		return;
+	}
+	if (nvalues < 4 || !values[0] || !values[1] || !values[2])
+		elog(ERROR, "unexpected answer of a check");
+	row.severity = severity_of(values[0]);
+	row.object = values[1];
+	row.message = values[2];
+	row.hint = values[3];
+	if (nvalues > 4 && values[4] != NULL)
+	{
+		const char *count;
+
+		if (run->apply == NULL)
+			return;				/* one row for that is enough */
+		count = query_green(run->apply, values[4], NULL, NULL)->values[0][0];
+		if (strcmp(count, "0") == 0)
+			return;
+		row.message = psprintf("%s%s", count, values[2]);
+	}
+	preflight_row(run, &row);
+}
+
 static void
 add_rows(PreflightRun *run, const PeerResult *result)
 {
 	for (int i = 0; i < result->ntuples; i++)
-	{
-		char	  **values = result->values[i];
-		PreflightRow row = {0};
-
-		row.severity = severity_of(values[0]);
-		row.object = values[1];
-		row.message = values[2];
-		row.hint = values[3];
-		preflight_row(run, &row);
-	}
+		add_row(run, result->values[i], result->nfields);
 }
 
 /*
@@ -215,23 +245,5 @@ preflight_query(PreflightRun *run, const PreflightCheck *check)
 	}
 	result = is_green ? query_green(run->peer, sql, run->facts, compared) :
 		query_blue(sql, run->facts, compared);
-	for (int i = 0; i < result->ntuples && result->nfields > 4; i++)
-	{
-		char	   *next = result->values[i][4];
-
-		if (next != NULL)
-			add_rows(run, is_green ? query_green(run->peer, next, NULL, NULL) :
-					 query_blue(next, NULL, NULL));
-	}
-	if (result->nfields <= 4)
-		add_rows(run, result);
-	else
-		for (int i = 0; i < result->ntuples; i++)
-			if (result->values[i][4] == NULL)
-			{
-				PeerResult	one = {.ntuples = 1,.nfields = 4,
-				.values = &result->values[i]};
-
-				add_rows(run, &one);
-			}
+	add_rows(run, result);
 }

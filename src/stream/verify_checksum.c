@@ -174,7 +174,9 @@ find_form(ValueForm *form, char format, Oid type, MemoryContext context)
 			fmgr_info_cxt(function, &form->function, context);
 			break;
 		case 'r':
-			break;
+			if (type_is_rowtype(type))
+				break;
+			/* FALLTHROUGH */
 		default:
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -229,6 +231,12 @@ append_row(RowForm *form, Datum row)
 	Datum	   *values;
 	bool	   *isnull;
 
+	if (form->desc != NULL &&
+		(form->desc->tdtypeid != HeapTupleHeaderGetTypeId(header) ||
+		 form->desc->tdtypmod != HeapTupleHeaderGetTypMod(header)))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("all rows must be of one type")));
 	if (form->desc == NULL)
 	{
 		MemoryContext old = MemoryContextSwitchTo(form->context);
@@ -285,6 +293,12 @@ make_form(FunctionCallInfo fcinfo, int first)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("there are more values than formats")));
+	/* there is one list of columns, so only one value can be a row */
+	if (strchr(formats, 'r') != NULL &&
+		strchr(formats, 'r') != formats + form->nvalues - 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("only the last value can be a row")));
 	for (int i = 0; i < form->nvalues; i++)
 		find_form(&form->values[i], formats[i],
 				  get_fn_expr_argtype(fcinfo->flinfo, first + i),

@@ -56,7 +56,7 @@ nothing_found($blue, 'd', 'a pair that can be started');
 is(status(), 'ok|t', 'stat_stream has the last preflight');
 like($blue->safe_psql('SELECT preflight FROM bluegreen.status'),
 	qr/^ok (\d+s|\d+min)$/, 'and so has status');
-foreach my $age ([ '61 s', '1min' ], [ '100 min', '1h' ], [ '3 days', '3d' ])
+foreach my $age ([ '61 s', '1min' ], [ '100 min', '1h' ], [ '73 hours', '3d' ])
 {
 	is( $blue->safe_psql("BEGIN; UPDATE bluegreen.preflight_result
 			SET at = now() - '$age->[0]'::interval;

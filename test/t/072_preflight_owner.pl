@@ -227,7 +227,8 @@ like($blue->safe_psql('SELECT preflight FROM bluegreen.status', %mover),
 # a table of which the role may not see the rows
 $green->safe_psql(qq{CREATE TABLE public.elsewhere (id int PRIMARY KEY);
 	ALTER TABLE $s."Child" ADD CONSTRAINT there FOREIGN KEY (id)
-		REFERENCES public.elsewhere NOT VALID;});
+		REFERENCES public.elsewhere NOT VALID;
+	ALTER TABLE public.elsewhere OWNER TO $id{Landlord};});
 @rows = preflight($blue, $deployment, %mover);
 my ($blind) = grep { $_->{check} eq 'foreign_key' } @rows;
 like($blind->{message}, qr/cannot be looked at/,
@@ -236,6 +237,11 @@ ok(run_hint($blue, $green, $blind->{hint}), 'with a hint');
 @rows = preflight($blue, $deployment, %mover);
 is(join(' ', map { $_->{severity} } grep { $_->{check} eq 'foreign_key' } @rows),
 	'error', 'after which it is looked at');
+$green->safe_psql('ALTER TABLE public.elsewhere OWNER TO postgres');
+($blind) = grep { $_->{check} eq 'foreign_key' }
+  preflight($blue, $deployment, %mover);
+like($blind->{message}, qr/have different owners/,
+	'code of one owner does not run as another: this is said');
 $green->safe_psql(qq{ALTER TABLE $s."Child" ENABLE ROW LEVEL SECURITY;
 	ALTER TABLE $s."Child" DROP CONSTRAINT there});
 ($blind) = grep { $_->{check} eq 'foreign_key' }

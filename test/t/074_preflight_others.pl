@@ -32,6 +32,16 @@ $blue->safe_psql(q{
 wait_for_sync('d');
 nothing_found($blue, 'd', 'a healthy pair');
 
+# A subscription's worker notices only after a while that it is not wanted.
+sub drop_slot
+{
+	return q{DO $$ BEGIN
+			WHILE (SELECT active FROM pg_replication_slots
+				WHERE slot_name = 'copycat') LOOP PERFORM pg_sleep(0.05); END LOOP;
+		END $$;
+		SELECT pg_drop_replication_slot('copycat');};
+}
+
 my ($green_port, $blue_port) = ($green->port, $blue->port);
 my %fast = (set => 'SET bluegreen.long_transaction = 0');
 fires_and_mends(
@@ -96,7 +106,7 @@ fires_and_mends(
 			PUBLICATION everything WITH (copy_data = false)},
 		green_after => 'ALTER SUBSCRIPTION copycat SET (slot_name = NONE);
 			DROP SUBSCRIPTION copycat',
-		blue_after => q{SELECT pg_drop_replication_slot('copycat');
+		blue_after => drop_slot() . q{
 			DROP PUBLICATION everything}
 	},
 	{
@@ -111,7 +121,7 @@ fires_and_mends(
 		},
 		blue_after => 'ALTER SUBSCRIPTION copycat SET (slot_name = NONE);
 			DROP SUBSCRIPTION copycat',
-		green_after => q{SELECT pg_drop_replication_slot('copycat');
+		green_after => drop_slot() . q{
 			DROP PUBLICATION everything; DROP PUBLICATION everything2}
 	},
 	{

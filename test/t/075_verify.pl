@@ -163,4 +163,21 @@ is( $blue->safe_psql(q{SELECT count(*) FROM bluegreen.event
 is($blue->safe_psql('SELECT count(*) FROM bluegreen.repair_row'),
 	0, 'nothing stays in the table that rows pass through');
 
+# Everybody may call what hashes rows, so it believes nothing.
+foreach my $call (
+	q{row_hash('r', 5)},
+	q{row_hash('rr', ROW(ROW(1)), ROW(2))},
+	q{row_hash('rrb', ROW(ROW(ROW(1))))},
+	q{row_hash('x', 5)},
+	q{row_hash('b', 5, 6)})
+{
+	my (undef, undef, $said) = $blue->psql("SELECT bluegreen.$call");
+	like($said, qr/ERROR:  /, "$call is refused");
+}
+my (undef, undef, $said) = $blue->psql(q{SELECT bluegreen.row_hash('rbb', r)
+	FROM (VALUES (1, ROW(1, 2)), (2, ROW(3, 'x'))) v (n, r)});
+like($said, qr/ERROR:  /, 'rows of several types are refused');
+is($blue->safe_psql(q{SELECT count(DISTINCT bluegreen.row_hash('rbt', ROW(n, 1)))
+	FROM generate_series(1, 10) n}), 10, 'rows are hashed');
+
 done_testing();
