@@ -121,7 +121,8 @@ CREATE TABLE bluegreen.verify_run (
 	finished_at timestamptz,
 	message text,
 	verified_at timestamptz,		-- end of the last one over all tables ...
-	verified_lsn pg_lsn,			-- ... what it holds for at least
+	verified_lsn pg_lsn,			-- ... what it holds for at least, NULL if not
+									-- every table was compared to its end
 	differences bigint				-- ... and found
 );
 
@@ -713,7 +714,7 @@ SELECT s.deployment,
 	END AS error,
 	s.preflight || ago.preflight AS preflight,
 	-- everything before this was compared, how long ago, and what was found
-	s.verified_lsn || ago.verified || CASE WHEN s.differences > 0
+	coalesce(s.verified_lsn::text, 'incomplete') || ago.verified || CASE WHEN s.differences > 0
 		THEN ', ' || s.differences || ' wrong' ELSE '' END AS verified
 FROM bluegreen.stat_stream s
 	CROSS JOIN LATERAL (SELECT

@@ -137,7 +137,8 @@ verify_wait_applied(VerifyState *state, XLogRecPtr lsn)
 			since = GetCurrentTimestamp();
 		last = applied;
 		if (TimestampDifferenceExceeds(since, GetCurrentTimestamp(),
-									   bg_peer_timeout * STALLED))
+									   (int) Min((int64) bg_peer_timeout * STALLED,
+												 INT_MAX)))
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("stream of deployment \"%s\" does not advance",

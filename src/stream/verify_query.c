@@ -217,8 +217,10 @@ reads_commit(Node *node, void *context)
 }
 
 static const char *
-find_unfit(const Transform *transform)
+find_unfit(const Transform *transform, bool alone)
 {
+	if (transform->nkeys == 0 && !alone)
+		return "it has no key, and other mappings write its target";
 	if (reads_commit(transform->query->jointree->quals, NULL))
 		return "its filter depends on commit_time() or commit_lsn()";
 	for (int k = 0; k < transform->nkeys; k++)
@@ -248,7 +250,7 @@ verify_table_create(Peer *peer, MappingRow *row, bool alone)
 	table->finds_extra = alone && row->on_write == ON_WRITE_MIRROR &&
 		row->on_delete == ON_DELETE_DELETE;
 	table->ranged = is_ranged(peer, table);
-	table->unfit = find_unfit(transform);
+	table->unfit = find_unfit(transform, alone);
 	list_columns(table);
 	return table;
 }

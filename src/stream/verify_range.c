@@ -276,17 +276,23 @@ merge_lists(VerifyState *state, const RowList *source, const RowList *target)
 }
 
 /*
- * List the rows of some buckets.
+ * List the rows of some buckets.  The lists may be long, so they do not outlive
+ * this.
  */
 static void
 list_buckets(VerifyState *state, const Datum *lower, const Datum *upper,
 			 int buckets, const char *wanted)
 {
 	const VerifyTable *table = state->table;
+	MemoryContext range_context = state->range_context;
 	PeerResult *results[2];
 	RowList		lists[2];
 	OuterQuery	outer;
 
+	state->range_context = AllocSetContextCreate(range_context,
+												 "pg_bluegreen buckets",
+												 ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(state->range_context);
 	if (table->nkeys > 0)
 	{
 		outer.before = psprintf("SELECT bluegreen.key_text(%s), "
@@ -314,6 +320,9 @@ list_buckets(VerifyState *state, const Datum *lower, const Datum *upper,
 	lists[0] = make_list(results[0]);
 	lists[1] = make_list(results[1]);
 	merge_lists(state, &lists[0], &lists[1]);
+	MemoryContextDelete(state->range_context);
+	state->range_context = range_context;
+	MemoryContextSwitchTo(range_context);
 }
 
 /* ---- a range ---- */
@@ -321,7 +330,7 @@ list_buckets(VerifyState *state, const Datum *lower, const Datum *upper,
 /*
  * Compare the rows after lower up to upper (NULL: open), about so many.  Adds
  * to state->progress, and to the differences in the database.  Everything that
- * is made is in state->range_context.
+ * is made is in state->range_context, or gone.
  */
 void
 verify_range(VerifyState *state, const Datum *lower, const Datum *upper,
