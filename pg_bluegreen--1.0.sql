@@ -1101,11 +1101,11 @@ COMMENT ON COLUMN bluegreen.stat_stream.preflight IS
 COMMENT ON COLUMN bluegreen.stat_stream.preflight_at IS
 	'when that preflight was';
 COMMENT ON COLUMN bluegreen.status.verified IS
-	'position up to which the last complete verify() compared all tables, how long ago that was, and how many rows were wrong';
+	'position up to which the last complete verify() compared all tables (or incomplete, if some were left out), how long ago that was, and how many rows were wrong';
 COMMENT ON COLUMN bluegreen.stat_stream.verified_at IS
 	'end of the last complete comparison of all tables';
 COMMENT ON COLUMN bluegreen.stat_stream.verified_lsn IS
-	'everything committed before this position was compared by it';
+	'everything committed before this position was compared by it; NULL if tables were left out';
 COMMENT ON COLUMN bluegreen.stat_stream.differences IS
 	'rows that it found wrong';
 COMMENT ON COLUMN bluegreen.verification.unsettled IS
