@@ -121,7 +121,8 @@ CREATE TABLE bluegreen.verify_run (
 	finished_at timestamptz,
 	message text,
 	verified_at timestamptz,		-- end of the last one over all tables ...
-	verified_lsn pg_lsn,			-- ... what it holds for at least
+	verified_lsn pg_lsn,			-- ... what it holds for at least, NULL if not
+									-- every table was compared to its end
 	differences bigint				-- ... and found
 );
 
@@ -713,7 +714,7 @@ SELECT s.deployment,
 	END AS error,
 	s.preflight || ago.preflight AS preflight,
 	-- everything before this was compared, how long ago, and what was found
-	s.verified_lsn || ago.verified || CASE WHEN s.differences > 0
+	coalesce(s.verified_lsn::text, 'incomplete') || ago.verified || CASE WHEN s.differences > 0
 		THEN ', ' || s.differences || ' wrong' ELSE '' END AS verified
 FROM bluegreen.stat_stream s
 	CROSS JOIN LATERAL (SELECT
@@ -1100,11 +1101,11 @@ COMMENT ON COLUMN bluegreen.stat_stream.preflight IS
 COMMENT ON COLUMN bluegreen.stat_stream.preflight_at IS
 	'when that preflight was';
 COMMENT ON COLUMN bluegreen.status.verified IS
-	'position up to which the last complete verify() compared all tables, how long ago that was, and how many rows were wrong';
+	'position up to which the last complete verify() compared all tables (or incomplete, if some were left out), how long ago that was, and how many rows were wrong';
 COMMENT ON COLUMN bluegreen.stat_stream.verified_at IS
 	'end of the last complete comparison of all tables';
 COMMENT ON COLUMN bluegreen.stat_stream.verified_lsn IS
-	'everything committed before this position was compared by it';
+	'everything committed before this position was compared by it; NULL if tables were left out';
 COMMENT ON COLUMN bluegreen.stat_stream.differences IS
 	'rows that it found wrong';
 COMMENT ON COLUMN bluegreen.verification.unsettled IS

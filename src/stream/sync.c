@@ -197,6 +197,10 @@ connect_peer(StreamWorker *worker)
 	progress_register_tables(worker->peer, worker->origin, worker->rows);
 	copy_forget_orphans(worker->shared);
 	load_table_states(worker);
+	/* not before the tables' states, which a verification looks at */
+	SpinLockAcquire(&worker->shared->mutex);
+	worker->shared->mapping_version = deployment->mapping_version;
+	SpinLockRelease(&worker->shared->mutex);
 	if (any_table_to_gate(worker))
 	{
 		worker->control = peer_connect(deployment->server, deployment->owner,
@@ -239,9 +243,6 @@ prepare(StreamWorker *worker)
 	MemoryContextSwitchTo(worker->context);
 	load_mappings(worker);
 	check_slot(worker);			/* whatever the peer is up to */
-	SpinLockAcquire(&shared->mutex);
-	shared->mapping_version = worker->deployment->mapping_version;
-	SpinLockRelease(&shared->mutex);
 	connect_peer(worker);
 	verify_schedule(shared);
 	PopActiveSnapshot();

@@ -137,7 +137,8 @@ verify_wait_applied(VerifyState *state, XLogRecPtr lsn)
 			since = GetCurrentTimestamp();
 		last = applied;
 		if (TimestampDifferenceExceeds(since, GetCurrentTimestamp(),
-									   bg_peer_timeout * STALLED))
+									   (int) Min((int64) bg_peer_timeout * STALLED,
+												 INT_MAX)))
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("stream of deployment \"%s\" does not advance",
@@ -280,8 +281,22 @@ compare_table(VerifyState *state)
 
 /* ---- the worker ---- */
 
+static void
+load_deployment(VerifyState *state)
+{
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	MemoryContextSwitchTo(state->context);
+	state->deployment = deployment_load(state->shared->deployment);
+	if (state->deployment == NULL)
+		proc_exit(0);
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(state->range_context);
+}
+
 /*
- * Load the deployment and prepare its mappings.
+ * Connect, and prepare the mappings.
  */
 static void
 load_tables(VerifyState *state)
@@ -291,9 +306,6 @@ load_tables(VerifyState *state)
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	MemoryContextSwitchTo(state->context);
-	state->deployment = deployment_load(state->shared->deployment);
-	if (state->deployment == NULL)
-		proc_exit(0);
 	state->peer = peer_connect(state->deployment->server,
 							   state->deployment->owner,
 							   psprintf("%s verify",
@@ -318,9 +330,11 @@ verify_run(VerifyState *state)
 {
 	ListCell   *lc;
 
-	load_tables(state);
+	load_deployment(state);
 	if (!verify_log_begin(state))
 		return;
+	/* an error from here on is the run's result */
+	load_tables(state);
 	foreach(lc, state->tables)
 	{
 		state->table = lfirst(lc);
@@ -429,6 +443,7 @@ bluegreen_verify_main(Datum arg)
 		fail(state);
 	}
 	PG_END_TRY();
-	peer_close(state->peer);
+	if (state->peer != NULL)
+		peer_close(state->peer);
 	proc_exit(0);
 }

@@ -25,6 +25,8 @@ typedef struct VerifyTable
 	int			nkeys;			/* 0: rows are counted by their hashes */
 	char	   *keys;			/* "s.c0, s.c1" */
 	char	   *key_formats;
+	char	   *key_condition;	/* joins rows with keys, on the target */
+	char	   *source_key_condition;
 	char	   *columns;		/* all that is compared, the key first */
 	char	   *formats;
 } VerifyTable;
@@ -83,6 +85,7 @@ typedef struct OuterQuery
 {
 	char	   *before;			/* its name */
 	char	   *after;
+	char	   *source_after;	/* on the source, if that is another */
 } OuterQuery;
 
 /* verify_query.c */

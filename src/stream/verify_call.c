@@ -26,6 +26,7 @@ PG_FUNCTION_INFO_V1(bluegreen_verify);
 PG_FUNCTION_INFO_V1(bluegreen_cancel_verify);
 
 #define POLL_MS	200
+#define MAX_EVERY_YEARS	1000
 
 /* What the caller waits for. */
 typedef struct RunResult
@@ -69,6 +70,21 @@ read_run(int32 deployment, RunResult *run)
 	}
 	catalog_end(&access);
 	return found;
+}
+
+/*
+ * The workers add it to a time, which must not fail.
+ */
+static void
+check_every(const Interval *every)
+{
+	if (every->month > MAX_EVERY_YEARS * MONTHS_PER_YEAR ||
+		every->day > MAX_EVERY_YEARS * 366 ||
+		every->time > MAX_EVERY_YEARS * 366 * USECS_PER_DAY)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("parameter \"every\" of bluegreen.verify must not be more than %d years",
+						MAX_EVERY_YEARS)));
 }
 
 /*
@@ -227,6 +243,7 @@ bluegreen_verify(PG_FUNCTION_ARGS)
 	{
 		every = palloc_object(Interval);
 		*every = *PG_GETARG_INTERVAL_P(2);
+		check_every(every);
 	}
 	deployment = deployment_lock(name);
 	id = deployment->id;

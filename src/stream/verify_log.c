@@ -268,7 +268,7 @@ difference_kind(const VerifyTable *table, const Suspect *suspect)
 }
 
 /*
- * Record a difference, unless it is recorded.
+ * Record a difference, unless it is recorded, or the run is over.
  */
 void
 verify_log_difference(VerifyState *state, const Suspect *suspect,
@@ -292,7 +292,10 @@ verify_log_difference(VerifyState *state, const Suspect *suspect,
 							 "SELECT %d, " INT64_FORMAT ", $1::text[], $2, "
 							 INT64_FORMAT ", " INT64_FORMAT ", %s "
 							 "WHERE EXISTS (SELECT FROM bluegreen.table_mapping "
-							 "WHERE id = %d) AND NOT EXISTS "
+							 "WHERE id = %d) "
+							 "AND EXISTS (SELECT FROM bluegreen.verify_run "
+							 "WHERE deployment = %d AND number = " INT64_FORMAT
+							 " AND state = 'running') AND NOT EXISTS "
 							 "(SELECT FROM bluegreen.verify_difference "
 							 "WHERE mapping = %d AND run = " INT64_FORMAT
 							 " AND hash_array(key) = hash_array($1::text[]) "
@@ -300,6 +303,7 @@ verify_log_difference(VerifyState *state, const Suspect *suspect,
 							 table->transform->row->id, state->run,
 							 suspect->source.rows, suspect->target.rows,
 							 lsn_literal(lsn), table->transform->row->id,
+							 state->deployment->id, state->run,
 							 table->transform->row->id, state->run),
 					&args, SPI_OK_INSERT) > 0)
 		state->progress.differences++;
@@ -308,7 +312,8 @@ verify_log_difference(VerifyState *state, const Suspect *suspect,
 
 /*
  * The run is over: status 'done' or 'failed'; or it will be tried again:
- * 'running'.  The result of one over all tables is what status shows.
+ * 'running'.  The result of one over all tables is what status shows; it holds
+ * for no position if not all of them were compared to their ends.
  */
 void
 verify_log_end(VerifyState *state, const char *status, const char *message)
@@ -330,7 +335,8 @@ verify_log_end(VerifyState *state, const char *status, const char *message)
 		catalog_run(psprintf("UPDATE bluegreen.verify_run r "
 							 "SET verified_at = finished_at, "
 							 "verified_lsn = t.lsn, differences = t.differences "
-							 "FROM (SELECT min(first_lsn) AS lsn, "
+							 "FROM (SELECT CASE WHEN bool_and(state = 'done') "
+							 "THEN min(first_lsn) END AS lsn, "
 							 "coalesce(sum(differences), 0) AS differences "
 							 "FROM bluegreen.verify_table "
 							 "WHERE run = " INT64_FORMAT " AND mapping IN "

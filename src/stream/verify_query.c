@@ -24,6 +24,7 @@
 #include "access/genam.h"
 #include "access/sysattr.h"
 #include "catalog/pg_collation.h"
+#include "catalog/pg_operator.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "core/definition.h"
@@ -45,6 +46,7 @@
 #include "utils/rel.h"
 #include "utils/ruleutils.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "utils/typcache.h"
 
@@ -155,6 +157,19 @@ text_is_ordered(Peer *peer, const VerifyTable *table, int column,
 }
 
 /*
+ * Is the target's type that of the source's column, or one that orders the same
+ * values as it does?  Types of the same bytes may differ in that.
+ */
+static bool
+type_is_kept(Oid source, Oid target)
+{
+	source = getBaseType(source);
+	return source == target ||
+		((source == TEXTOID || source == VARCHAROID) &&
+		 (target == TEXTOID || target == VARCHAROID));
+}
+
+/*
  * Have both sides the same order for a key column?  Numbers, times and the
  * like have.
  */
@@ -167,7 +182,8 @@ column_is_ordered(Peer *peer, const VerifyTable *table, int i,
 	if (column->def->wire != WIRE_BINARY ||
 		column->type >= FirstUnpinnedObjectId ||
 		get_typtype(column->type) != TYPTYPE_BASE ||
-		OidIsValid(get_element_type(column->type)))
+		OidIsValid(get_element_type(column->type)) ||
+		!type_is_kept(table->transform->source[source - 1].type, column->type))
 		return false;
 	return !OidIsValid(column->collation) ||
 		text_is_ordered(peer, table, i, source);
@@ -217,14 +233,71 @@ reads_commit(Node *node, void *context)
 }
 
 static const char *
-find_unfit(const Transform *transform)
+find_unfit(const Transform *transform, bool alone)
 {
+	if (transform->nkeys == 0 && !alone)
+		return "it has no key, and other mappings write its target";
 	if (reads_commit(transform->query->jointree->quals, NULL))
 		return "its filter depends on commit_time() or commit_lsn()";
 	for (int k = 0; k < transform->nkeys; k++)
 		if (transform->columns[transform->keys[k]].depends_on_commit)
 			return "its key depends on commit_time() or commit_lsn()";
 	return NULL;
+}
+
+/*
+ * The equality of a key column's type on the source.
+ */
+static char *
+source_equality(const TransformColumn *column)
+{
+	Oid			operator = lookup_type_cache(column->type,
+											 TYPECACHE_EQ_OPR)->eq_opr;
+	HeapTuple	tuple = SearchSysCache1(OPEROID, ObjectIdGetDatum(operator));
+	Form_pg_operator form;
+	char	   *result;
+
+	if (!HeapTupleIsValid(tuple))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("could not identify an equality operator for type %s",
+						format_type_be(column->type))));
+	form = (Form_pg_operator) GETSTRUCT(tuple);
+	result = psprintf("OPERATOR(%s.%s)",
+					  quote_identifier(get_namespace_name(form->oprnamespace)),
+					  NameStr(form->oprname));
+	ReleaseSysCache(tuple);
+	return result;
+}
+
+/*
+ * How rows are joined with keys.  Each side has its own names for types and
+ * operators.  Needs a transaction.
+ */
+static char *
+key_condition(const VerifyTable *table, bool source)
+{
+	Transform  *transform = table->transform;
+	StringInfoData on;
+
+	initStringInfo(&on);
+	for (int k = 0; k < transform->nkeys; k++)
+	{
+		TransformColumn *column = &transform->columns[transform->keys[k]];
+
+		appendStringInfo(&on, "%ss.c%d %s k.k%d", k > 0 ? " AND " : " ON ",
+						 transform->keys[k],
+						 source ? source_equality(column) :
+						 table->writer->key_operator[k], k);
+		if (column->def->wire != WIRE_BINARY)
+			appendStringInfo(&on, "::%s", source ?
+							 format_type_extended(column->type, -1,
+												  FORMAT_TYPE_TYPEMOD_GIVEN |
+												  FORMAT_TYPE_FORCE_QUALIFY) :
+							 column->def->type);
+	}
+	appendStringInfoString(&on, " ORDER BY 1, 2");
+	return on.data;
 }
 
 /*
@@ -248,7 +321,9 @@ verify_table_create(Peer *peer, MappingRow *row, bool alone)
 	table->finds_extra = alone && row->on_write == ON_WRITE_MIRROR &&
 		row->on_delete == ON_DELETE_DELETE;
 	table->ranged = is_ranged(peer, table);
-	table->unfit = find_unfit(transform);
+	table->unfit = find_unfit(transform, alone);
+	table->key_condition = key_condition(table, false);
+	table->source_key_condition = key_condition(table, true);
 	list_columns(table);
 	return table;
 }
@@ -371,6 +446,7 @@ verify_source_query(const VerifyTable *table, const Datum *lower,
 					const Datum *upper, const OuterQuery *outer)
 {
 	char	   *sql = psprintf("%s%s%s", outer->before, stand_in(table),
+							   outer->source_after ? outer->source_after :
 							   outer->after);
 	List	   *statements = raw_parser(sql, RAW_PARSE_DEFAULT);
 	Query	   *query = parse_analyze_fixedparams(linitial_node(RawStmt,
@@ -513,7 +589,8 @@ append_target_bound(StringInfo sql, const VerifyTable *table,
 		appendStringInfo(sql, "%s%s::%s", i > 0 ? ", " : "",
 						 quote_literal_cstr(OutputFunctionCall(&space->output[i],
 															   bound[i])),
-						 space->types[i]);
+						 transform->columns[target_of(transform,
+													  space->attnos[i])].carrier);
 	appendStringInfoChar(sql, ')');
 }
 
@@ -572,10 +649,8 @@ look_by_key(const VerifyTable *table, Suspect *suspects, int n, bool whole)
 {
 	Transform  *transform = table->transform;
 	StringInfoData sql;
-	StringInfoData on;
 
 	initStringInfo(&sql);
-	initStringInfo(&on);
 	appendStringInfo(&sql, "SELECT k.n, "
 					 "bluegreen.row_hash('bbb', s.rel, s.tid, s.xid) AS v, "
 					 "bluegreen.row_hash('%s', %s) AS h, "
@@ -588,17 +663,13 @@ look_by_key(const VerifyTable *table, Suspect *suspects, int n, bool whole)
 						 transform->columns[transform->keys[k]].carrier);
 	appendStringInfoString(&sql, ") WITH ORDINALITY AS k (");
 	for (int k = 0; k < transform->nkeys; k++)
-	{
-		TransformColumn *column = &transform->columns[transform->keys[k]];
-
 		appendStringInfo(&sql, "k%d, ", k);
-		appendStringInfo(&on, "%ss.c%d %s k.k%d", k > 0 ? " AND " : "",
-						 transform->keys[k], table->writer->key_operator[k], k);
-		if (column->def->wire != WIRE_BINARY)
-			appendStringInfo(&on, "::%s", column->def->type);
-	}
 	appendStringInfoString(&sql, "n) JOIN ");
-	return (OuterQuery) {sql.data, psprintf(" ON %s ORDER BY 1, 2", on.data)};
+	return (OuterQuery) {
+		.before = sql.data,
+		.after = table->key_condition,
+		.source_after = table->source_key_condition
+	};
 }
 
 /*
@@ -613,10 +684,12 @@ verify_look_query(const VerifyTable *table, Suspect *suspects, int n,
 	if (table->nkeys > 0)
 		return look_by_key(table, suspects, n, whole);
 	return (OuterQuery) {
+		.before =
 		psprintf("SELECT q.h, pg_catalog.count(*), "
 				 "bluegreen.checksum(1, 0, 'bbb', q.rel, q.tid, q.xid) "
 				 "FROM (SELECT bluegreen.row_hash('%s', %s) AS h, s.rel, "
 				 "s.tid, s.xid FROM ", table->formats, table->columns),
+		.after =
 		psprintf(") AS q "
 				 "WHERE q.h OPERATOR(pg_catalog.=) ANY (%s::pg_catalog.uuid[]) "
 				 "GROUP BY q.h", key_values(suspects, n, 0))

@@ -135,7 +135,7 @@ sum_range(VerifyState *state, const Datum *lower, const Datum *upper,
 		  int buckets, RangeSums *sums)
 {
 	const VerifyTable *table = state->table;
-	OuterQuery	outer;
+	OuterQuery	outer = {0};
 	PeerResult *results[2];
 
 	outer.before = psprintf("SELECT bluegreen.checksum(%d, %d, '%s'%s%s) FROM ",
@@ -276,17 +276,23 @@ merge_lists(VerifyState *state, const RowList *source, const RowList *target)
 }
 
 /*
- * List the rows of some buckets.
+ * List the rows of some buckets.  The lists may be long, so they do not outlive
+ * this.
  */
 static void
 list_buckets(VerifyState *state, const Datum *lower, const Datum *upper,
 			 int buckets, const char *wanted)
 {
 	const VerifyTable *table = state->table;
+	MemoryContext range_context = state->range_context;
 	PeerResult *results[2];
 	RowList		lists[2];
-	OuterQuery	outer;
+	OuterQuery	outer = {0};
 
+	state->range_context = AllocSetContextCreate(range_context,
+												 "pg_bluegreen buckets",
+												 ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(state->range_context);
 	if (table->nkeys > 0)
 	{
 		outer.before = psprintf("SELECT bluegreen.key_text(%s), "
@@ -314,14 +320,30 @@ list_buckets(VerifyState *state, const Datum *lower, const Datum *upper,
 	lists[0] = make_list(results[0]);
 	lists[1] = make_list(results[1]);
 	merge_lists(state, &lists[0], &lists[1]);
+	MemoryContextDelete(state->range_context);
+	state->range_context = range_context;
+	MemoryContextSwitchTo(range_context);
 }
 
 /* ---- a range ---- */
 
 /*
+ * Is there a bucket to be listed that has many more rows than was thought?
+ */
+static bool
+any_too_full(const RangeSums *sums, int buckets)
+{
+	for (int i = 0; i < buckets; i++)
+		if (!bucket_is_same(&sums[0], &sums[1], i) &&
+			Max(bucket_rows(&sums[0], i), bucket_rows(&sums[1], i)) > LIST_ROWS)
+			return true;
+	return false;
+}
+
+/*
  * Compare the rows after lower up to upper (NULL: open), about so many.  Adds
  * to state->progress, and to the differences in the database.  Everything that
- * is made is in state->range_context.
+ * is made is in state->range_context, or gone.
  */
 void
 verify_range(VerifyState *state, const Datum *lower, const Datum *upper,
@@ -335,6 +357,11 @@ verify_range(VerifyState *state, const Datum *lower, const Datum *upper,
 	XLogRecPtr	lsn = verify_position();
 
 	sum_range(state, lower, upper, buckets, sums);
+	if (buckets < MAX_BUCKETS && any_too_full(sums, buckets))
+	{
+		buckets = MAX_BUCKETS;
+		sum_range(state, lower, upper, buckets, sums);
+	}
 	progress->first_lsn = XLogRecPtrIsInvalid(progress->first_lsn) ? lsn :
 		Min(progress->first_lsn, lsn);
 	progress->last_lsn = Max(progress->last_lsn, lsn);

@@ -11,7 +11,7 @@
  *	2. the source: b2, then L, a WAL position behind all that b2 shows
  *	3. wait until the stream has applied everything up to L
  *	4. the target: g2
- *	5. wait until those have ended who were just committing at b2
+ *	5. wait until those have ended who are just committing
  *	6. the source: b3
  *
  * If g1 and g2 are the very same row version (or none), and b2 and b3 as well,
@@ -22,9 +22,10 @@
  * anew.
  *
  * Step 5 is for a commit that is in the WAL before others can see it, while it
- * waits for a standby above all: the stream may have applied it already.  Who
- * has been running for a while and does not wait for a standby has not
- * committed yet, and the stream knows nothing of him.
+ * waits for a standby above all: the stream may have applied it already.  Such
+ * a one is running when g2 is done, whether it began before b2 or after, or b3
+ * sees it.  Who has been running for a while and does not wait for a standby
+ * has not committed yet, and the stream knows nothing of him.
  *
  * A row that is written all the time is never at rest.  For such ones the two
  * sides are looked at in turn, quickly: the target's row is right if it is what
@@ -43,6 +44,7 @@
 #include "replication/syncrep.h"
 #include "storage/proc.h"
 #include "storage/procarray.h"
+#include "storage/standby.h"
 #include "stream/verify.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -57,7 +59,7 @@
 #define BURST_SUSPECTS	50		/* of more, looks are not quick */
 #define COMMIT_GRACE	2000	/* ms that a commit may take to be seen */
 
-/* Who was running at b2. */
+/* Who is running. */
 typedef struct Running
 {
 	int			n;
@@ -130,24 +132,10 @@ look_at_target(VerifyState *state, Suspect **suspects, int n, Look *looks)
 }
 
 /*
- * Transactions that the active snapshot does not see because they run.
- */
-static void
-note_running(Running *running)
-{
-	Snapshot	snapshot = GetActiveSnapshot();
-
-	running->n = snapshot->xcnt;
-	running->xids = palloc_array(TransactionId, Max(running->n, 1));
-	memcpy(running->xids, snapshot->xip, running->n * sizeof(TransactionId));
-}
-
-/*
  * Returns a position behind everything that it saw.
  */
 static XLogRecPtr
-look_at_source(VerifyState *state, Suspect **suspects, int n, Look *looks,
-			   Running *running)
+look_at_source(VerifyState *state, Suspect **suspects, int n, Look *looks)
 {
 	OuterQuery	outer = look_query(state->table, suspects, n);
 	PeerResult *result;
@@ -161,8 +149,6 @@ look_at_source(VerifyState *state, Suspect **suspects, int n, Look *looks,
 	query = verify_source_query(state->table, NULL, NULL, &outer);
 	PopActiveSnapshot();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	if (running)
-		note_running(running);
 	lsn = verify_position();
 	result = verify_run_query(state->table, query);
 	PopActiveSnapshot();
@@ -208,21 +194,49 @@ look_fits(const VerifyTable *table, const Look *source, const Look *target)
 
 /* ---- commits under way ---- */
 
+/*
+ * All that run now, also those that no snapshot counts as running, because
+ * they are newer than all that have ended.
+ */
+static void
+note_running(Running *running)
+{
+	RunningTransactions all = GetRunningTransactionData();
+
+	LWLockRelease(XidGenLock);
+	LWLockRelease(ProcArrayLock);
+	running->n = all->xcnt;
+	running->xids = palloc_array(TransactionId, Max(running->n, 1));
+	memcpy(running->xids, all->xids, running->n * sizeof(TransactionId));
+}
+
+/*
+ * Does a transaction wait for a standby?  If it was prepared, it has no process
+ * of its own, and who commits it has no transaction: anybody like that counts.
+ */
 static bool
 waits_for_standby(TransactionId xid)
 {
-	bool		result = false;
+	bool		owned = false;
+	bool		owner_waits = false;
+	bool		other_waits = false;
 
 	LWLockAcquire(ProcArrayLock, LW_SHARED);
 	for (int i = 0; i < ProcGlobal->allProcCount; i++)
 	{
 		PGPROC	   *proc = &ProcGlobal->allProcs[i];
+		bool		waits = proc->syncRepState != SYNC_REP_NOT_WAITING;
 
 		if (proc->xid == xid)
-			result = proc->syncRepState != SYNC_REP_NOT_WAITING;
+		{
+			owned = true;
+			owner_waits = waits;
+		}
+		else if (!TransactionIdIsValid(proc->xid))
+			other_waits |= waits;
 	}
 	LWLockRelease(ProcArrayLock);
-	return result;
+	return owned ? owner_waits : other_waits;
 }
 
 /*
@@ -230,21 +244,23 @@ waits_for_standby(TransactionId xid)
  * transactions and others that just run on have not committed.
  */
 static bool
-wait_for_commits(VerifyState *state, const Running *running)
+wait_for_commits(VerifyState *state)
 {
+	Running		running;
 	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 												  COMMIT_GRACE);
 
+	note_running(&running);
 	for (;;)
 	{
 		int			left = 0;
 		bool		committing = false;
 
-		for (int i = 0; i < running->n; i++)
-			if (TransactionIdIsInProgress(running->xids[i]))
+		for (int i = 0; i < running.n; i++)
+			if (TransactionIdIsInProgress(running.xids[i]))
 			{
 				left++;
-				committing |= waits_for_standby(running->xids[i]);
+				committing |= waits_for_standby(running.xids[i]);
 			}
 		if (left == 0)
 			return true;
@@ -277,16 +293,16 @@ look_round(VerifyState *state, Suspect **suspects, int n)
 	Look	   *b2 = palloc_array(Look, n);
 	Look	   *g2 = palloc_array(Look, n);
 	Look	   *b3 = palloc_array(Look, n);
-	Running		running;
 	XLogRecPtr	lsn;
 	bool		calm;
 
 	look_at_target(state, suspects, n, g1);
-	lsn = look_at_source(state, suspects, n, b2, &running);
+	lsn = look_at_source(state, suspects, n, b2);
 	verify_wait_applied(state, lsn);
 	look_at_target(state, suspects, n, g2);
-	calm = !any_differs(table, b2, g2, n) || wait_for_commits(state, &running);
-	(void) look_at_source(state, suspects, n, b3, NULL);
+	calm = !any_differs(table, b2, g2, n) || wait_for_commits(state);
+	(void) look_at_source(state, suspects, n, b3);
+	verify_check(state);		/* that the rows were written by this mapping */
 	for (int i = 0; i < n; i++)
 	{
 		Suspect    *suspect = suspects[i];
@@ -321,7 +337,7 @@ look_burst(VerifyState *state, Suspect **suspects, int n)
 		XLogRecPtr	applied;
 
 		source[m] = palloc_array(Look, n);
-		lsn[m] = look_at_source(state, suspects, n, source[m], NULL);
+		lsn[m] = look_at_source(state, suspects, n, source[m]);
 		applied = verify_applied(state);
 		look_at_target(state, suspects, n, target);
 		/* the target has at least what the last look shows that was passed */

@@ -1,6 +1,6 @@
 # A verification that is killed goes on where it was; it is throttled, repeated,
 # cancelled, asked for twice; it waits for commits that wait for a standby, and
-# says so when the stream does not run or does not get on.
+# says so when the stream does not run or does not get on, or a target is gone.
 use strict;
 use warnings;
 
@@ -12,6 +12,7 @@ my ($blue, $green) = create_pair(
 	conf => <<'CONF', green_conf => "log_statement = 'all'");
 bluegreen.restart_delay = 50ms
 bluegreen.restart_delay_max = 200ms
+max_prepared_transactions = 2
 CONF
 
 sub setting
@@ -150,39 +151,99 @@ is($blue->safe_psql('SELECT every IS NULL FROM bluegreen.verify_run'),
 wait_for_sync('c');
 
 #
-# A commit that the stream has applied and nobody sees yet
+# Commits that the stream has applied and nobody sees yet
 #
-setting('synchronous_standby_names', 'nobody');
-my $writer = $blue->session;
-$writer->send(q{BEGIN; UPDATE t SET n = 7 WHERE id = 7; DELETE FROM t
-	WHERE id = 8; INSERT INTO t VALUES (0, 0); COMMIT});
-$green->poll_query_until(q{SELECT n = 7 FROM t WHERE id = 7});
-is( $blue->safe_psql('SELECT n FROM t WHERE id = 7'),
-	0, 'a commit waits for a standby');
 my $local = 'SET synchronous_commit = local;';
-$blue->safe_psql("$local CALL bluegreen.verify('c', wait => false)");
-# a look at the target after the grace for commits: the second round
-ok( $green->poll_query_until(q{SELECT count(*) = 1 FROM pg_stat_activity
-		WHERE application_name = 'bluegreen c verify'
-			AND query ~ 'ORDINALITY'
-			AND query_start > backend_start + interval '2.1 s'}),
-	'it is waited for');
-is($blue->safe_psql('SELECT count(*) FROM bluegreen.difference
-		WHERE repaired_at IS NULL'),
-	0, 'and is no difference');
-setting('synchronous_standby_names', '');
-$writer->wait;
-$blue->poll_query_until(
-	q{SELECT state = 'done' FROM bluegreen.verification});
-is( $blue->safe_psql(
-		q{SELECT differences, unsettled, suspects FROM bluegreen.verification}),
-	'0|0|3', 'nor when all can see it');
+my $writer = $blue->session;
+
+# The worker looks at suspects a second time, long after a moment on green.
+sub waits_for_commits
+{
+	my ($since) = @_;
+	ok( $green->poll_query_until(qq{SELECT count(*) = 1 FROM pg_stat_activity
+			WHERE application_name = 'bluegreen c verify'
+				AND query ~ 'ORDINALITY'
+				AND query_start > '$since'::timestamptz + interval '2 s'}),
+		'it is waited for');
+	is( $blue->safe_psql('SELECT count(*) FROM bluegreen.difference
+			WHERE repaired_at IS NULL'), 0, 'and is no difference');
+	return;
+}
+
+# All can see it: what the verification says of (differences, unsettled, suspects).
+sub is_seen
+{
+	my ($expected) = @_;
+	setting('synchronous_standby_names', '');
+	$writer->wait;
+	$blue->poll_query_until(
+		q{SELECT state = 'done' FROM bluegreen.verification});
+	is( $blue->safe_psql(q{SELECT differences, unsettled, suspects
+			FROM bluegreen.verification}),
+		$expected, 'nor when all can see it');
+	return;
+}
+
+foreach my $commit ('COMMIT', q{COMMIT PREPARED 'p'})
+{
+	my $new = length $commit;
+	$writer->query(qq{BEGIN; UPDATE t SET n = $new WHERE id = 7;
+		DELETE FROM t WHERE id = $new + 100;
+		INSERT INTO t VALUES (-$new, 0)});
+	$writer->query(q{PREPARE TRANSACTION 'p'}) if $commit =~ /PREPARED/;
+	setting('synchronous_standby_names', 'nobody');
+	$writer->send($commit);
+	$green->poll_query_until("SELECT n = $new FROM t WHERE id = 7");
+	isnt($blue->safe_psql('SELECT n FROM t WHERE id = 7'),
+		$new, "a $commit waits for a standby");
+	my $start = $green->safe_psql('SELECT clock_timestamp()');
+	$blue->safe_psql("$local CALL bluegreen.verify('c', wait => false)");
+	waits_for_commits($start);
+	is_seen('0|0|3');
+}
+
+# ... the newest of all transactions, which began after the first look
+my $lock = $green->session;
+$lock->query('BEGIN; LOCK TABLE t IN EXCLUSIVE MODE');
+$blue->safe_psql('UPDATE t SET n = 20 WHERE id = 7');
+$blue->safe_psql(q{CALL bluegreen.verify('c', wait => false)});
+$green->poll_query_until(q{SELECT count(*) = 1 FROM pg_stat_activity
+	WHERE application_name = 'bluegreen c verify' AND state = 'idle'
+		AND query ~ 'ORDINALITY'
+		AND state_change < clock_timestamp() - interval '300 ms'});
+my $pid = $blue->safe_psql(q{SELECT pid FROM pg_stat_activity
+	WHERE backend_type = 'pg_bluegreen verify'});
+kill STOP => $pid;
+setting('synchronous_standby_names', 'nobody');
+$writer->send('UPDATE t SET n = 21 WHERE id = 7');
+$blue->poll_query_until(q{SELECT count(*) = 1 FROM pg_stat_activity
+	WHERE wait_event = 'SyncRep'});
+$lock->query('ROLLBACK');
+$green->poll_query_until('SELECT n = 21 FROM t WHERE id = 7');
+my $go_on = $green->safe_psql('SELECT clock_timestamp()');
+kill CONT => $pid;
+waits_for_commits($go_on);
+is_seen('0|0|1');
+
+#
+# What cannot be done
+#
+like(
+	($blue->psql(q{CALL bluegreen.verify('c', every => '1000000 years')}))[2],
+	qr/parameter "every" of bluegreen.verify must not be more than 1000 years/,
+	'every has a limit');
+$green->safe_psql('ALTER TABLE t RENAME TO u');
+like(($blue->psql(q{CALL bluegreen.verify('c')}))[2],
+	qr/verification of deployment "c" failed: .*"?public"?\."?t"?/,
+	'a target that is gone is the result, and not waited for');
+is($blue->safe_psql('SELECT state FROM bluegreen.verification'),
+	'failed', 'as the view says');
+$green->safe_psql('ALTER TABLE u RENAME TO t');
 
 #
 # The stream does not get on
 #
 setting('bluegreen.peer_timeout', 1000);
-my $lock = $green->session;
 $lock->query('BEGIN; LOCK TABLE t IN EXCLUSIVE MODE');
 $blue->safe_psql('UPDATE t SET n = 1 WHERE id = 1');
 my ($status, undef, $error) = $blue->psql(q{CALL bluegreen.verify('c')});
