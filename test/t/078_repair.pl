@@ -20,8 +20,8 @@ SQL
 }
 # types of two kinds: values go as text, by the domain's input function
 $green->safe_psql(<<'SQL');
-CREATE TYPE word AS ENUM ('word1', 'word2', 'extra');
-CREATE TABLE words (w word, n integer);
+CREATE TYPE green_word AS ENUM ('word1', 'word2', 'extra');
+CREATE TABLE words (w green_word, n integer);
 SQL
 $blue->safe_psql(<<'SQL');
 CREATE FUNCTION is_word(t text) RETURNS boolean STABLE LANGUAGE sql
