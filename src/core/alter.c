@@ -190,6 +190,12 @@ update_mapping(const Alteration *alteration, bool has_other_columns)
 	catalog_arg_int4(&id, alteration->mapping->id);
 	catalog_run("DELETE FROM bluegreen.mapping_column WHERE mapping = $1",
 				&id, SPI_OK_DELETE);
+	/* what a verification found, and where it is, goes by the former key */
+	catalog_run("DELETE FROM bluegreen.verify_difference "
+				"WHERE mapping = $1 AND repaired_at IS NULL",
+				&id, SPI_OK_DELETE);
+	catalog_run("UPDATE bluegreen.verify_table SET position = NULL "
+				"WHERE mapping = $1", &id, SPI_OK_UPDATE);
 	catalog_end(&access);
 }
 

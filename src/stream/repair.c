@@ -34,6 +34,7 @@
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "stream/verify.h"
+#include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -53,47 +54,77 @@ typedef struct RepairJob
 	VerifyTable *table;
 	Suspect    *keys;
 	int			n;
+	int64		last;			/* id of the last difference among them */
+	bool		wrote;			/* the transaction had written before us */
 } RepairJob;
+
+/*
+ * The values of a key of so many columns.
+ */
+static char **
+key_columns(ArrayType *array, int columns)
+{
+	char	  **result = palloc_array(char *, columns);
+	Datum	   *texts;
+	int			n;
+
+	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &texts, NULL,
+					  &n);
+	/* one that a verification found which had the mapping's former key */
+	if (n != columns)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("a difference has a key of %d columns, but the mapping's has %d",
+						n, columns),
+				 errhint("Verify the table again.")));
+	for (int k = 0; k < n; k++)
+		result[k] = TextDatumGetCString(texts[k]);
+	return result;
+}
 
 /*
  * The keys of a mapping that differ and are not repaired.
  */
 static void
-load_keys(RepairJob *job, int32 mapping)
+load_keys(RepairJob *job, const MappingRow *row)
 {
 	CatalogAccess access;
+	int			columns = 0;
 
+	for (int i = 0; i < row->ncolumns; i++)
+		if (row->columns[i].is_key)
+			columns++;
 	catalog_begin(&access);
-	job->n = (int) catalog_run(psprintf("SELECT key FROM "
+	job->n = (int) catalog_run(psprintf("SELECT key, id FROM "
 										"bluegreen.verify_difference "
 										"WHERE mapping = %d "
 										"AND repaired_at IS NULL ORDER BY id",
-										mapping), NULL, SPI_OK_SELECT);
+										row->id), NULL, SPI_OK_SELECT);
 	MemoryContextSwitchTo(access.context);
 	job->keys = palloc0_array(Suspect, Max(job->n, 1));
 	for (int i = 0; i < job->n; i++)
 	{
-		ArrayType  *array = DatumGetArrayTypeP(catalog_value(i, 1, NULL));
-		Datum	   *texts;
-		int			n;
-
-		deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &texts,
-						  NULL, &n);
-		job->keys[i].key = palloc_array(char *, Max(n, 1));
-		for (int k = 0; k < n; k++)
-			job->keys[i].key[k] = TextDatumGetCString(texts[k]);
+		job->keys[i].key =
+			key_columns(DatumGetArrayTypeP(catalog_value(i, 1, NULL)),
+						Max(columns, 1));
+		job->last = DatumGetInt64(catalog_value(i, 2, NULL));
 	}
 	catalog_end(&access);
 }
 
 /*
- * Keep writers of the source out until the end of the transaction.
+ * Keep writers of the source out until the end of the transaction, if the
+ * caller might do so with LOCK TABLE.
  */
 static void
 lock_out_writers(Oid source)
 {
-	int			guc_level = NewGUCNestLevel();
+	int			guc_level;
 
+	if (pg_class_aclmask(source, GetUserId(), ACL_UPDATE | ACL_DELETE |
+						 ACL_TRUNCATE, ACLMASK_ANY) == 0)
+		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_TABLE, get_rel_name(source));
+	guc_level = NewGUCNestLevel();
 	(void) set_config_option("lock_timeout", LOCK_TIMEOUT, PGC_USERSET,
 							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	LockRelationOid(source, ShareLock);
@@ -155,12 +186,21 @@ text_array(char **values, int n)
 static PeerResult *
 ask_source(const RepairJob *job, const OuterQuery *outer)
 {
-	PeerResult *result;
+	PeerResult *volatile result = NULL;
 
 	PushActiveSnapshot(GetTransactionSnapshot());
-	result = verify_run_query(job->table,
-							  verify_source_query(job->table, NULL, NULL,
-												  outer));
+	PG_TRY();
+	{
+		result = verify_run_query(job->table,
+								  verify_source_query(job->table, NULL, NULL,
+													  outer));
+	}
+	PG_FINALLY();
+	{
+		/* the session goes on, and must not find a moment there */
+		memset(&transform_moment, 0, sizeof(transform_moment));
+	}
+	PG_END_TRY();
 	PopActiveSnapshot();
 	return result;
 }
@@ -267,7 +307,7 @@ repair_hashes(const RepairJob *job, Suspect *keys, int n)
 /* ---- all of them ---- */
 
 static void
-mark_repaired(int32 mapping)
+mark_repaired(const RepairJob *job, int32 mapping)
 {
 	CatalogAccess access;
 	CatalogArgs args = {0};
@@ -277,10 +317,54 @@ mark_repaired(int32 mapping)
 	catalog_arg_name(&args, user);
 	catalog_run(psprintf("UPDATE bluegreen.verify_difference "
 						 "SET repaired_at = clock_timestamp(), repaired_by = $1 "
-						 "WHERE mapping = %d AND repaired_at IS NULL", mapping),
+						 "WHERE mapping = %d AND repaired_at IS NULL "
+						 "AND id <= " INT64_FORMAT, mapping, job->last),
 				&args, SPI_OK_UPDATE);
 	catalog_run("DELETE FROM bluegreen.repair_row", NULL, SPI_OK_DELETE);
 	catalog_end(&access);
+}
+
+/*
+ * Can the job's table be repaired by this transaction?  Without a key, what it
+ * has written to the source counts as a row here, but is not on the target yet.
+ */
+static void
+check_table(const RepairJob *job, const MappingRow *row)
+{
+	if (job->table->unfit != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"%s\" cannot be repaired",
+						mapping_target_name(row)),
+				 errdetail("It cannot be compared: %s.", job->table->unfit)));
+	if (job->table->nkeys == 0 && job->wrote)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot repair table \"%s\", which is mapped without a key, in a transaction that has written",
+						mapping_target_name(row)),
+				 errhint("Call bluegreen.repair() in a transaction of its own.")));
+}
+
+static void
+repair_all_keys(const RepairJob *job)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "pg_bluegreen repair",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+
+	for (int i = 0; i < job->n; i += REPAIR_KEYS)
+	{
+		int			n = Min(job->n - i, REPAIR_KEYS);
+
+		if (job->table->nkeys > 0)
+			repair_keys(job, job->keys + i, n);
+		else
+			repair_hashes(job, job->keys + i, n);
+		MemoryContextReset(context);
+	}
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(context);
 }
 
 /*
@@ -289,7 +373,7 @@ mark_repaired(int32 mapping)
 static int64
 repair_mapping(RepairJob *job, MappingRow *row)
 {
-	load_keys(job, row->id);
+	load_keys(job, row);
 	if (job->n == 0)
 		return 0;
 	if (table_shared_get(row->id, row->deployment)->state != TABLE_STREAMING)
@@ -299,17 +383,10 @@ repair_mapping(RepairJob *job, MappingRow *row)
 						mapping_target_name(row)),
 				 errhint("Verify it again when it is copied.")));
 	job->table = verify_table_create(job->peer, row, !row->target_shared);
+	check_table(job, row);
 	lock_out_writers(row->source);
-	for (int i = 0; i < job->n; i += REPAIR_KEYS)
-	{
-		int			n = Min(job->n - i, REPAIR_KEYS);
-
-		if (job->table->nkeys > 0)
-			repair_keys(job, job->keys + i, n);
-		else
-			repair_hashes(job, job->keys + i, n);
-	}
-	mark_repaired(row->id);
+	repair_all_keys(job);
+	mark_repaired(job, row->id);
 	event_record_local(row->deployment, EVENT_REPAIRED, InvalidXLogRecPtr,
 					   psprintf("%d keys of \"%s\" are written again", job->n,
 								mapping_target_name(row)),
@@ -339,6 +416,7 @@ bluegreen_repair(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("bluegreen.repair() needs isolation level READ COMMITTED"),
 				 errdetail("It has to see the rows as they are when it has locked them.")));
+	job.wrote = TransactionIdIsValid(GetTopTransactionIdIfAny());
 	job.deployment = deployment_lock(NameStr(*PG_GETARG_NAME(0)));
 	control_check_stream(control_stream(job.deployment), job.deployment->name);
 	guc_level = settings_pin_formatting();

@@ -23,6 +23,7 @@
 #include "core/shared.h"
 #include "stream/relation.h"
 #include "stream/repair_row.h"
+#include "stream/rowchange.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -74,28 +75,30 @@ emit(DecodeState *state, Transform *transform, ChangeKind kind, int64 copies)
 }
 
 /*
- * Put the source's row into the transform's slot; false if it is of another
- * shape than the transform was compiled for.
+ * Put the source's row into the transform's slot.  The row is of the shape that
+ * the source had then.  Columns that have another type now have no value: the
+ * transform does not read them, or it would be a misfit.
  */
-static bool
-fill_slot(Transform *transform, const bytea *bytes)
+static void
+fill_slot(Transform *transform, Relation source, const bytea *bytes)
 {
 	TupleTableSlot *slot = transform->slot;
+	TupleDesc	desc = RelationGetDescr(source);
 	Size		size = VARSIZE_ANY_EXHDR(bytes);
 	HeapTupleHeader header = palloc(size);
 	HeapTupleData tuple = {.t_len = size,.t_data = header};
-	int			natts = transform->source_desc->natts;
+	int			natts = Max(desc->natts, transform->source_desc->natts);
 
 	memcpy(header, VARDATA_ANY(bytes), size);
-	if (HeapTupleHeaderGetNatts(header) != natts)
-		return false;
 	ExecClearTuple(slot);
-	slot->tts_values = palloc_array(Datum, natts);
+	slot->tts_values = palloc0_array(Datum, natts);
 	slot->tts_isnull = palloc_array(bool, natts);
-	heap_deform_tuple(&tuple, transform->source_desc, slot->tts_values,
-					  slot->tts_isnull);
+	memset(slot->tts_isnull, true, natts);
+	heap_deform_tuple(&tuple, desc, slot->tts_values, slot->tts_isnull);
+	for (int i = 0; i < Min(desc->natts, transform->source_desc->natts); i++)
+		if (TupleDescAttr(desc, i)->atttypid != transform->source[i].type)
+			slot->tts_isnull[i] = true;
 	ExecStoreVirtualTuple(slot);
-	return true;
 }
 
 /*
@@ -131,6 +134,40 @@ write_row(DecodeState *state, Transform *transform, int64 copies)
 }
 
 /*
+ * A whole row of the source, which may have been altered since the transform
+ * was compiled (compare transform_change()).
+ */
+static void
+source_row(DecodeState *state, Transform *transform, const bytea *bytes,
+		   int64 copies)
+{
+	Relation	source = RelationIdGetRelation(transform->row->source);
+	Datum	   *values = transform->slot->tts_values;
+	bool	   *nulls = transform->slot->tts_isnull;
+	Misfit		misfit;
+
+	if (!RelationIsValid(source))
+		elog(ERROR, "could not open relation with OID %u",
+			 transform->row->source);
+	misfit = relation_find_misfit(transform, source);
+	if (misfit.column == NULL)
+	{
+		fill_slot(transform, source, bytes);
+		write_row(state, transform, copies);
+		ExecClearTuple(transform->slot);
+		transform->slot->tts_values = values;
+		transform->slot->tts_isnull = nulls;
+	}
+	else if (!copy_sees(state, transform))
+	{
+		state->evaluating = transform;
+		resetStringInfo(state->row_name);
+		relation_refuse(transform, &misfit);
+	}
+	RelationClose(source);
+}
+
+/*
  * A value of a column from its text.
  */
 static void
@@ -157,6 +194,7 @@ delete_row(DecodeState *state, Transform *transform, ArrayType *array,
 {
 	RowChange  *row = &state->scratch;
 	bool		keyless = transform->nkeys == 0;
+	TransformUser saved;
 	Datum	   *texts;
 	bool	   *nulls;
 	int			n;
@@ -171,6 +209,7 @@ delete_row(DecodeState *state, Transform *transform, ArrayType *array,
 	if (n != (keyless ? transform->ncolumns : transform->nkeys))
 		return;
 	memset(row->missing, 0, transform->ncolumns * sizeof(bool));
+	transform_enter_owner(transform, &saved);
 	for (int i = 0; i < n; i++)
 	{
 		int			column = keyless ? i : transform->keys[i];
@@ -178,6 +217,7 @@ delete_row(DecodeState *state, Transform *transform, ArrayType *array,
 		read_value(row, &transform->columns[column], column, texts[i],
 				   nulls[i]);
 	}
+	transform_leave(&saved);
 	emit(state, transform, keyless ? CHANGE_DELETE : CHANGE_DELETE_IF_THERE,
 		 copies);
 }
@@ -192,7 +232,7 @@ repair_row(DecodeState *state, Relation relation, ReorderBufferChange *change)
 	HeapTuple	tuple = change_new_tuple(change);
 	Transform  *transform;
 	bool		isnull;
-	Datum		source_row;
+	Datum		bytes;
 	int64		copies;
 
 	if (tuple == NULL)
@@ -203,20 +243,11 @@ repair_row(DecodeState *state, Relation relation, ReorderBufferChange *change)
 	if (transform == NULL)
 		return;
 	copies = DatumGetInt64(heap_getattr(tuple, COLUMN_COPIES, desc, &isnull));
-	source_row = heap_getattr(tuple, COLUMN_SOURCE_ROW, desc, &isnull);
+	bytes = heap_getattr(tuple, COLUMN_SOURCE_ROW, desc, &isnull);
 	if (isnull)
 		delete_row(state, transform,
 				   DatumGetArrayTypeP(heap_getattr(tuple, COLUMN_KEY, desc,
 												   &isnull)), copies);
 	else
-	{
-		Datum	   *values = transform->slot->tts_values;
-		bool	   *nulls = transform->slot->tts_isnull;
-
-		if (fill_slot(transform, DatumGetByteaPP(source_row)))
-			write_row(state, transform, copies);
-		ExecClearTuple(transform->slot);
-		transform->slot->tts_values = values;
-		transform->slot->tts_isnull = nulls;
-	}
+		source_row(state, transform, DatumGetByteaPP(bytes), copies);
 }

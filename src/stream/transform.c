@@ -606,8 +606,18 @@ void
 transform_enter(Transform *transform, TransformUser *saved)
 {
 	saved->switched = transform->runs_user_code;
-	if (!saved->switched)
-		return;
+	if (saved->switched)
+		transform_enter_owner(transform, saved);
+}
+
+/*
+ * The same whatever the transform runs: for the input of values, which checks
+ * domains.
+ */
+void
+transform_enter_owner(Transform *transform, TransformUser *saved)
+{
+	saved->switched = true;
 	saved->guc_level = NewGUCNestLevel();
 	GetUserIdAndSecContext(&saved->userid, &saved->sec_context);
 	SetUserIdAndSecContext(transform->row->owner,

@@ -184,6 +184,7 @@ typedef struct TransformUser
 } TransformUser;
 
 extern void transform_enter(Transform *transform, TransformUser *saved);
+extern void transform_enter_owner(Transform *transform, TransformUser *saved);
 extern void transform_leave(const TransformUser *saved);
 
 #endif							/* BG_TRANSFORM_H */
