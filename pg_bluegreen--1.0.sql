@@ -714,8 +714,9 @@ SELECT s.deployment,
 	END AS error,
 	s.preflight || ago.preflight AS preflight,
 	-- everything before this was compared, how long ago, and what was found
-	coalesce(s.verified_lsn::text, 'incomplete') || ago.verified || CASE WHEN s.differences > 0
-		THEN ', ' || s.differences || ' wrong' ELSE '' END AS verified
+	coalesce(s.verified_lsn::text, 'incomplete') || ago.verified
+		|| CASE WHEN s.differences > 0
+			THEN ', ' || s.differences || ' wrong' ELSE '' END AS verified
 FROM bluegreen.stat_stream s
 	CROSS JOIN LATERAL (SELECT
 			max(text) FILTER (WHERE what = 'preflight') AS preflight,
@@ -729,7 +730,8 @@ FROM bluegreen.stat_stream s
 				WHEN a.s < 3600 THEN ' ' || a.s / 60 || 'min'
 				WHEN a.s < 86400 THEN ' ' || a.s / 3600 || 'h'
 				ELSE ' ' || a.s / 86400 || 'd'
-			END) t (text)) ago
+			END) t (text)
+		WHERE at IS NOT NULL) ago
 ORDER BY s.deployment, s.direction;
 
 CREATE VIEW bluegreen.copy_progress AS
