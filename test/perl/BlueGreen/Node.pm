@@ -300,7 +300,12 @@ sub psql
 		@{ $options{extra_params} || [] });
 	my $seconds = $options{timeout} || TIMEOUT;
 
-	my $harness = IPC::Run::start(\@command, '<', \$sql, '>', \$out, '2>',
+	# from a file: who cannot connect ends without reading a pipe, which would
+	# be an error of ours
+	my $in = File::Temp->new;
+	print $in $sql;
+	close $in or croak $!;
+	my $harness = IPC::Run::start(\@command, '<', $in->filename, '>', \$out, '2>',
 		\$err, my $timer = IPC::Run::timeout($seconds));
 	eval { $harness->finish; 1 } or do
 	{
