@@ -206,14 +206,16 @@ add_row(PreflightRun *run, char **values, int nvalues)
 	row.hint = values[3];
 	if (nvalues > 4 && values[4] != NULL)
 	{
-		const char *count;
+		PeerResult *count;
 
 		if (run->apply == NULL)
 			return;				/* one row for that is enough */
-		count = query_green(run->apply, values[4], NULL, NULL)->values[0][0];
-		if (strcmp(count, "0") == 0)
+		count = query_green(run->apply, values[4], NULL, NULL);
+		if (count->ntuples != 1 || !count->values[0][0])
+			elog(ERROR, "unexpected answer of a check");
+		if (strcmp(count->values[0][0], "0") == 0)
 			return;
-		row.message = psprintf("%s%s", count, values[2]);
+		row.message = psprintf("%s%s", count->values[0][0], values[2]);
 	}
 	preflight_row(run, &row);
 }
@@ -221,6 +223,7 @@ add_row(PreflightRun *run, char **values, int nvalues)
 static void
 add_rows(PreflightRun *run, const PeerResult *result)
 {
+	check_stack_depth();		/* a peer may answer what it likes */
 	for (int i = 0; i < result->ntuples; i++)
 		add_row(run, result->values[i], result->nfields);
 }
