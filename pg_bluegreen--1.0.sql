@@ -176,6 +176,73 @@ CREATE TABLE bluegreen.repair_row (
 );
 
 --
+-- Changes inside this database (src/schema)
+--
+CREATE TABLE bluegreen.schema_change (
+	id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	name name NOT NULL UNIQUE,
+	owner oid NOT NULL,
+	schema name NOT NULL,
+	path text NOT NULL,				-- search_path for what the document says
+	version_schema name NOT NULL UNIQUE,
+	operations jsonb NOT NULL,
+	state text NOT NULL DEFAULT 'defined' CHECK (state IN
+		('defined', 'expanding', 'backfilling', 'validating', 'expanded',
+		'contracting', 'contracted', 'undoing', 'undone')),
+	paused boolean NOT NULL DEFAULT false,
+	error_sqlstate text,			-- of what ended the worker
+	error_message text,
+	error_detail text,
+	error_hint text,
+	created_at timestamptz NOT NULL DEFAULT now(),
+	state_since timestamptz NOT NULL DEFAULT clock_timestamp(),
+	expanded_at timestamptz,
+	contracted_at timestamptz
+);
+CREATE UNIQUE INDEX ON bluegreen.schema_change (schema)
+	WHERE state NOT IN ('defined', 'undone', 'contracted');
+
+CREATE TABLE bluegreen.schema_step (
+	change integer NOT NULL
+		REFERENCES bluegreen.schema_change ON DELETE CASCADE,
+	phase text NOT NULL,
+	number integer NOT NULL,		-- 0: the phase is planned
+	kind text NOT NULL
+		CHECK (kind IN ('plan', 'sql', 'user', 'index', 'drop index')),
+	title text NOT NULL,
+	relation text,
+	object text,
+	locks text[] NOT NULL,
+	statements text[] NOT NULL,
+	undo text[] NOT NULL,
+	done boolean NOT NULL,
+	tries integer NOT NULL DEFAULT 0,
+	waits_for text,
+	started_at timestamptz,
+	finished_at timestamptz,
+	PRIMARY KEY (change, phase, number)
+);
+
+CREATE TABLE bluegreen.backfill (
+	change integer NOT NULL
+		REFERENCES bluegreen.schema_change ON DELETE CASCADE,
+	relation oid NOT NULL,			-- a table or leaf
+	root oid NOT NULL,
+	columns text[] NOT NULL,
+	file oid NOT NULL DEFAULT 0,	-- that next_block is of
+	next_block bigint NOT NULL DEFAULT 0,
+	blocks bigint,
+	batch_blocks integer NOT NULL,
+	batches bigint NOT NULL DEFAULT 0,
+	row_count bigint NOT NULL DEFAULT 0,
+	done boolean NOT NULL DEFAULT false,
+	waits_for text,
+	started_at timestamptz,
+	finished_at timestamptz,
+	PRIMARY KEY (change, relation)
+);
+
+--
 -- Tables on the target: what has been done, in the transactions that did it
 --
 CREATE TABLE bluegreen.applied_stream (
@@ -537,6 +604,166 @@ LANGUAGE C
 SET search_path = pg_catalog, pg_temp;
 
 --
+-- Changes inside this database
+--
+
+-- No SET search_path: what the document names is looked up in the caller's.
+-- C pins the path for everything else.
+CREATE FUNCTION bluegreen.create_change(name name, operations jsonb,
+	schema name DEFAULT NULL)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_create_change'
+LANGUAGE C;
+
+CREATE FUNCTION bluegreen.drop_change(name name)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_drop_change'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+-- One function for each operation, named like it; all build the document.
+CREATE FUNCTION bluegreen.create_table(change name, name text, columns jsonb,
+	constraints jsonb DEFAULT NULL, comment text DEFAULT NULL)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_add_operation'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.drop_table(change name, name text)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_add_operation'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.rename_table(change name, "from" text, "to" text)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_add_operation'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.add_column(change name, "table" text, name text, type text,
+	up text DEFAULT NULL, nullable boolean DEFAULT NULL,
+	"default" text DEFAULT NULL, "unique" boolean DEFAULT NULL,
+	"check" jsonb DEFAULT NULL, "references" jsonb DEFAULT NULL,
+	comment text DEFAULT NULL)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_add_operation'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.drop_column(change name, "table" text, "column" text,
+	down text DEFAULT NULL)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_add_operation'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.rename_column(change name, "table" text, "from" text, "to" text)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_add_operation'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.alter_column(change name, "table" text, "column" text,
+	up text DEFAULT NULL, down text DEFAULT NULL, type text DEFAULT NULL,
+	nullable boolean DEFAULT NULL, "default" text DEFAULT NULL,
+	comment text DEFAULT NULL, "unique" jsonb DEFAULT NULL,
+	"check" jsonb DEFAULT NULL, "references" jsonb DEFAULT NULL,
+	drop_default boolean DEFAULT false, drop_comment boolean DEFAULT false)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_add_operation'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.create_index(change name, "table" text, name text, columns jsonb,
+	"unique" boolean DEFAULT NULL, method text DEFAULT NULL,
+	predicate text DEFAULT NULL, storage_parameters text DEFAULT NULL)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_add_operation'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.drop_index(change name, name text)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_add_operation'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.create_constraint(change name, "table" text, name text, type text,
+	columns text[] DEFAULT NULL, "check" text DEFAULT NULL,
+	"references" jsonb DEFAULT NULL, up jsonb DEFAULT NULL,
+	down jsonb DEFAULT NULL, no_inherit boolean DEFAULT NULL,
+	index_parameters jsonb DEFAULT NULL)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_add_operation'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.drop_constraint(change name, "table" text, name text, up text,
+	down text)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_add_operation'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.drop_multicolumn_constraint(change name, "table" text,
+	name text, up jsonb, down jsonb)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_add_operation'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.rename_constraint(change name, "table" text, "from" text,
+	"to" text)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_add_operation'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.set_replica_identity(change name, "table" text,
+	identity jsonb)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_add_operation'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.sql(change name, up text, down text DEFAULT NULL,
+	on_complete boolean DEFAULT NULL)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_add_operation'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.pause_backfill(change name, paused boolean DEFAULT true)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_pause_backfill'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+-- Called for every row: no SET clause.
+CREATE FUNCTION bluegreen.sync_columns()
+RETURNS trigger
+AS 'MODULE_PATHNAME', 'bluegreen_sync_columns'
+LANGUAGE C;
+
+CREATE PROCEDURE bluegreen.expand(change name)
+AS 'MODULE_PATHNAME', 'bluegreen_expand'
+LANGUAGE C;
+
+CREATE PROCEDURE bluegreen.contract(change name)
+AS 'MODULE_PATHNAME', 'bluegreen_contract'
+LANGUAGE C;
+
+CREATE PROCEDURE bluegreen.undo(change name)
+AS 'MODULE_PATHNAME', 'bluegreen_undo'
+LANGUAGE C;
+
+CREATE PROCEDURE bluegreen.wait_for_backfill(change name,
+	timeout interval DEFAULT NULL)
+AS 'MODULE_PATHNAME', 'bluegreen_wait_for_backfill'
+LANGUAGE C;
+
+--
 -- Shared memory as rows
 --
 CREATE FUNCTION bluegreen.stream_state(
@@ -868,6 +1095,74 @@ FROM bluegreen.table_mapping m
 	JOIN bluegreen.deployment d ON d.id = m.deployment
 ORDER BY d.name, m.id;
 
+CREATE VIEW bluegreen.change AS
+SELECT c.name AS change,
+	c.state,
+	c.schema,
+	c.version_schema,
+	c.state_since AS since,
+	jsonb_array_length(c.operations) AS operations,
+	c.error_message AS error,
+	coalesce(s.waits_for, CASE WHEN c.state = 'backfilling' THEN
+		(SELECT min(b.waits_for) FROM bluegreen.backfill b
+			WHERE b.change = c.id AND NOT b.done) END) AS waits_for,
+	c.paused,
+	pg_get_userbyid(c.owner) AS owner,
+	c.error_sqlstate,
+	c.error_detail,
+	c.error_hint,
+	c.created_at,
+	c.expanded_at,
+	c.contracted_at,
+	c.operations AS document
+FROM bluegreen.schema_change c
+	LEFT JOIN LATERAL (SELECT t.waits_for FROM bluegreen.schema_step t
+		WHERE t.change = c.id AND t.phase = c.state AND NOT t.done
+		ORDER BY t.number LIMIT 1) s ON true
+ORDER BY c.id;
+
+CREATE VIEW bluegreen.change_step AS
+SELECT c.name AS change,
+	s.phase,
+	s.number,
+	s.title AS step,
+	s.done,
+	s.tries,
+	s.waits_for,
+	s.finished_at,
+	s.locks || s.statements AS statements
+FROM bluegreen.schema_step s
+	JOIN bluegreen.schema_change c ON c.id = s.change
+WHERE s.number > 0
+ORDER BY c.id, array_position(ARRAY['expanding', 'validating', 'contracting',
+	'undoing'], s.phase), s.number;
+
+CREATE VIEW bluegreen.backfill_progress AS
+SELECT c.name AS change,
+	b.relation::regclass AS relation,
+	CASE WHEN b.done THEN 'done' WHEN b.started_at IS NULL THEN 'waiting'
+		ELSE 'filling' END AS state,
+	b.row_count AS rows,
+	CASE WHEN b.done THEN 100 WHEN b.blocks > 0
+		THEN round(100.0 * b.next_block / b.blocks, 1) ELSE 0 END AS percent,
+	(b.row_count / nullif(p.seconds, 0))::bigint AS rows_per_s,
+	CASE WHEN b.done THEN '0'::interval WHEN b.next_block > 0
+		THEN date_trunc('seconds', make_interval(secs =>
+			greatest(b.blocks - b.next_block, 0) * p.seconds / b.next_block))
+	END AS eta,
+	b.waits_for,
+	b.next_block,
+	b.blocks,
+	b.batches,
+	b.batch_blocks,
+	b.started_at,
+	b.finished_at
+FROM bluegreen.backfill b
+	JOIN bluegreen.schema_change c ON c.id = b.change
+	CROSS JOIN LATERAL (SELECT extract(epoch FROM coalesce(b.finished_at,
+		clock_timestamp()) - b.started_at)::double precision AS seconds) p
+ORDER BY c.id, b.relation;
+
 --
 -- Privileges: whoever may use these is named by the administrator.  Reading
 -- the views is for pg_monitor; the tables are granted to nobody.
@@ -914,6 +1209,49 @@ REVOKE ALL ON FUNCTION bluegreen.noted_row() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.grant_apply(regrole, regclass[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.revoke_apply(regrole, regclass[])
 	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.create_change(name, jsonb, name) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.drop_change(name) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.create_table(name, text, jsonb, jsonb, text)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.drop_table(name, text)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.rename_table(name, text, text)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.add_column(name, text, text, text, text, boolean, text,
+	boolean, jsonb, jsonb, text)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.drop_column(name, text, text, text)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.rename_column(name, text, text, text)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.alter_column(name, text, text, text, text, text, boolean,
+	text, text, jsonb, jsonb, jsonb, boolean, boolean)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.create_index(name, text, text, jsonb, boolean, text, text,
+	text)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.drop_index(name, text)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.create_constraint(name, text, text, text, text[], text, jsonb,
+	jsonb, jsonb, boolean, jsonb)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.drop_constraint(name, text, text, text, text)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.drop_multicolumn_constraint(name, text, text,
+	jsonb, jsonb)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.rename_constraint(name, text, text, text)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.set_replica_identity(name, text, jsonb)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.sql(name, text, text, boolean)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.pause_backfill(name, boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.sync_columns() FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.expand(name) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.contract(name) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.undo(name) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.wait_for_backfill(name, interval) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.reset_stats(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.stream_state() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.table_state() FROM PUBLIC;
@@ -926,7 +1264,8 @@ GRANT EXECUTE ON FUNCTION bluegreen.stream_state(), bluegreen.table_state(),
 GRANT SELECT ON bluegreen.status, bluegreen.stat_stream, bluegreen.stat_table,
 	bluegreen.copy_progress, bluegreen.chunk, bluegreen.conflict,
 	bluegreen.event, bluegreen.mapping, bluegreen.verification,
-	bluegreen.difference TO pg_monitor;
+	bluegreen.difference, bluegreen.change, bluegreen.change_step,
+	bluegreen.backfill_progress TO pg_monitor;
 
 --
 -- Comments
@@ -1054,6 +1393,70 @@ COMMENT ON FUNCTION bluegreen.checksum_final(internal) IS
 COMMENT ON AGGREGATE bluegreen.checksum(integer, integer, text,
 	VARIADIC "any") IS
 	'for verify(): number of rows and sum of their hashes, in buckets by their key';
+COMMENT ON FUNCTION bluegreen.create_change(name, jsonb, name) IS
+	'define a change of the schema: operations in pgroll''s format; returns its id';
+COMMENT ON FUNCTION bluegreen.drop_change(name) IS
+	'forget a change that is not under way; the schema of its version stays';
+COMMENT ON FUNCTION bluegreen.create_table(name, text, jsonb, jsonb, text) IS
+	'add an operation to a change: a new table; returns its number';
+COMMENT ON FUNCTION bluegreen.drop_table(name, text) IS
+	'add an operation to a change: a table that the new version does not have; returns its number';
+COMMENT ON FUNCTION bluegreen.rename_table(name, text, text) IS
+	'add an operation to a change: another name for a table; returns its number';
+COMMENT ON FUNCTION bluegreen.add_column(name, text, text, text, text, boolean, text,
+	boolean, jsonb, jsonb, text) IS
+	'add an operation to a change: a new column; up is its value in rows of the old version; returns its number';
+COMMENT ON FUNCTION bluegreen.drop_column(name, text, text, text) IS
+	'add an operation to a change: a column that the new version does not have; down is its value in rows of that; returns its number';
+COMMENT ON FUNCTION bluegreen.rename_column(name, text, text, text) IS
+	'add an operation to a change: another name for a column; returns its number';
+COMMENT ON FUNCTION bluegreen.alter_column(name, text, text, text, text, text, boolean,
+	text, text, jsonb, jsonb, jsonb, boolean, boolean) IS
+	'add an operation to a change: another type, nullability, default, comment or constraint; up and down convert; returns its number';
+COMMENT ON FUNCTION bluegreen.create_index(name, text, text, jsonb, boolean, text, text,
+	text) IS
+	'add an operation to a change: an index, built concurrently; returns its number';
+COMMENT ON FUNCTION bluegreen.drop_index(name, text) IS
+	'add an operation to a change: an index that goes at the contract; returns its number';
+COMMENT ON FUNCTION bluegreen.create_constraint(name, text, text, text, text[], text, jsonb,
+	jsonb, jsonb, boolean, jsonb) IS
+	'add an operation to a change: a constraint over several columns; returns its number';
+COMMENT ON FUNCTION bluegreen.drop_constraint(name, text, text, text, text) IS
+	'add an operation to a change: a constraint of one column that the new version does not have; returns its number';
+COMMENT ON FUNCTION bluegreen.drop_multicolumn_constraint(name, text, text,
+	jsonb, jsonb) IS
+	'add an operation to a change: a constraint that the new version does not have; returns its number';
+COMMENT ON FUNCTION bluegreen.rename_constraint(name, text, text, text) IS
+	'add an operation to a change: another name for a constraint; returns its number';
+COMMENT ON FUNCTION bluegreen.set_replica_identity(name, text, jsonb) IS
+	'add an operation to a change: what identifies rows in the WAL; returns its number';
+COMMENT ON FUNCTION bluegreen.sql(name, text, text, boolean) IS
+	'add an operation to a change: statements of your own; returns its number';
+COMMENT ON FUNCTION bluegreen.pause_backfill(name, boolean) IS
+	'let the backfill of a change rest; paused => false: go on';
+COMMENT ON FUNCTION bluegreen.sync_columns() IS
+	'trigger function of changes: keep the columns of two versions in step';
+COMMENT ON PROCEDURE bluegreen.expand(name) IS
+	'add what the new version of the schema needs; the old one is served as before';
+COMMENT ON PROCEDURE bluegreen.contract(name) IS
+	'drop what only the old version of the schema needs';
+COMMENT ON PROCEDURE bluegreen.undo(name) IS
+	'drop what expand() has added';
+COMMENT ON PROCEDURE bluegreen.wait_for_backfill(name, interval) IS
+	'wait until the new version can be deployed; query_canceled after the timeout';
+
+COMMENT ON TABLE bluegreen.schema_change IS
+	'changes inside this database; see view change';
+COMMENT ON TABLE bluegreen.schema_step IS
+	'what each phase of a change does; see view change_step';
+COMMENT ON TABLE bluegreen.backfill IS
+	'tables whose rows are filled for a change; see view backfill_progress';
+COMMENT ON VIEW bluegreen.change IS
+	'changes inside this database and how far they are';
+COMMENT ON VIEW bluegreen.change_step IS
+	'statements of each step of a change';
+COMMENT ON VIEW bluegreen.backfill_progress IS
+	'how far the backfill of each table is';
 COMMENT ON FUNCTION bluegreen.reset_stats(name) IS
 	'set the counters of a deployment''s stream to zero';
 COMMENT ON FUNCTION bluegreen.stream_state() IS

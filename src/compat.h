@@ -331,4 +331,14 @@ rte_set_check_as_user(List *perminfos, RangeTblEntry *rte, Oid userid)
 #define IS_SET_EXPRESSION(subtype) false
 #endif
 
+/* 16 calls the number of a relation's file by another name. */
+#if PG_VERSION_NUM >= 160000
+#define relation_file(relation) ((relation)->rd_locator.relNumber)
+#else
+#define relation_file(relation) ((relation)->rd_node.relNode)
+#endif
+
+/* 18 can add a foreign key to a partitioned table as NOT VALID. */
+#define HAVE_PARTITIONED_NOT_VALID (PG_VERSION_NUM >= 180000)
+
 #endif							/* BG_COMPAT_H */

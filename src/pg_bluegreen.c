@@ -20,6 +20,7 @@
 #include "core/shared.h"
 #include "core/worker.h"
 #include "miscadmin.h"
+#include "schema/change.h"
 #include "storage/ipc.h"
 
 PG_MODULE_MAGIC_EXT(.name = "pg_bluegreen", .version = "1.0");
@@ -69,4 +70,5 @@ _PG_init(void)
 	partition_hook_install();
 	ddl_watch_install();
 	owner_watch_install();
+	dualwrite_install();
 }

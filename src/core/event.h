@@ -30,7 +30,9 @@ typedef enum EventKind
 	EVENT_LOST,
 	EVENT_DROPPED,
 	EVENT_VERIFIED,
-	EVENT_REPAIRED
+	EVENT_REPAIRED,
+	EVENT_CHANGE,				/* a change's state */
+	EVENT_BLOCKED				/* a change waits for somebody's lock */
 } EventKind;
 
 extern const char *const event_kind_names[];

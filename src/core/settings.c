@@ -3,7 +3,7 @@
  * settings.c
  *		Configuration parameters (bluegreen.*).
  *
- * All of them are integers, so they are one table.  Those that size shared
+ * All of them but one are integers, so they are one table.  Those that size shared
  * memory can only be fixed while the postmaster starts; where the library is
  * loaded later they are still defined, so that a configuration file which
  * mentions them is not complained about, but they size nothing.
@@ -37,6 +37,11 @@ int			bg_restart_delay_max = 60000;
 int			bg_idle_progress_interval = 10000;
 int			bg_event_retention = 43200;
 int			bg_long_transaction = 60;
+int			bg_lock_timeout = 500;
+int			bg_backfill_batch_time = 100;
+int			bg_backfill_rate = 0;
+int			bg_backfill_max_lag = 10000;
+char	   *bg_app_version = NULL;
 
 /* One parameter; the default is the variable's initial value. */
 typedef struct Setting
@@ -148,6 +153,30 @@ static const Setting settings[] = {
 		PGC_USERSET, GUC_UNIT_S,
 		"Lets a preflight report transactions that write and are older than this.",
 		NULL
+	},
+	{
+		"bluegreen.lock_timeout", &bg_lock_timeout, 10, 60 * 1000,
+		PGC_SIGHUP, GUC_UNIT_MS,
+		"Sets the longest time that a change of a schema waits for a lock before it lets others pass.",
+		"It tries again later. Keep it below deadlock_timeout."
+	},
+	{
+		"bluegreen.backfill_batch_time", &bg_backfill_batch_time, 1, 60 * 1000,
+		PGC_SIGHUP, GUC_UNIT_MS,
+		"Sets the time that a backfill aims at for one of its transactions.",
+		"Rows that it has written stay locked for so long."
+	},
+	{
+		"bluegreen.backfill_rate", &bg_backfill_rate, 0, INT_MAX,
+		PGC_SIGHUP, 0,
+		"Sets the number of rows that a backfill writes per second.",
+		"0 means as fast as possible."
+	},
+	{
+		"bluegreen.backfill_max_lag", &bg_backfill_max_lag, 0, INT_MAX,
+		PGC_SIGHUP, GUC_UNIT_MS,
+		"Lets backfills wait while a standby lags by more than this.",
+		"0 means that they do not look."
 	}
 };
 
@@ -169,6 +198,11 @@ settings_define(void)
 								s->variable, *s->variable, s->min, s->max,
 								context, s->unit, NULL, NULL, NULL);
 	}
+	DefineCustomStringVariable("bluegreen.app_version",
+							   "Sets the version of the schema that the session writes for.",
+							   "Name of a change or of its schema. Empty: the view that is written to tells.",
+							   &bg_app_version, "", PGC_USERSET, 0, NULL, NULL,
+							   NULL);
 	MarkGUCPrefixReserved("bluegreen");
 }
 

@@ -40,6 +40,13 @@ extern int	bg_idle_progress_interval;	/* ms between idle progress marks */
 extern int	bg_event_retention; /* minutes */
 extern int	bg_long_transaction;	/* seconds */
 
+/* changes */
+extern int	bg_lock_timeout;	/* ms */
+extern int	bg_backfill_batch_time; /* ms */
+extern int	bg_backfill_rate;	/* rows a second, 0 = no limit */
+extern int	bg_backfill_max_lag;	/* ms, 0 = any */
+extern char *bg_app_version;	/* of the schema, or empty */
+
 extern void settings_define(void);
 extern int64 settings_restart_delay(int failures);
 

@@ -1,0 +1,664 @@
+/*-------------------------------------------------------------------------
+ *
+ * plan.c
+ *		From the shape to the steps of a phase.
+ *
+ * All that happens to one table in a phase under a lock that stops others is
+ * one step, so that no statement of an application meets a table that is half
+ * done.  What scans the table (VALIDATE, indexes) comes in steps of its own,
+ * under a lock that stops nobody.
+ *
+ * A step that locks a table exclusively first locks the version's views of it:
+ * applications lock a view before its table, too.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/dependency.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_inherits.h"
+#include "compat.h"
+#include "schema/shape.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+
+static void
+note(Step *step, char *sql)
+{
+	step->statements = lappend(step->statements, sql);
+}
+
+/* LOCK TABLE of views with the table itself, and of other tables */
+static List *
+lock_sql(const ShapeTable *table, List *views, List *others)
+{
+	StringInfoData sql;
+	ListCell   *lc;
+	List	   *result;
+
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "LOCK TABLE ");
+	foreach(lc, views)
+	{
+		appendStringInfo(&sql, "%s, ", (char *) lfirst(lc));
+	}
+	appendStringInfo(&sql, "%s IN ACCESS EXCLUSIVE MODE", table->qualified);
+	result = list_make1(sql.data);
+	foreach(lc, others)
+	{
+		result = lappend(result,
+						 psprintf("LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE",
+								  (char *) lfirst(lc)));
+	}
+	return result;
+}
+
+/* ---- the trigger ---- */
+
+static char *
+trigger_name(const Shape *shape)
+{
+	return psprintf("zz_bluegreen_%d", shape->change->id);
+}
+
+static void
+note_drop_trigger(Step *step, const Shape *shape, const ShapeTable *table)
+{
+	note(step, psprintf("DROP TRIGGER IF EXISTS %s ON %s",
+						trigger_name(shape), table->qualified));
+}
+
+static void
+note_create_trigger(Step *step, const Shape *shape, const ShapeTable *table,
+					bool filled)
+{
+	RuleSet		set = {
+		.change = shape->change->id,
+		.name = shape->change->name,
+		.schema = shape->change->version_schema,
+		.path = shape->change->path,
+		.old_alias = table->old_name,
+		.new_alias = table->name,
+		.filled = filled,
+		.rules = table->rules
+	};
+
+	note(step, psprintf("%s %s BEFORE INSERT OR UPDATE ON %s FOR EACH ROW "
+						"EXECUTE FUNCTION bluegreen.sync_columns(%s)",
+						TRIGGER_STATEMENT, trigger_name(shape),
+						table->qualified,
+						quote_literal_cstr(rules_write(&set))));
+	note(step, psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER %s",
+						table->qualified, trigger_name(shape)));
+}
+
+/* ---- expand ---- */
+
+/* The columns that rows have to be filled in, quoted. */
+static List *
+columns_to_fill(const ShapeTable *table)
+{
+	List	   *result = NIL;
+	ListCell   *lc;
+
+	foreach(lc, table->rules)
+	{
+		Rule	   *rule = lfirst(lc);
+
+		if (rule->up != NULL)
+			result = lappend(result,
+							 pstrdup(quote_identifier(rule->new_column)));
+	}
+	return result;
+}
+
+/* A version needs a schema of its own. */
+static void
+require_new_schema(const Change *change)
+{
+	if (OidIsValid(get_namespace_oid(change->version_schema, true)))
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_SCHEMA),
+				 errmsg("schema \"%s\" already exists",
+						change->version_schema)));
+}
+
+static List *
+plan_expand(Shape *shape)
+{
+	List	   *steps = list_copy(shape->expand);
+	ListCell   *lc;
+
+	foreach(lc, shape->tables)
+	{
+		ShapeTable *table = lfirst(lc);
+		Step	   *step;
+		List	   *fill = columns_to_fill(table);
+
+		if (table->expand == NIL && table->rules == NIL)
+			continue;
+		step = step_make(STEP_SQL, psprintf("expand table %s",
+											table->old_name),
+						 table->qualified);
+		step->locks = lock_sql(table, NIL, NIL);
+		step->statements = list_copy(table->expand);
+		step->undo = list_copy(table->expand_undo);
+		if (table->rules != NIL)
+			note_create_trigger(step, shape, table, fill == NIL);
+		steps = lappend(steps, step);
+		if (fill != NIL)
+			backfill_plan(shape->change->id, table->relid, fill);
+	}
+	return steps;
+}
+
+/* ---- validate ---- */
+
+static List *
+index_step(const ShapeTable *table, const Shape *shape, const NewIndex *index,
+		   const char *relation, const char *name)
+{
+	Step	   *step = step_make(STEP_INDEX, psprintf("create index %s", name),
+								 table->qualified);
+
+	step->object = shape_qualified(shape, name);
+	note(step, psprintf("CREATE %sINDEX CONCURRENTLY %s ON %s %s",
+						index->unique ? "UNIQUE " : "",
+						quote_identifier(name), relation, index->definition));
+	return list_make1(step);
+}
+
+/*
+ * An index of a partitioned table: on the table alone, invalid; concurrently
+ * on each partition; with the last one attached it is valid.
+ */
+static List *
+partitioned_index_steps(const ShapeTable *table, const Shape *shape,
+						const NewIndex *index)
+{
+	Step	   *step = step_make(STEP_SQL, psprintf("create index %s",
+													index->name),
+								 table->qualified);
+	List	   *steps = list_make1(step);
+	Step	   *attach = step_make(STEP_SQL, psprintf("attach indexes to %s",
+													  index->name),
+								   table->qualified);
+	ListCell   *lc;
+
+	note(step, psprintf("CREATE %sINDEX IF NOT EXISTS %s ON ONLY %s %s",
+						index->unique ? "UNIQUE " : "",
+						quote_identifier(index->name), table->qualified,
+						index->definition));
+	foreach(lc, find_inheritance_children(table->relid, NoLock))
+	{
+		Oid			child = lfirst_oid(lc);
+		char	   *schema = get_namespace_name(get_rel_namespace(child));
+		char	   *name = shape_hidden_name(shape, child, index->name);
+		List	   *child_steps;
+
+		if (get_rel_relkind(child) != RELKIND_RELATION)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("index \"%s\" cannot be built on partitions of partitions",
+							index->name)));
+		child_steps = index_step(table, shape, index,
+								 quote_qualified_identifier(schema,
+															get_rel_name(child)),
+								 name);
+		((Step *) linitial(child_steps))->object =
+			quote_qualified_identifier(schema, name);
+		steps = list_concat(steps, child_steps);
+		note(attach, psprintf("ALTER INDEX %s ATTACH PARTITION %s",
+							  shape_qualified(shape, index->name),
+							  quote_qualified_identifier(schema, name)));
+	}
+	return lappend(steps, attach);
+}
+
+static List *
+index_steps(const Shape *shape, const ShapeTable *table)
+{
+	List	   *steps = NIL;
+	ListCell   *lc;
+
+	foreach(lc, table->indexes)
+	{
+		NewIndex   *index = lfirst(lc);
+
+		steps = list_concat(steps, table->partitioned ?
+							partitioned_index_steps(table, shape, index) :
+							index_step(table, shape, index, table->qualified,
+									   index->name));
+	}
+	return steps;
+}
+
+/* From now on all rows are filled: constraints can be believed in. */
+static List *
+constraint_steps(const Shape *shape, const ShapeTable *table)
+{
+	Step	   *step = step_make(STEP_SQL, psprintf("add constraints to table %s",
+													table->old_name),
+								 table->qualified);
+	List	   *others = NIL;
+	List	   *steps;
+	ListCell   *lc;
+
+	foreach(lc, table->constraints)
+	{
+		NewConstraint *constraint = lfirst(lc);
+
+		if (constraint->locks != NULL &&
+			strcmp(constraint->locks, table->qualified) != 0)
+			others = lappend(others, constraint->locks);
+		note(step, psprintf("ALTER TABLE %s ADD CONSTRAINT %s %s NOT VALID",
+							table->qualified,
+							quote_identifier(constraint->name),
+							constraint->definition));
+	}
+	if (columns_to_fill(table) != NIL)
+	{
+		note_drop_trigger(step, shape, table);
+		note_create_trigger(step, shape, table, true);
+	}
+	if (step->statements == NIL)
+		return NIL;
+	step->locks = lock_sql(table, NIL, others);
+	steps = list_make1(step);
+	foreach(lc, table->constraints)
+	{
+		NewConstraint *constraint = lfirst(lc);
+
+		step = step_make(STEP_SQL, psprintf("validate constraint %s",
+											constraint->name),
+						 table->qualified);
+		note(step, psprintf("ALTER TABLE %s VALIDATE CONSTRAINT %s",
+							table->qualified,
+							quote_identifier(constraint->name)));
+		steps = lappend(steps, step);
+	}
+	return steps;
+}
+
+static bool
+has_pairs(const ShapeTable *table)
+{
+	ListCell   *lc;
+
+	foreach(lc, table->rules)
+	{
+		if (((Rule *) lfirst(lc))->kind == RULE_PAIR)
+			return true;
+	}
+	return false;
+}
+
+static List *
+plan_validate(Shape *shape)
+{
+	List	   *steps = NIL;
+	ListCell   *lc;
+
+	foreach(lc, shape->tables)
+	{
+		ShapeTable *table = lfirst(lc);
+
+		if (has_pairs(table))
+			dependents_copy(shape, table);
+		steps = list_concat(steps, constraint_steps(shape, table));
+		steps = list_concat(steps, index_steps(shape, table));
+	}
+	return lappend(steps, version_create_step(shape));
+}
+
+/* ---- contract ---- */
+
+static void
+note_alter(Step *step, const ShapeTable *table, char *action)
+{
+	note(step, psprintf("ALTER TABLE %s %s", table->qualified, action));
+}
+
+/* What hangs on the old columns goes, what replaces it is as it will be. */
+static void
+contract_before(Step *step, const ShapeTable *table)
+{
+	ListCell   *lc;
+
+	foreach(lc, table->dropped_constraints)
+	{
+		note_alter(step, table, psprintf("DROP CONSTRAINT %s",
+										 quote_identifier(lfirst(lc))));
+	}
+	foreach(lc, table->columns)
+	{
+		ShapeColumn *column = lfirst(lc);
+
+		if (column->set_not_null)
+			note_alter(step, table,
+					   psprintf("ALTER COLUMN %s SET NOT NULL",
+								quote_identifier(column->column)));
+		if (column->drop_not_null)
+			note_alter(step, table,
+					   psprintf("ALTER COLUMN %s DROP NOT NULL",
+								quote_identifier(column->column)));
+	}
+	foreach(lc, table->constraints)
+	{
+		NewConstraint *constraint = lfirst(lc);
+
+		if (constraint->final_name == NULL)
+			note_alter(step, table,
+					   psprintf("DROP CONSTRAINT %s",
+								quote_identifier(constraint->name)));
+	}
+}
+
+/* A sequence that belongs to the old column belongs to the new one. */
+static void
+contract_sequences(Step *step, const ShapeTable *table,
+				   const ShapeColumn *column)
+{
+	ListCell   *lc;
+
+	foreach(lc, getOwnedSequences(table->relid))
+	{
+		Oid			sequence = lfirst_oid(lc);
+		Oid			owner;
+		int32		attnum;
+
+		if (sequenceIsOwned(sequence, DEPENDENCY_AUTO, &owner, &attnum) &&
+			attnum == column->attnum)
+			note(step, psprintf("ALTER SEQUENCE %s OWNED BY %s.%s",
+								quote_qualified_identifier(get_namespace_name(get_rel_namespace(sequence)),
+														   get_rel_name(sequence)),
+								table->qualified,
+								quote_identifier(column->column)));
+	}
+}
+
+/* Old columns go; the others get their names and defaults. */
+static void
+contract_columns(Step *step, const ShapeTable *table)
+{
+	ListCell   *lc;
+
+	foreach(lc, table->columns)
+	{
+		ShapeColumn *column = lfirst(lc);
+		bool		pair = column->rule != NULL &&
+			column->rule->kind == RULE_PAIR;
+
+		if (pair)
+			contract_sequences(step, table, column);
+		if (pair || column->name == NULL)
+			note_alter(step, table, psprintf("DROP COLUMN %s",
+											 quote_identifier(column->old_name)));
+	}
+	foreach(lc, table->columns)
+	{
+		ShapeColumn *column = lfirst(lc);
+
+		if (column->name == NULL)
+			continue;
+		if (column->default_differs)
+			note_alter(step, table, column->default_sql ?
+					   psprintf("ALTER COLUMN %s SET DEFAULT %s",
+								quote_identifier(column->column),
+								column->default_sql) :
+					   psprintf("ALTER COLUMN %s DROP DEFAULT",
+								quote_identifier(column->column)));
+		if (strcmp(column->column, column->name) != 0)
+			note_alter(step, table, psprintf("RENAME COLUMN %s TO %s",
+											 quote_identifier(column->column),
+											 quote_identifier(column->name)));
+	}
+}
+
+/* The view's defaults are the table's now. */
+static void
+contract_view_defaults(Step *step, const ShapeTable *table, List *views)
+{
+	ListCell   *lc;
+
+	foreach(lc, table->columns)
+	{
+		ShapeColumn *column = lfirst(lc);
+
+		if (column->name != NULL && column->default_differs && views != NIL)
+			note(step, psprintf("ALTER VIEW %s ALTER COLUMN %s DROP DEFAULT",
+								(char *) linitial(views),
+								quote_identifier(column->name)));
+	}
+}
+
+/* Constraints and indexes get their names. */
+static void
+contract_names(Step *step, const Shape *shape, const ShapeTable *table)
+{
+	ListCell   *lc;
+
+	foreach(lc, table->constraints)
+	{
+		NewConstraint *constraint = lfirst(lc);
+
+		if (constraint->final_name != NULL &&
+			strcmp(constraint->name, constraint->final_name) != 0)
+			note_alter(step, table,
+					   psprintf("RENAME CONSTRAINT %s TO %s",
+								quote_identifier(constraint->name),
+								quote_identifier(constraint->final_name)));
+	}
+	foreach(lc, table->indexes)
+	{
+		NewIndex   *index = lfirst(lc);
+
+		if (index->constraint != NULL)
+			note_alter(step, table,
+					   psprintf("ADD CONSTRAINT %s %s USING INDEX %s%s",
+								quote_identifier(index->final_name),
+								index->constraint,
+								quote_identifier(index->name),
+								index->deferrable ? index->deferrable : ""));
+		else if (index->final_name != NULL)
+			note(step, psprintf("ALTER INDEX %s RENAME TO %s",
+								shape_qualified(shape, index->name),
+								quote_identifier(index->final_name)));
+	}
+	foreach(lc, table->renamed_constraints)
+	{
+		ColumnRead *rename = lfirst(lc);
+
+		note_alter(step, table, psprintf("RENAME CONSTRAINT %s TO %s",
+										 quote_identifier(rename->name),
+										 quote_identifier(rename->column)));
+	}
+}
+
+static Step *
+contract_table(Shape *shape, ShapeTable *table)
+{
+	List	   *old_views = version_views_of(shape->change, table->relid, true);
+	List	   *views = version_views_of(shape->change, table->relid, false);
+	Step	   *step = step_make(STEP_SQL, psprintf("contract table %s",
+													table->old_name),
+								 table->qualified);
+	ListCell   *lc;
+
+	foreach(lc, old_views)
+	{
+		note(step, psprintf("DROP VIEW %s", (char *) lfirst(lc)));
+	}
+	step->locks = lock_sql(table, list_concat(list_copy(old_views), views),
+						   table->locked);
+	if (table->name == NULL)
+	{
+		note(step, psprintf("DROP TABLE %s", table->qualified));
+		return step;
+	}
+	if (table->rules != NIL)
+		note_drop_trigger(step, shape, table);
+	contract_before(step, table);
+	contract_columns(step, table);
+	contract_view_defaults(step, table, views);
+	contract_names(step, shape, table);
+	if (strcmp(table->name, table->old_name) != 0)
+		note_alter(step, table, psprintf("RENAME TO %s",
+										 quote_identifier(table->name)));
+	return list_length(step->statements) > list_length(old_views) ? step :
+		NULL;
+}
+
+static List *
+plan_contract(Shape *shape)
+{
+	List	   *steps = NIL;
+	ListCell   *lc;
+
+	foreach(lc, shape->tables)
+	{
+		ShapeTable *table = lfirst(lc);
+		Step	   *step;
+
+		if (has_pairs(table))
+			dependents_copy(shape, table);
+		step = contract_table(shape, table);
+		if (step != NULL)
+			steps = lappend(steps, step);
+	}
+	foreach(lc, shape->dropped_indexes)
+	{
+		Step	   *step = step_make(STEP_DROP_INDEX,
+									 psprintf("drop index %s",
+											  (char *) lfirst(lc)), NULL);
+
+		step->object = lfirst(lc);
+		note(step, psprintf("DROP INDEX CONCURRENTLY IF EXISTS %s",
+							(char *) lfirst(lc)));
+		steps = lappend(steps, step);
+	}
+	foreach(lc, version_previous(shape->change))
+	{
+		steps = list_concat(steps, version_drop_steps(shape->change,
+													  lfirst(lc)));
+	}
+	return list_concat(steps, shape->contract);
+}
+
+/* ---- undo ---- */
+
+static Step *
+undo_table(const Shape *shape, const ShapeTable *table)
+{
+	Step	   *step = step_make(STEP_SQL, psprintf("undo table %s",
+													table->old_name),
+								 table->qualified);
+	ListCell   *lc;
+
+	step->locks = lock_sql(table, NIL, NIL);
+	if (table->created)
+	{
+		note(step, psprintf("DROP TABLE %s", table->qualified));
+		return step;
+	}
+	if (table->rules != NIL)
+		note_drop_trigger(step, shape, table);
+	foreach(lc, table->constraints)
+	{
+		note_alter(step, table, psprintf("DROP CONSTRAINT IF EXISTS %s",
+										 quote_identifier(((NewConstraint *) lfirst(lc))->name)));
+	}
+	foreach(lc, table->columns)
+	{
+		ShapeColumn *column = lfirst(lc);
+
+		if (column->name != NULL &&
+			(column->attnum == 0 || column->rule != NULL))
+			note_alter(step, table, psprintf("DROP COLUMN IF EXISTS %s",
+											 quote_identifier(column->column)));
+	}
+	return step->statements != NIL ? step : NULL;
+}
+
+/* Indexes that are not gone with a column. */
+static List *
+undo_indexes(const Shape *shape, const ShapeTable *table)
+{
+	List	   *steps = NIL;
+	ListCell   *lc;
+
+	foreach(lc, table->indexes)
+	{
+		NewIndex   *index = lfirst(lc);
+		char	   *name = shape_qualified(shape, index->name);
+		Step	   *step = step_make(table->partitioned ? STEP_SQL :
+									 STEP_DROP_INDEX,
+									 psprintf("drop index %s", index->name),
+									 table->qualified);
+
+		step->object = name;
+		note(step, psprintf("DROP INDEX %sIF EXISTS %s",
+							table->partitioned ? "" : "CONCURRENTLY ", name));
+		if (!table->created)
+			steps = lappend(steps, step);
+	}
+	return steps;
+}
+
+static List *
+plan_undo(Shape *shape)
+{
+	List	   *steps = version_drop_steps(shape->change,
+										   shape->change->version_schema);
+	ListCell   *lc;
+
+	if (!steps_exist(shape->change->id, CHANGE_EXPANDING))
+		return NIL;				/* nothing was ever done */
+	foreach(lc, shape->tables)
+	{
+		ShapeTable *table = lfirst(lc);
+		Step	   *step = undo_table(shape, table);
+
+		if (step != NULL)
+			steps = lappend(steps, step);
+		steps = list_concat(steps, undo_indexes(shape, table));
+	}
+	return list_concat(steps, steps_undo(shape->change->id,
+										 CHANGE_EXPANDING));
+}
+
+/*
+ * Plan the phase that the change is in, and store its steps, in the current
+ * transaction.  Errors: whatever cannot be done.
+ */
+void
+change_plan(const Change *change)
+{
+	Shape	   *shape;
+	List	   *steps = NIL;
+
+	if (change->state == CHANGE_EXPANDING)
+		require_new_schema(change);
+	shape = shape_build(change, change->state);
+	switch (change->state)
+	{
+		case CHANGE_EXPANDING:
+			steps = plan_expand(shape);
+			break;
+		case CHANGE_VALIDATING:
+			steps = plan_validate(shape);
+			break;
+		case CHANGE_CONTRACTING:
+			steps = plan_contract(shape);
+			break;
+		case CHANGE_UNDOING:
+			steps = plan_undo(shape);
+			break;
+		default:
+			elog(ERROR, "nothing is to be planned in state %d",
+				 change->state);
+	}
+	steps_store(change->id, change->state, steps);
+}

@@ -1,0 +1,37 @@
+/*-------------------------------------------------------------------------
+ *
+ * runas.c
+ *		Run the code of a table's owner as him.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "compat.h"
+#include "miscadmin.h"
+#include "schema/change.h"
+#include "utils/guc.h"
+
+/*
+ * Become the owner, under a search_path, until run_as_restore() or the abort
+ * of the (sub)transaction.  Who is somebody else is kept from what would
+ * outlast that, as core does where it runs the code of an owner.
+ */
+void
+run_as_owner(Oid owner, const char *path, RunAs *saved)
+{
+	GetUserIdAndSecContext(&saved->userid, &saved->sec_context);
+	saved->guc_level = NewGUCNestLevel();
+	if (saved->userid != owner)
+		SetUserIdAndSecContext(owner, saved->sec_context |
+							   SECURITY_RESTRICTED_OPERATION);
+	(void) set_config_option("search_path", path, PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+}
+
+void
+run_as_restore(const RunAs *saved)
+{
+	AtEOXact_GUC(false, saved->guc_level);
+	SetUserIdAndSecContext(saved->userid, saved->sec_context);
+}

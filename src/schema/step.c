@@ -1,0 +1,266 @@
+/*-------------------------------------------------------------------------
+ *
+ * step.c
+ *		What a phase of a change does, as rows.
+ *
+ * A phase is planned once: its steps are stored in the transaction that has
+ * planned them, headed by a row with number 0 that says so, since a phase may
+ * have none.  A step is done when its row says so, and that is set in its own
+ * transaction.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "compat.h"
+#include "executor/spi.h"
+#include "schema/change.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+
+const char *const step_kind_names[] = {
+	[STEP_SQL] = "sql",
+	[STEP_USER] = "user",
+	[STEP_INDEX] = "index",
+	[STEP_DROP_INDEX] = "drop index"
+};
+
+/*
+ * A step without statements.
+ */
+Step *
+step_make(StepKind kind, const char *title, const char *relation)
+{
+	Step	   *step = palloc0_object(Step);
+
+	step->kind = kind;
+	step->title = pstrdup(title);
+	step->relation = relation ? pstrdup(relation) : NULL;
+	return step;
+}
+
+/*
+ * A list of strings as text[].
+ */
+Datum
+texts_datum(List *strings)
+{
+	Datum	   *values = palloc_array(Datum, list_length(strings) + 1);
+	ListCell   *lc;
+
+	foreach(lc, strings)
+	{
+		values[foreach_current_index(lc)] = CStringGetTextDatum(lfirst(lc));
+	}
+	return PointerGetDatum(construct_array(values, list_length(strings),
+										   TEXTOID, -1, false, TYPALIGN_INT));
+}
+
+static void
+store_step(int32 change, ChangeState phase, int number, const Step *step)
+{
+	CatalogArgs args = {0};
+
+	catalog_arg_int4(&args, change);
+	catalog_arg_text(&args, change_state_names[phase]);
+	catalog_arg_int4(&args, number);
+	catalog_arg_text(&args, step ? step_kind_names[step->kind] : "plan");
+	catalog_arg_text(&args, step ? step->title : "plan");
+	catalog_arg_text(&args, step ? step->relation : NULL);
+	catalog_arg_text(&args, step ? step->object : NULL);
+	catalog_arg(&args, TEXTARRAYOID, texts_datum(step ? step->locks : NIL));
+	catalog_arg(&args, TEXTARRAYOID, texts_datum(step ? step->statements : NIL));
+	catalog_arg(&args, TEXTARRAYOID, texts_datum(step ? step->undo : NIL));
+	catalog_arg(&args, BOOLOID, BoolGetDatum(step == NULL));
+	(void) catalog_run("INSERT INTO bluegreen.schema_step (change, phase, "
+					   "number, kind, title, relation, object, locks, "
+					   "statements, undo, done) VALUES ($1, $2, $3, $4, $5, "
+					   "$6, $7, $8, $9, $10, $11)", &args, SPI_OK_INSERT);
+}
+
+/*
+ * Store the steps of a phase, in their order; list of Step *.
+ */
+void
+steps_store(int32 change, ChangeState phase, List *steps)
+{
+	CatalogAccess access;
+	ListCell   *lc;
+
+	catalog_begin(&access);
+	store_step(change, phase, 0, NULL);
+	foreach(lc, steps)
+	{
+		store_step(change, phase, foreach_current_index(lc) + 1, lfirst(lc));
+	}
+	catalog_end(&access);
+}
+
+/*
+ * Forget the steps of an earlier expansion that is undone.
+ */
+void
+steps_delete(int32 change)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, change);
+	(void) catalog_run("DELETE FROM bluegreen.schema_step WHERE change = $1",
+					   &args, SPI_OK_DELETE);
+	(void) catalog_run("DELETE FROM bluegreen.backfill WHERE change = $1",
+					   &args, SPI_OK_DELETE);
+	catalog_end(&access);
+}
+
+/*
+ * Is the phase planned?
+ */
+bool
+steps_exist(int32 change, ChangeState phase)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	bool		result;
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, change);
+	catalog_arg_text(&args, change_state_names[phase]);
+	result = catalog_run("SELECT FROM bluegreen.schema_step "
+						 "WHERE change = $1 AND phase = $2", &args,
+						 SPI_OK_SELECT) > 0;
+	catalog_end(&access);
+	return result;
+}
+
+static List *
+stored_statements(const CatalogAccess *access, int column)
+{
+	MemoryContext oldcontext = MemoryContextSwitchTo(access->context);
+	List	   *result = NIL;
+	Datum	   *values;
+	int			n;
+
+	deconstruct_array(DatumGetArrayTypeP(catalog_value(0, column, NULL)),
+					  TEXTOID, -1, false, TYPALIGN_INT, &values, NULL, &n);
+	for (int i = 0; i < n; i++)
+		result = lappend(result, TextDatumGetCString(values[i]));
+	MemoryContextSwitchTo(oldcontext);
+	return result;
+}
+
+/*
+ * The first step of a phase that is not done, in the caller's context; NULL if
+ * all are.
+ */
+Step *
+step_next(int32 change, ChangeState phase)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	Step	   *step = NULL;
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, change);
+	catalog_arg_text(&args, change_state_names[phase]);
+	if (catalog_run("SELECT number, kind, title, relation, object, locks, "
+					"statements FROM bluegreen.schema_step WHERE change = $1 "
+					"AND phase = $2 AND NOT done ORDER BY number LIMIT 1",
+					&args, SPI_OK_SELECT) > 0)
+	{
+		step = MemoryContextAllocZero(access.context, sizeof(Step));
+		step->number = DatumGetInt32(catalog_value(0, 1, NULL));
+		step->kind = enum_lookup(step_kind_names, lengthof(step_kind_names),
+								 catalog_text(&access, 0, 2));
+		step->title = catalog_text(&access, 0, 3);
+		step->relation = catalog_text(&access, 0, 4);
+		step->object = catalog_text(&access, 0, 5);
+		step->locks = stored_statements(&access, 6);
+		step->statements = stored_statements(&access, 7);
+		step->phase = phase;
+	}
+	catalog_end(&access);
+	return step;
+}
+
+static void
+update_step(int32 change, const Step *step, const char *set, const char *value)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, change);
+	catalog_arg_text(&args, change_state_names[step->phase]);
+	catalog_arg_int4(&args, step->number);
+	catalog_arg_text(&args, value);
+	(void) catalog_run(psprintf("UPDATE bluegreen.schema_step SET %s "
+								"WHERE change = $1 AND phase = $2 "
+								"AND number = $3", set), &args,
+					   SPI_OK_UPDATE);
+	catalog_end(&access);
+}
+
+/*
+ * The step is done, if this transaction commits.
+ */
+void
+step_finish(int32 change, const Step *step)
+{
+	update_step(change, step, "done = true, waits_for = $4, "
+				"tries = tries + 1, finished_at = clock_timestamp()", NULL);
+}
+
+/*
+ * The step was tried in vain, or is about to be (waits_for NULL).
+ */
+void
+step_tried(int32 change, const Step *step, const char *waits_for)
+{
+	update_step(change, step, "waits_for = $4, tries = tries + 1, "
+				"started_at = coalesce(started_at, clock_timestamp())",
+				waits_for);
+}
+
+/*
+ * What is to be run to take back the steps of a phase that are done and cannot
+ * be taken back by looking at the catalogs; the last step first.  List of
+ * Step * of kind STEP_SQL and STEP_USER.
+ */
+List *
+steps_undo(int32 change, ChangeState phase)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	List	   *result = NIL;
+	uint64		n;
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, change);
+	catalog_arg_text(&args, change_state_names[phase]);
+	n = catalog_run("SELECT s.kind, s.title, s.relation, u.sql "
+					"FROM bluegreen.schema_step s CROSS JOIN LATERAL "
+					"unnest(s.undo) WITH ORDINALITY u (sql, n) "
+					"WHERE s.change = $1 AND s.phase = $2 AND s.done "
+					"ORDER BY s.number DESC, u.n DESC", &args, SPI_OK_SELECT);
+	for (uint64 i = 0; i < n; i++)
+	{
+		char	   *kind = catalog_text(&access, i, 1);
+		char	   *title = catalog_text(&access, i, 2);
+		char	   *relation = catalog_text(&access, i, 3);
+		char	   *sql = catalog_text(&access, i, 4);
+		MemoryContext oldcontext = MemoryContextSwitchTo(access.context);
+		Step	   *step = step_make(enum_lookup(step_kind_names,
+												 lengthof(step_kind_names),
+												 kind),
+									 psprintf("undo: %s", title), relation);
+
+		step->statements = list_make1(sql);
+		result = lappend(result, step);
+		MemoryContextSwitchTo(oldcontext);
+	}
+	catalog_end(&access);
+	return result;
+}

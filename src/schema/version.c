@@ -1,0 +1,339 @@
+/*-------------------------------------------------------------------------
+ *
+ * version.c
+ *		The schema of views of a version.
+ *
+ * For each table that the version has, a view under its name there, which is
+ * simple enough to be written to.  Its columns are in the table's order, which
+ * is that of their numbers; a column that has a second one keeps its place.
+ * Who may do something with the table may do it with the view.
+ *
+ * The schema is the extension's: its views are dropped without a question.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/relation.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
+#include "commands/comment.h"
+#include "compat.h"
+#include "executor/spi.h"
+#include "schema/shape.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+
+/*
+ * Run a query over the catalogs that gives one text each, as a list in the
+ * current memory context.
+ */
+static List *
+query_texts(const char *sql, const CatalogArgs *args)
+{
+	CatalogAccess access;
+	MemoryContext context = CurrentMemoryContext;
+	List	   *result = NIL;
+	uint64		n;
+
+	catalog_begin(&access);
+	n = catalog_run(sql, args, SPI_OK_SELECT);
+	for (uint64 i = 0; i < n; i++)
+	{
+		char	   *text = catalog_text(&access, i, 1);
+		MemoryContext oldcontext = MemoryContextSwitchTo(context);
+
+		result = lappend(result, text);
+		MemoryContextSwitchTo(oldcontext);
+	}
+	catalog_end(&access);
+	return result;
+}
+
+/*
+ * Schemas of earlier versions of the same schema that still exist, as names.
+ */
+List *
+version_previous(const Change *change)
+{
+	CatalogArgs args = {0};
+
+	catalog_arg_int4(&args, change->id);
+	catalog_arg_name(&args, change->schema);
+	return query_texts("SELECT n.nspname::text FROM bluegreen.schema_change c "
+					   "JOIN pg_namespace n ON n.nspname = c.version_schema "
+					   "WHERE c.id <> $1 AND c.schema = $2 ORDER BY c.id",
+					   &args);
+}
+
+/*
+ * Views of a table in this change's schema, or with previous in those of
+ * earlier versions; qualified, as SQL.
+ */
+List *
+version_views_of(const Change *change, Oid relid, bool previous)
+{
+	CatalogArgs args = {0};
+
+	catalog_arg_int4(&args, change->id);
+	catalog_arg_name(&args, change->schema);
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(relid));
+	catalog_arg(&args, BOOLOID, BoolGetDatum(previous));
+	return query_texts("SELECT DISTINCT format('%I.%I', n.nspname, v.relname) "
+					   "FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid "
+					   "JOIN pg_class v ON v.oid = r.ev_class "
+					   "JOIN pg_namespace n ON n.oid = v.relnamespace "
+					   "JOIN bluegreen.schema_change c "
+					   "ON c.version_schema = n.nspname "
+					   "WHERE d.classid = 'pg_rewrite'::regclass "
+					   "AND d.refclassid = 'pg_class'::regclass "
+					   "AND d.refobjid = $3 AND v.relkind = 'v' "
+					   "AND c.schema = $2 AND (c.id <> $1) = $4 ORDER BY 1",
+					   &args);
+}
+
+/*
+ * The step that drops a version's schema and its views; NIL if there is none.
+ */
+List *
+version_drop_steps(const Change *change, const char *schema)
+{
+	Step	   *step = step_make(STEP_SQL, psprintf("drop schema %s", schema),
+								 NULL);
+	CatalogArgs args = {0};
+
+	if (!OidIsValid(get_namespace_oid(schema, true)))
+		return NIL;
+	catalog_arg_name(&args, schema);
+	step->statements =
+		query_texts("SELECT format('DROP VIEW IF EXISTS %I.%I', n.nspname, "
+					"c.relname) FROM pg_class c JOIN pg_namespace n "
+					"ON n.oid = c.relnamespace WHERE n.nspname = $1 "
+					"AND c.relkind = 'v' ORDER BY c.oid DESC", &args);
+	step->statements = lappend(step->statements,
+							   psprintf("DROP SCHEMA IF EXISTS %s",
+										quote_identifier(schema)));
+	return list_make1(step);
+}
+
+/* ---- create ---- */
+
+static bool
+has_column_grants(const ShapeTable *table)
+{
+	CatalogArgs args = {0};
+
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(table->relid));
+	return query_texts("SELECT ''::text FROM pg_attribute WHERE attrelid = $1 "
+					   "AND attacl IS NOT NULL AND NOT attisdropped LIMIT 1",
+					   &args) != NIL;
+}
+
+/*
+ * With whose rights is the table read?  With those of who asks, so that
+ * row-level security holds; but such a view wants all of its columns readable.
+ */
+static bool
+is_security_invoker(const Shape *shape, const ShapeTable *table)
+{
+	Relation	relation = relation_open(table->relid, AccessShareLock);
+	bool		secured = relation->rd_rel->relrowsecurity;
+
+	relation_close(relation, NoLock);
+	return secured || table->owner != shape->change->owner ||
+		!has_column_grants(table);
+}
+
+static char *
+view_name(const Shape *shape, const ShapeTable *table)
+{
+	return quote_qualified_identifier(shape->change->version_schema,
+									  table->name);
+}
+
+static char *
+create_view(const Shape *shape, const ShapeTable *table)
+{
+	StringInfoData sql;
+	ListCell   *lc;
+	const char *separator = "";
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "CREATE VIEW %s WITH (security_invoker = %s) "
+					 "AS SELECT ", view_name(shape, table),
+					 is_security_invoker(shape, table) ? "true" : "false");
+	foreach(lc, table->columns)
+	{
+		ShapeColumn *column = lfirst(lc);
+
+		if (column->name == NULL)
+			continue;
+		appendStringInfo(&sql, "%s%s AS %s", separator,
+						 quote_identifier(column->column),
+						 quote_identifier(column->name));
+		separator = ", ";
+	}
+	appendStringInfo(&sql, " FROM %s", table->qualified);
+	return sql.data;
+}
+
+/* A default of the view where that of the column shown is another one. */
+static List *
+view_defaults(const Shape *shape, const ShapeTable *table)
+{
+	List	   *result = NIL;
+	ListCell   *lc;
+
+	foreach(lc, table->columns)
+	{
+		ShapeColumn *column = lfirst(lc);
+		char	   *value = column->default_sql;
+
+		if (column->name == NULL || !column->default_differs)
+			continue;
+		/* SET DEFAULT NULL would mean the column's default */
+		if (value == NULL)
+			value = psprintf("CASE WHEN true THEN NULL::%s END",
+							 format_type_extended(column->type,
+												  column->typmod,
+												  FORMAT_TYPE_TYPEMOD_GIVEN |
+												  FORMAT_TYPE_FORCE_QUALIFY));
+		result = lappend(result,
+						 psprintf("ALTER VIEW %s ALTER COLUMN %s SET DEFAULT %s",
+								  view_name(shape, table),
+								  quote_identifier(column->name), value));
+	}
+	return result;
+}
+
+static List *
+view_comments(const Shape *shape, const ShapeTable *table)
+{
+	char	   *comment = GetComment(table->relid, RelationRelationId, 0);
+	List	   *result = NIL;
+	ListCell   *lc;
+
+	if (comment != NULL)
+		result = lappend(result,
+						 psprintf("COMMENT ON VIEW %s IS %s",
+								  view_name(shape, table),
+								  quote_literal_cstr(comment)));
+	foreach(lc, table->columns)
+	{
+		ShapeColumn *column = lfirst(lc);
+
+		if (column->name == NULL)
+			continue;
+		comment = GetComment(table->relid, RelationRelationId,
+							 get_attnum(table->relid, column->column));
+		if (comment != NULL)
+			result = lappend(result,
+							 psprintf("COMMENT ON COLUMN %s.%s IS %s",
+									  view_name(shape, table),
+									  quote_identifier(column->name),
+									  quote_literal_cstr(comment)));
+	}
+	return result;
+}
+
+/* $1 table, $2 view, as SQL */
+static const char *const table_grants_sql =
+	"SELECT format('GRANT %s ON %s TO %s%s', x.privilege_type, $2, "
+	"CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE x.grantee::regrole::text END, "
+	"CASE WHEN x.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END) "
+	"FROM pg_class c CROSS JOIN aclexplode(c.relacl) x WHERE c.oid = $1 "
+	"AND x.privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE') "
+	"AND x.grantee <> c.relowner";
+
+/* $1 table, $2 view, $3 the table's column, $4 the view's */
+static const char *const column_grants_sql =
+	"SELECT format('GRANT %s (%I) ON %s TO %s%s', x.privilege_type, $4, $2, "
+	"CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE x.grantee::regrole::text END, "
+	"CASE WHEN x.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END) "
+	"FROM pg_attribute a CROSS JOIN aclexplode(a.attacl) x "
+	"WHERE a.attrelid = $1 AND a.attname = $3::name "
+	"AND x.privilege_type IN ('SELECT', 'INSERT', 'UPDATE')";
+
+static List *
+view_grants(const Shape *shape, const ShapeTable *table)
+{
+	CatalogArgs args = {0};
+	List	   *result;
+	ListCell   *lc;
+
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(table->relid));
+	catalog_arg_text(&args, view_name(shape, table));
+	result = query_texts(table_grants_sql, &args);
+	if (!has_column_grants(table))
+		return result;
+	foreach(lc, table->columns)
+	{
+		ShapeColumn *column = lfirst(lc);
+		CatalogArgs column_args = args;
+
+		if (column->name == NULL)
+			continue;
+		catalog_arg_text(&column_args, column->column);
+		catalog_arg_text(&column_args, column->name);
+		result = list_concat(result, query_texts(column_grants_sql,
+												 &column_args));
+	}
+	return result;
+}
+
+static List *
+schema_grants(const Change *change)
+{
+	CatalogArgs args = {0};
+
+	catalog_arg_name(&args, change->schema);
+	catalog_arg_text(&args, change->version_schema);
+	return query_texts("SELECT format('GRANT USAGE ON SCHEMA %I TO %s', $2, "
+					   "CASE x.grantee WHEN 0 THEN 'PUBLIC' "
+					   "ELSE x.grantee::regrole::text END) "
+					   "FROM pg_namespace n CROSS JOIN aclexplode(n.nspacl) x "
+					   "WHERE n.nspname = $1 AND x.privilege_type = 'USAGE' "
+					   "AND x.grantee <> n.nspowner", &args);
+}
+
+/*
+ * The step that makes the version's schema with all of its views.
+ */
+Step *
+version_create_step(Shape *shape)
+{
+	const Change *change = shape->change;
+	Step	   *step = step_make(STEP_SQL, psprintf("create schema %s",
+													change->version_schema),
+								 NULL);
+	ListCell   *lc;
+
+	shape_load_all(shape);
+	step->statements =
+		list_make2(psprintf("CREATE SCHEMA %s",
+							quote_identifier(change->version_schema)),
+				   psprintf("COMMENT ON SCHEMA %s IS %s",
+							quote_identifier(change->version_schema),
+							quote_literal_cstr(psprintf("schema %s as change %s leaves it",
+														change->schema,
+														change->name))));
+	step->statements = list_concat(step->statements, schema_grants(change));
+	foreach(lc, shape->tables)
+	{
+		ShapeTable *table = lfirst(lc);
+
+		if (table->name == NULL)
+			continue;
+		step->statements = lappend(step->statements,
+								   create_view(shape, table));
+		step->statements = list_concat(step->statements,
+									   view_defaults(shape, table));
+		step->statements = list_concat(step->statements,
+									   view_comments(shape, table));
+		step->statements = list_concat(step->statements,
+									   view_grants(shape, table));
+	}
+	return step;
+}

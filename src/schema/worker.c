@@ -1,0 +1,553 @@
+/*-------------------------------------------------------------------------
+ *
+ * worker.c
+ *		The worker that runs a change.
+ *
+ * It is a session of the change's owner, so whatever the document says is done
+ * with his rights.  It does what the change's state says, one step or range
+ * after the other, and reads the state again before each: CALL undo() has
+ * nothing to do but to set it.  It ends when the state asks for nothing more,
+ * or with an error, which it leaves in the change's row.
+ *
+ * A lock that cannot be had within bluegreen.lock_timeout is no error.  The
+ * step is rolled back, so that nobody has to wait behind us for longer, and
+ * tried again after a time that grows and is random.  Only who it was that
+ * stood in the way is recorded.
+ *
+ * Indexes are built and dropped concurrently, which cannot be done inside of a
+ * transaction, so not through SPI: the statement is handed to ProcessUtility
+ * as if a client had sent it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "common/pg_prng.h"
+#include "compat.h"
+#include "core/settings.h"
+#include "core/worker.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "parser/parser.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "schema/change.h"
+#include "schema/shape.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "tcop/utility.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/portal.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#define FIRST_DELAY_MS	100
+#define MAX_DELAY_MS	10000
+
+typedef enum Work
+{
+	WORK_MORE,
+	WORK_WAIT,					/* ... after a while */
+	WORK_END
+} Work;
+
+static int	wait_ms = 0;		/* for WORK_WAIT */
+static int	tries = 0;			/* in vain, one after the other */
+static Step *current = NULL;	/* step that is tried, for who is told */
+
+/* ---- transactions ---- */
+
+static void
+begin(void)
+{
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+}
+
+static void
+commit(void)
+{
+	if (ActiveSnapshotSet())
+		PopActiveSnapshot();
+	CommitTransactionCommand();
+	pgstat_report_stat(true);
+}
+
+static void
+set_lock_timeout(int ms)
+{
+	(void) set_config_option("lock_timeout", psprintf("%d", Max(ms, 1)),
+							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL,
+							 true, 0, false);
+}
+
+static void
+set_path(const char *path, GucAction action)
+{
+	(void) set_config_option("search_path", path, PGC_USERSET, PGC_S_SESSION,
+							 action, true, 0, false);
+}
+
+/* ---- steps ---- */
+
+static void
+run_statement(const char *sql)
+{
+	int			rc;
+
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	rc = SPI_execute(sql, false, 0);
+	if (rc < 0)
+		elog(ERROR, "unexpected result of \"%s\": %s", sql,
+			 SPI_result_code_string(rc));
+	if (SPI_finish() != SPI_OK_FINISH)
+		elog(ERROR, "SPI_finish failed");
+	CommandCounterIncrement();
+}
+
+/*
+ * Create a trigger of ours, whose function is granted to nobody.
+ */
+static void
+run_as_extension(const char *sql)
+{
+	CatalogAccess access;
+
+	catalog_begin(&access);
+	(void) catalog_run(sql, NULL, SPI_OK_UTILITY);
+	catalog_end(&access);
+	CommandCounterIncrement();
+}
+
+/*
+ * Locks and statements of a step in one transaction with its mark.  All locks
+ * together may take bluegreen.lock_timeout.
+ */
+static void
+run_transaction(const Change *change, Step *step)
+{
+	TimestampTz start = GetCurrentTimestamp();
+	ListCell   *lc;
+
+	set_path(change->path, GUC_ACTION_LOCAL);
+	foreach(lc, step->locks)
+	{
+		set_lock_timeout(bg_lock_timeout -
+						 TimestampDifferenceMilliseconds(start,
+														 GetCurrentTimestamp()));
+		run_statement(lfirst(lc));
+	}
+	set_lock_timeout(bg_lock_timeout -
+					 (step->locks == NIL ? 0 :
+					  TimestampDifferenceMilliseconds(start,
+													  GetCurrentTimestamp())));
+	foreach(lc, step->statements)
+	{
+		const char *sql = lfirst(lc);
+
+		if (step->kind == STEP_SQL &&
+			strncmp(sql, TRIGGER_STATEMENT, strlen(TRIGGER_STATEMENT)) == 0)
+			run_as_extension(sql);
+		else
+			run_statement(sql);
+	}
+	step_finish(change->id, step);
+}
+
+/*
+ * Run a utility statement outside of a transaction block.
+ */
+static void
+run_top_level(const char *sql)
+{
+	MemoryContext context = AllocSetContextCreate(TopMemoryContext,
+												  "pg_bluegreen statement",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext portal = PortalContext;
+	PlannedStmt *statement;
+	QueryCompletion completion;
+	RawStmt    *raw;
+
+	begin();
+	MemoryContextSwitchTo(context);
+	raw = linitial_node(RawStmt, raw_parser(sql, RAW_PARSE_DEFAULT));
+	statement = makeNode(PlannedStmt);
+	statement->commandType = CMD_UTILITY;
+	statement->canSetTag = true;
+	statement->utilityStmt = raw->stmt;
+	statement->stmt_location = raw->stmt_location;
+	statement->stmt_len = raw->stmt_len;
+	InitializeQueryCompletion(&completion);
+	PortalContext = context;
+	PG_TRY();
+	{
+		ProcessUtility(statement, sql, false, PROCESS_UTILITY_TOPLEVEL, NULL,
+					   NULL, None_Receiver, &completion);
+	}
+	PG_FINALLY();
+	{
+		PortalContext = portal;
+	}
+	PG_END_TRY();
+	commit();
+	MemoryContextDelete(context);
+}
+
+typedef enum IndexState
+{
+	INDEX_MISSING,
+	INDEX_INVALID,
+	INDEX_VALID
+} IndexState;
+
+/*
+ * What an earlier try has left of an index.  Error if the name is that of
+ * something else.
+ */
+static IndexState
+index_state(const Step *step)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	IndexState	result = INDEX_MISSING;
+	bool		is_ours = true;
+
+	catalog_begin(&access);
+	catalog_arg_text(&args, step->object);
+	catalog_arg_text(&args, step->relation);
+	if (catalog_run("SELECT coalesce(i.indisvalid, false), "
+					"coalesce(i.indrelid = to_regclass($2) "
+					"OR to_regclass($2) IN (SELECT a.relid "
+					"FROM pg_partition_ancestors(i.indrelid) a), false) "
+					"FROM pg_class c "
+					"LEFT JOIN pg_index i ON i.indexrelid = c.oid "
+					"WHERE c.oid = to_regclass($1)", &args,
+					SPI_OK_SELECT) > 0)
+	{
+		result = DatumGetBool(catalog_value(0, 1, NULL)) ? INDEX_VALID :
+			INDEX_INVALID;
+		is_ours = DatumGetBool(catalog_value(0, 2, NULL));
+	}
+	catalog_end(&access);
+	if (!is_ours)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_TABLE),
+				 errmsg("relation %s already exists", step->object)));
+	return result;
+}
+
+/*
+ * Build or drop an index concurrently, unless that is done already; then mark
+ * the step.
+ */
+static void
+run_concurrently(const Change *change, Step *step)
+{
+	IndexState	state = INDEX_MISSING;
+
+	if (step->kind == STEP_INDEX)
+	{
+		begin();
+		state = index_state(step);
+		commit();
+		if (state == INDEX_INVALID)
+			run_top_level(psprintf("DROP INDEX CONCURRENTLY %s",
+								   step->object));
+	}
+	if (state != INDEX_VALID)
+	{
+		set_path(change->path, GUC_ACTION_SET);
+		run_top_level(linitial(step->statements));
+		set_path("", GUC_ACTION_SET);
+	}
+	begin();
+	step_finish(change->id, step);
+	commit();
+}
+
+static void
+run_step(const Change *change, Step *step)
+{
+	current = step;
+	pgstat_report_activity(STATE_RUNNING, step->title);
+	begin();
+	step_tried(change->id, step, NULL);
+	commit();
+	if (step->kind == STEP_INDEX || step->kind == STEP_DROP_INDEX)
+	{
+		run_concurrently(change, step);
+		return;
+	}
+	begin();
+	run_transaction(change, step);
+	commit();
+}
+
+/* ---- phases ---- */
+
+static void
+set_state(const Change *change, ChangeState to)
+{
+	begin();
+	if (change_set_state(change->id, change->state, to))
+		change_event(change, EVENT_CHANGE, change_state_names[to], NULL);
+	commit();
+}
+
+/* Where a phase leads when all of its steps are done. */
+static ChangeState
+next_state(const Change *change)
+{
+	switch (change->state)
+	{
+		case CHANGE_EXPANDING:
+			return backfill_exists(change->id) ? CHANGE_BACKFILLING :
+				CHANGE_VALIDATING;
+		case CHANGE_VALIDATING:
+			return CHANGE_EXPANDED;
+		case CHANGE_CONTRACTING:
+			return CHANGE_CONTRACTED;
+		default:
+			return CHANGE_UNDONE;
+	}
+}
+
+static Work
+work_on_steps(Change *change)
+{
+	ChangeState to;
+	Step	   *step = NULL;
+
+	current = NULL;
+	begin();
+	set_lock_timeout(bg_lock_timeout);
+	if (!steps_exist(change->id, change->state))
+		change_plan(change);
+	step = step_next(change->id, change->state);
+	to = next_state(change);
+	commit();
+	if (step != NULL)
+		run_step(change, step);
+	else
+		set_state(change, to);
+	return WORK_MORE;
+}
+
+static Work
+work_on_backfill(Change *change)
+{
+	BackfillResult result;
+	int			sleep_ms;
+
+	current = NULL;
+	pgstat_report_activity(STATE_RUNNING, "backfill");
+	begin();
+	result = backfill_run(change, &sleep_ms);
+	commit();
+	if (result == BACKFILL_DONE)
+		set_state(change, CHANGE_VALIDATING);
+	if (sleep_ms == 0)
+		return WORK_MORE;
+	wait_ms = sleep_ms;
+	return WORK_WAIT;
+}
+
+static Work
+work(Change *change)
+{
+	switch (change->state)
+	{
+		case CHANGE_EXPANDING:
+		case CHANGE_VALIDATING:
+		case CHANGE_CONTRACTING:
+		case CHANGE_UNDOING:
+			return work_on_steps(change);
+		case CHANGE_BACKFILLING:
+			return work_on_backfill(change);
+		default:
+			return WORK_END;
+	}
+}
+
+/* ---- what goes wrong ---- */
+
+/* Somebody else's lock, or what can come of it. */
+static bool
+is_blocked(const ErrorData *error)
+{
+	return error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ||
+		error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED;
+}
+
+/* Who holds the lock that a step wants, or NULL. */
+static char *
+find_blocker(const Step *step)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	char	   *blocker = NULL;
+
+	catalog_begin(&access);
+	catalog_arg_text(&args, step->relation);
+	if (catalog_run("SELECT format('process %s (%s, %s), transaction since %s', "
+					"a.pid, a.usename, coalesce(a.state, a.backend_type), "
+					"date_trunc('second', a.xact_start)) "
+					"FROM pg_locks l JOIN pg_stat_activity a USING (pid) "
+					"WHERE l.relation = to_regclass($1) AND l.granted "
+					"AND l.database = (SELECT oid FROM pg_database "
+					"WHERE datname = current_database()) "
+					"AND a.pid <> pg_backend_pid() "
+					"ORDER BY a.xact_start LIMIT 1", &args,
+					SPI_OK_SELECT) > 0)
+		blocker = catalog_text(&access, 0, 1);
+	catalog_end(&access);
+	return blocker;
+}
+
+static void
+note_blocked(const Change *change)
+{
+	char	   *blocker = NULL;
+
+	begin();
+	if (current != NULL && current->relation != NULL)
+		blocker = find_blocker(current);
+	if (blocker == NULL)
+		blocker = "a lock";
+	if (current != NULL)
+		step_tried(change->id, current, blocker);
+	if (change->state == CHANGE_BACKFILLING)
+		backfill_blocked(change->id);
+	/* the first, and then fewer and fewer */
+	if ((tries & (tries - 1)) == 0)
+		change_event(change, EVENT_BLOCKED,
+					 psprintf("%s waits for %s",
+							  current ? current->title :
+							  change_state_names[change->state], blocker),
+					 NULL);
+	commit();
+}
+
+static int
+blocked_delay(void)
+{
+	double		ms = Min((double) FIRST_DELAY_MS * (1 << Min(tries - 1, 10)),
+						 MAX_DELAY_MS);
+
+	return (int) (ms * (0.5 + pg_prng_double(&pg_global_prng_state)));
+}
+
+/*
+ * After an error; the transaction is aborted already.
+ */
+static Work
+recover(const Change *change, ErrorData *error)
+{
+	if (is_blocked(error))
+	{
+		tries++;
+		note_blocked(change);
+		wait_ms = blocked_delay();
+		return WORK_WAIT;
+	}
+	begin();
+	change_set_error(change->id, error);
+	change_event(change, EVENT_ERROR, error->message,
+				 current ? current->title : NULL);
+	commit();
+	return WORK_END;
+}
+
+/* ---- the loop ---- */
+
+static Work
+work_safely(Change *change, MemoryContext context)
+{
+	ErrorData  *volatile error = NULL;
+	volatile Work result = WORK_MORE;
+
+	PG_TRY();
+	{
+		result = work(change);
+		tries = 0;
+	}
+	PG_CATCH();
+	{
+		HOLD_INTERRUPTS();
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		EmitErrorReport();
+		AbortOutOfAnyTransaction();
+		FlushErrorState();
+		RESUME_INTERRUPTS();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	if (error != NULL)
+		result = recover(change, error);
+	return result;
+}
+
+static void
+rest(void)
+{
+	pgstat_report_activity(STATE_IDLE, NULL);
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+					 wait_ms, PG_WAIT_EXTENSION);
+	ResetLatch(MyLatch);
+}
+
+static void
+work_until_end(int32 id)
+{
+	MemoryContext context = AllocSetContextCreate(TopMemoryContext,
+												  "pg_bluegreen change",
+												  ALLOCSET_DEFAULT_SIZES);
+	Work		result = WORK_MORE;
+
+	while (result != WORK_END)
+	{
+		Change	   *change;
+
+		worker_check();
+		MemoryContextReset(context);
+		set_path("", GUC_ACTION_SET);
+		begin();
+		MemoryContextSwitchTo(context);
+		change = change_load(id);
+		commit();
+		MemoryContextSwitchTo(context);
+		if (change == NULL)
+			break;
+		result = work_safely(change, context);
+		if (result == WORK_WAIT)
+			rest();
+	}
+}
+
+/*
+ * Entry point.  bgw_extra holds the database, the owner and the change.
+ */
+void
+bluegreen_change_main(Datum arg)
+{
+	ChangeWorkerExtra extra;
+	bool		locked;
+
+	memcpy(&extra, MyBgworkerEntry->bgw_extra, sizeof(extra));
+	worker_start(extra.database, extra.owner,
+				 psprintf("bluegreen change %d", extra.change));
+	begin();
+	locked = change_try_lock(extra.change);
+	commit();
+	/* else somebody else does it */
+	if (locked)
+		work_until_end(extra.change);
+	proc_exit(0);
+}
