@@ -125,6 +125,7 @@ extern void steps_delete(int32 change);
 extern Step *step_next(int32 change, ChangeState phase);
 extern bool steps_exist(int32 change, ChangeState phase);
 extern void step_finish(int32 change, const Step *step);
+extern void step_started(int32 change, const Step *step);
 extern void step_tried(int32 change, const Step *step, const char *waits_for);
 extern Datum texts_datum(List *strings);
 extern List *steps_undo(int32 change, ChangeState phase);

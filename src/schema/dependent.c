@@ -32,7 +32,7 @@
 #include "executor/spi.h"
 #include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
-#include "rewrite/rewriteManip.h"
+#include "parser/parse_coerce.h"
 #include "schema/shape.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -140,25 +140,74 @@ map_changes(const AttrMap *map, AttrNumber attnum)
 	return attnum > 0 && map->attnums[attnum - 1] != attnum;
 }
 
-/* Does an expression read a column that has a second one? */
-static bool
-reads_pair(Node *node, const AttrMap *map)
+typedef struct MapContext
 {
-	bool		whole_row;
-	Node	   *mapped = map_variable_attnos(copyObject(node), 1, 0, map,
-											 InvalidOid, &whole_row);
+	Relation	relation;
+	const AttrMap *map;
+	bool		changed;
+} MapContext;
 
-	return !equal(mapped, node);
+/* The new column, as a value of the old one's type. */
+static Node *
+mapped_var(const Var *old, MapContext *context)
+{
+	AttrNumber	attnum = context->map->attnums[old->varattno - 1];
+	Form_pg_attribute attribute =
+		TupleDescAttr(RelationGetDescr(context->relation), attnum - 1);
+	Var		   *var = makeVar(1, attnum, attribute->atttypid,
+							  attribute->atttypmod, attribute->attcollation,
+							  0);
+	Node	   *node;
+
+	context->changed = true;
+	if (var->vartype == old->vartype)
+		return (Node *) var;
+	node = coerce_to_target_type(NULL, (Node *) var, var->vartype,
+								 old->vartype, old->vartypmod,
+								 COERCION_EXPLICIT, COERCE_EXPLICIT_CAST, -1);
+	if (node == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_CANNOT_COERCE),
+				 errmsg("expressions over column \"%s\" cannot be carried over, because type %s cannot be cast to %s",
+						NameStr(attribute->attname),
+						format_type_be(var->vartype),
+						format_type_be(old->vartype)),
+				 errhint("Drop the constraint or index before, and create it again after the contract.")));
+	return node;
 }
 
+static Node *
+map_node(Node *node, MapContext *context)
+{
+	if (node == NULL)
+		return NULL;
+	if (IsA(node, Var))
+	{
+		Var		   *var = (Var *) node;
+
+		if (map_changes(context->map, var->varattno))
+			return mapped_var(var, context);
+	}
+	return expression_tree_mutator(node, map_node, context);
+}
+
+/* Does an expression read a column that has a second one? */
+static bool
+reads_pair(Relation relation, Node *node, const AttrMap *map)
+{
+	MapContext	context = {relation, map};
+
+	(void) map_node(node, &context);
+	return context.changed;
+}
+
+/* An expression over the new columns, as SQL. */
 static char *
 mapped_expression(Relation relation, Node *node, const AttrMap *map)
 {
-	bool		whole_row;
+	MapContext	context = {relation, map};
 
-	node = map_variable_attnos(copyObject(node), 1, 0, map, InvalidOid,
-							   &whole_row);
-	return deparse_expression(node,
+	return deparse_expression(map_node(node, &context),
 							  deparse_context_for(RelationGetRelationName(relation),
 												  RelationGetRelid(relation)),
 							  false, false);
@@ -167,7 +216,7 @@ mapped_expression(Relation relation, Node *node, const AttrMap *map)
 /* ---- indexes ---- */
 
 static bool
-index_reads_pair(Relation index, const AttrMap *map)
+index_reads_pair(Relation relation, Relation index, const AttrMap *map)
 {
 	Form_pg_index form = index->rd_index;
 
@@ -176,8 +225,9 @@ index_reads_pair(Relation index, const AttrMap *map)
 		if (map_changes(map, form->indkey.values[i]))
 			return true;
 	}
-	return reads_pair((Node *) RelationGetIndexExpressions(index), map) ||
-		reads_pair((Node *) RelationGetIndexPredicate(index), map);
+	return reads_pair(relation, (Node *) RelationGetIndexExpressions(index),
+					  map) ||
+		reads_pair(relation, (Node *) RelationGetIndexPredicate(index), map);
 }
 
 /* " COLLATE ... opclass DESC NULLS ..." of an index column */
@@ -381,7 +431,8 @@ copy_indexes(Shape *shape, ShapeTable *table, Relation relation,
 		Relation	index = index_open(lfirst_oid(lc), AccessShareLock);
 		Oid			constraint = get_index_constraint(lfirst_oid(lc));
 
-		if (index->rd_index->indisvalid && index_reads_pair(index, map) &&
+		if (index->rd_index->indisvalid &&
+			index_reads_pair(relation, index, map) &&
 			!list_member_oid(table->dropped_oids, constraint))
 			copy_index(shape, table, relation, index, map);
 		index_close(index, NoLock);

@@ -171,27 +171,13 @@ find_reads(Node *node, ReadWalk *walk)
 	return expression_tree_walker(node, find_reads, walk);
 }
 
-/* Error unless the expression gives what can become a value of the type. */
-static void
-check_result(const char *expression, Oid given, Oid wanted)
-{
-	if (given == UNKNOWNOID || !OidIsValid(wanted) ||
-		can_coerce_type(1, &given, &wanted, COERCION_PLPGSQL))
-		return;
-	ereport(ERROR,
-			(errcode(ERRCODE_DATATYPE_MISMATCH),
-			 errmsg("\"%s\" is of type %s, but type %s is needed", expression,
-					format_type_be(given), format_type_be(wanted)),
-			 errhint("Use a cast.")));
-}
-
 /*
- * The columns that an expression of a version reads, as ColumnRead *.  Errors:
- * it is not valid, or does not give a value of the type (InvalidOid: any).
+ * The columns that an expression of a version reads, as ColumnRead *.  Error if
+ * it is not valid.  Its type is free: the trigger assigns it as plpgsql would.
  */
 List *
 expression_reads(const ShapeTable *table, bool new_version,
-				 const char *expression, Oid type)
+				 const char *expression)
 {
 	Query	   *query;
 	TargetEntry *entry;
@@ -205,7 +191,6 @@ expression_reads(const ShapeTable *table, bool new_version,
 						   select_from_nulls(table, new_version, expression),
 						   expression);
 	entry = linitial_node(TargetEntry, query->targetList);
-	check_result(expression, exprType((Node *) entry->expr), type);
 	(void) find_reads((Node *) entry->expr, &walk);
 	foreach(lc, version_columns(table, new_version))
 	{

@@ -109,9 +109,12 @@ require_free_name(const Shape *shape, const Operation *operation,
 
 /* ---- pairs ---- */
 
-/* Who was granted something on the old column has it on the new one. */
+/*
+ * Note the statements that a query gives: $1 table, $2 and $3 as it likes.
+ */
 static void
-note_column_grants(ShapeTable *table, const ShapeColumn *column)
+note_grants(ShapeTable *table, const char *query, const char *first,
+			const char *second)
 {
 	CatalogAccess access;
 	CatalogArgs args = {0};
@@ -120,17 +123,9 @@ note_column_grants(ShapeTable *table, const ShapeColumn *column)
 
 	catalog_begin(&access);
 	catalog_arg(&args, OIDOID, ObjectIdGetDatum(table->relid));
-	catalog_arg_text(&args, column->old_name);
-	catalog_arg_text(&args, column->column);
-	catalog_arg_text(&args, table->qualified);
-	n = catalog_run("SELECT format('GRANT %s (%I) ON %s TO %s%s', "
-					"x.privilege_type, $3, $4, CASE x.grantee WHEN 0 "
-					"THEN 'PUBLIC' ELSE x.grantee::regrole::text "
-					"END, CASE WHEN x.is_grantable "
-					"THEN ' WITH GRANT OPTION' ELSE '' END) "
-					"FROM pg_attribute a CROSS JOIN aclexplode(a.attacl) x "
-					"WHERE a.attrelid = $1 AND a.attname = $2::name",
-					&args, SPI_OK_SELECT);
+	catalog_arg_text(&args, first);
+	catalog_arg_text(&args, second);
+	n = catalog_run(query, &args, SPI_OK_SELECT);
 	for (uint64 i = 0; i < n; i++)
 	{
 		char	   *sql = catalog_text(&access, i, 1);
@@ -140,6 +135,20 @@ note_column_grants(ShapeTable *table, const ShapeColumn *column)
 		MemoryContextSwitchTo(oldcontext);
 	}
 	catalog_end(&access);
+}
+
+/* Who was granted something on the old column has it on the new one. */
+static void
+note_column_grants(ShapeTable *table, const ShapeColumn *column)
+{
+	note_grants(table, "SELECT format('GRANT %s (%I) ON %s TO %s%s', "
+				"x.privilege_type, $3, a.attrelid::regclass, "
+				"CASE x.grantee WHEN 0 THEN 'PUBLIC' "
+				"ELSE x.grantee::regrole::text END, CASE "
+				"WHEN x.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END) "
+				"FROM pg_attribute a CROSS JOIN aclexplode(a.attacl) x "
+				"WHERE a.attrelid = $1 AND a.attname = $2::name",
+				column->old_name, column->column);
 }
 
 static char *
@@ -177,6 +186,9 @@ pair_add(Shape *shape, ShapeTable *table, ShapeColumn *column,
 	if (column->rule != NULL)
 		operation_refuse(operation, "column \"%s\" is altered twice in the same change",
 						 column->name);
+	if (column->is_used)
+		operation_refuse(operation, "column \"%s\" is used by an operation before this one; alter it first",
+						 column->name);
 	require_no_dependents(table, column, operation);
 	column->column = shape_hidden_name(shape, column->attnum,
 									   column->old_name);
@@ -206,8 +218,8 @@ pair_expressions(const ShapeTable *table, ShapeColumn *column,
 
 	rule->up = pstrdup(up);
 	rule->down = pstrdup(down);
-	rule->up_reads = expression_reads(table, false, up, column->type);
-	rule->down_reads = expression_reads(table, true, down, column->old_type);
+	rule->up_reads = expression_reads(table, false, up);
+	rule->down_reads = expression_reads(table, true, down);
 }
 
 /* ---- tables ---- */
@@ -298,6 +310,13 @@ note_sequence(Shape *shape, ShapeTable *table, const Operation *operation,
 	note(&table->expand, psprintf("CREATE SEQUENCE %s AS %s OWNED BY %s",
 								  qualified, type,
 								  qualified_column(table, column)));
+	note_grants(table, "SELECT format('GRANT USAGE ON SEQUENCE %s TO %s', "
+				"$2, CASE x.grantee WHEN 0 THEN 'PUBLIC' "
+				"ELSE x.grantee::regrole::text END) "
+				"FROM pg_class c CROSS JOIN aclexplode(c.relacl) x "
+				"WHERE c.oid = $1 AND x.privilege_type = 'INSERT' "
+				"AND x.grantee <> c.relowner AND $3 <> ''",
+				qualified, column);
 	return psprintf("nextval(%s::regclass)", quote_literal_cstr(qualified));
 }
 
@@ -397,8 +416,7 @@ op_add_column(Shape *shape, const Operation *operation)
 		column->rule->up = pstrdup(added.up);
 		/* a sequence does not exist yet */
 		if (serial_type(field_text(json, "type")) == NULL)
-			column->rule->up_reads = expression_reads(table, false, added.up,
-													  column->type);
+			column->rule->up_reads = expression_reads(table, false, added.up);
 	}
 	if (!added.nullable && !added.at_once)
 		add_not_null(shape, table, column);
@@ -445,8 +463,7 @@ op_drop_column(Shape *shape, const Operation *operation)
 	column->rule->kind = RULE_DROP;
 	column->rule->old_column = column->old_name;
 	column->rule->down = down;
-	column->rule->down_reads = expression_reads(table, true, down,
-												column->old_type);
+	column->rule->down_reads = expression_reads(table, true, down);
 }
 
 static void

@@ -52,6 +52,21 @@ new_constraint(ShapeTable *table, const char *name)
 }
 
 /*
+ * Columns that an expression of a constraint or index reads cannot be replaced
+ * by later operations.
+ */
+void
+mark_used(List *reads)
+{
+	ListCell   *lc;
+
+	foreach(lc, reads)
+	{
+		((ColumnRead *) lfirst(lc))->source->is_used = true;
+	}
+}
+
+/*
  * A check over columns of the new version.
  */
 void
@@ -60,7 +75,7 @@ add_check(Shape *shape, ShapeTable *table, const char *name,
 {
 	NewConstraint *constraint = new_constraint(table, name);
 
-	(void) expression_reads(table, true, expression, BOOLOID);
+	mark_used(expression_reads(table, true, expression));
 	if (shape->phase == CHANGE_VALIDATING)
 		expression = expression_translate(table, expression);
 	constraint->definition = psprintf("CHECK (%s)%s", expression,
@@ -98,6 +113,7 @@ column_list(List *columns)
 	{
 		ShapeColumn *column = lfirst(lc);
 
+		column->is_used = true;
 		appendStringInfo(&sql, "%s%s", sql.len > 0 ? ", " : "",
 						 quote_identifier(column->column));
 	}
@@ -204,6 +220,7 @@ index_column(const ShapeTable *table, const Operation *operation,
 	char	   *text;
 	StringInfoData sql;
 
+	column->is_used = true;
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, quote_identifier(column->column));
 	if ((text = field_text(json, "collate")) != NULL && *text)
@@ -260,7 +277,7 @@ op_create_index(Shape *shape, const Operation *operation)
 		appendStringInfo(&sql, " WITH (%s)", storage);
 	if (predicate != NULL && *predicate)
 	{
-		(void) expression_reads(table, true, predicate, BOOLOID);
+		mark_used(expression_reads(table, true, predicate));
 		if (shape->phase == CHANGE_VALIDATING)
 			predicate = expression_translate(table, predicate);
 		appendStringInfo(&sql, " WHERE (%s)", predicate);

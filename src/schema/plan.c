@@ -612,13 +612,11 @@ plan_undo(Shape *shape)
 {
 	List	   *steps = version_drop_steps(shape->change,
 										   shape->change->version_schema);
-	ListCell   *lc;
 
-	if (!steps_exist(shape->change->id, CHANGE_EXPANDING))
-		return NIL;				/* nothing was ever done */
-	foreach(lc, shape->tables)
+	/* tables that were created later may refer to those before */
+	for (int i = list_length(shape->tables) - 1; i >= 0; i--)
 	{
-		ShapeTable *table = lfirst(lc);
+		ShapeTable *table = list_nth(shape->tables, i);
 		Step	   *step = undo_table(shape, table);
 
 		if (step != NULL)
@@ -639,6 +637,13 @@ change_plan(const Change *change)
 	Shape	   *shape;
 	List	   *steps = NIL;
 
+	/* nothing was ever done, maybe because it could not be planned */
+	if (change->state == CHANGE_UNDOING &&
+		!steps_exist(change->id, CHANGE_EXPANDING))
+	{
+		steps_store(change->id, change->state, NIL);
+		return;
+	}
 	if (change->state == CHANGE_EXPANDING)
 		require_new_schema(change);
 	shape = shape_build(change, change->state);

@@ -21,6 +21,7 @@
 #include "access/relation.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "mb/pg_wchar.h"
@@ -196,6 +197,10 @@ shape_table(Shape *shape, const Operation *operation, const char *name)
 						 psprintf("table \"%%s\" does not exist in schema \"%s\"",
 								  shape->change->schema), name);
 	table = shape_load(shape, relid);
+	if (!table->partitioned &&
+		find_inheritance_children(relid, NoLock) != NIL)
+		operation_refuse(operation, "table \"%s\" has tables that inherit from it",
+						 name);
 	if (!has_privs_of_role(shape->change->owner, table->owner))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),

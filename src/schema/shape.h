@@ -62,6 +62,7 @@ typedef struct ShapeColumn
 	bool		default_differs;	/* from that of the column shown */
 	bool		set_not_null;	/* at the contract */
 	bool		drop_not_null;	/* at the contract */
+	bool		is_used;		/* by a constraint or index of this change */
 	Rule	   *rule;			/* RULE_PAIR, RULE_ADD or RULE_DROP, or NULL */
 } ShapeColumn;
 
@@ -166,6 +167,7 @@ extern void add_unique(Shape *shape, ShapeTable *table, const char *name,
 extern void require_new_constraint(const ShapeTable *table,
 								   const Operation *operation,
 								   const char *name);
+extern void mark_used(List *reads);
 extern void require_free_name(const Shape *shape, const Operation *operation,
 							  const char *name);
 extern void require_no_dependents(const ShapeTable *table,

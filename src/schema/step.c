@@ -214,14 +214,22 @@ step_finish(int32 change, const Step *step)
 }
 
 /*
- * The step was tried in vain, or is about to be (waits_for NULL).
+ * The step is about to be tried.
+ */
+void
+step_started(int32 change, const Step *step)
+{
+	update_step(change, step, "started_at = coalesce(started_at, "
+				"clock_timestamp(), $4::timestamptz)", NULL);
+}
+
+/*
+ * The step was tried in vain.
  */
 void
 step_tried(int32 change, const Step *step, const char *waits_for)
 {
-	update_step(change, step, "waits_for = $4, tries = tries + 1, "
-				"started_at = coalesce(started_at, clock_timestamp())",
-				waits_for);
+	update_step(change, step, "waits_for = $4, tries = tries + 1", waits_for);
 }
 
 /*

@@ -58,8 +58,9 @@ typedef enum Work
 static int	wait_ms = 0;		/* for WORK_WAIT */
 static int	tries = 0;			/* in vain, one after the other */
 static Step *current = NULL;	/* step that is tried, for who is told */
+static MemoryContext round_context; /* of what one round makes */
 
-/* ---- transactions ---- */
+/* ---- transactions; what is made in them survives until the next round ---- */
 
 static void
 begin(void)
@@ -67,6 +68,7 @@ begin(void)
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
+	MemoryContextSwitchTo(round_context);
 }
 
 static void
@@ -75,6 +77,7 @@ commit(void)
 	if (ActiveSnapshotSet())
 		PopActiveSnapshot();
 	CommitTransactionCommand();
+	MemoryContextSwitchTo(round_context);
 	pgstat_report_stat(true);
 }
 
@@ -175,7 +178,7 @@ run_top_level(const char *sql)
 	RawStmt    *raw;
 
 	begin();
-	MemoryContextSwitchTo(context);
+	MemoryContextSwitchTo(context); /* not the transactions', which end */
 	raw = linitial_node(RawStmt, raw_parser(sql, RAW_PARSE_DEFAULT));
 	statement = makeNode(PlannedStmt);
 	statement->commandType = CMD_UTILITY;
@@ -277,7 +280,7 @@ run_step(const Change *change, Step *step)
 	current = step;
 	pgstat_report_activity(STATE_RUNNING, step->title);
 	begin();
-	step_tried(change->id, step, NULL);
+	step_started(change->id, step);
 	commit();
 	if (step->kind == STEP_INDEX || step->kind == STEP_DROP_INDEX)
 	{
@@ -324,7 +327,6 @@ work_on_steps(Change *change)
 	ChangeState to;
 	Step	   *step = NULL;
 
-	current = NULL;
 	begin();
 	set_lock_timeout(bg_lock_timeout);
 	if (!steps_exist(change->id, change->state))
@@ -345,7 +347,6 @@ work_on_backfill(Change *change)
 	BackfillResult result;
 	int			sleep_ms;
 
-	current = NULL;
 	pgstat_report_activity(STATE_RUNNING, "backfill");
 	begin();
 	result = backfill_run(change, &sleep_ms);
@@ -467,7 +468,7 @@ recover(const Change *change, ErrorData *error)
 /* ---- the loop ---- */
 
 static Work
-work_safely(Change *change, MemoryContext context)
+work_safely(Change *change)
 {
 	ErrorData  *volatile error = NULL;
 	volatile Work result = WORK_MORE;
@@ -480,7 +481,7 @@ work_safely(Change *change, MemoryContext context)
 	PG_CATCH();
 	{
 		HOLD_INTERRUPTS();
-		MemoryContextSwitchTo(context);
+		MemoryContextSwitchTo(round_context);
 		error = CopyErrorData();
 		EmitErrorReport();
 		AbortOutOfAnyTransaction();
@@ -488,7 +489,7 @@ work_safely(Change *change, MemoryContext context)
 		RESUME_INTERRUPTS();
 	}
 	PG_END_TRY();
-	MemoryContextSwitchTo(context);
+	MemoryContextSwitchTo(round_context);
 	if (error != NULL)
 		result = recover(change, error);
 	return result;
@@ -506,9 +507,6 @@ rest(void)
 static void
 work_until_end(int32 id)
 {
-	MemoryContext context = AllocSetContextCreate(TopMemoryContext,
-												  "pg_bluegreen change",
-												  ALLOCSET_DEFAULT_SIZES);
 	Work		result = WORK_MORE;
 
 	while (result != WORK_END)
@@ -516,16 +514,15 @@ work_until_end(int32 id)
 		Change	   *change;
 
 		worker_check();
-		MemoryContextReset(context);
+		MemoryContextReset(round_context);
+		current = NULL;
 		set_path("", GUC_ACTION_SET);
 		begin();
-		MemoryContextSwitchTo(context);
 		change = change_load(id);
 		commit();
-		MemoryContextSwitchTo(context);
 		if (change == NULL)
 			break;
-		result = work_safely(change, context);
+		result = work_safely(change);
 		if (result == WORK_WAIT)
 			rest();
 	}
@@ -543,6 +540,9 @@ bluegreen_change_main(Datum arg)
 	memcpy(&extra, MyBgworkerEntry->bgw_extra, sizeof(extra));
 	worker_start(extra.database, extra.owner,
 				 psprintf("bluegreen change %d", extra.change));
+	round_context = AllocSetContextCreate(TopMemoryContext,
+										  "pg_bluegreen change",
+										  ALLOCSET_DEFAULT_SIZES);
 	begin();
 	locked = change_try_lock(extra.change);
 	commit();

@@ -1,0 +1,277 @@
+# Changes in bad company: locks that are held, kills, rewrites, writers of both
+# versions all the time.
+use strict;
+use warnings;
+
+use BlueGreen;
+use Test::More;
+use Time::HiRes 'time';
+
+my $node = BlueGreen->blue('one', <<'EOF2');
+bluegreen.lock_timeout = '200ms'
+bluegreen.backfill_batch_time = '10ms'
+EOF2
+$node->safe_psql('CREATE EXTENSION pg_bluegreen');
+$node->safe_psql(<<'SQL');
+CREATE TABLE item (id int PRIMARY KEY, price numeric NOT NULL, note text);
+INSERT INTO item SELECT i, i, repeat('x', 100) FROM generate_series(1, 60000) i;
+SQL
+
+sub change
+{
+	my ($name, $operations) = @_;
+	$node->safe_psql("SELECT bluegreen.create_change('$name', \$\$$operations\$\$)");
+	return;
+}
+
+sub field
+{
+	my ($name, $column) = @_;
+	return $node->safe_psql(
+		"SELECT $column FROM bluegreen.change WHERE change = '$name'");
+}
+
+sub filled
+{
+	return $node->safe_psql(
+		"SELECT $_[0] FROM bluegreen.backfill_progress WHERE change = '$_[1]'");
+}
+
+sub wait_for
+{
+	my ($name, $condition, $title) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return ok(
+		$node->poll_query_until("SELECT $condition FROM bluegreen.change"
+			  . " WHERE change = '$name'"),
+		$title);
+}
+
+sub rate
+{
+	my ($rate) = @_;
+	$node->append_conf("bluegreen.backfill_rate = $rate");
+	$node->reload;
+	return;
+}
+
+sub calls { return "CALL bluegreen.$_[0]('$_[1]')" }
+
+sub expand
+{
+	my ($name) = @_;
+	return $node->safe_psql(calls('expand', $name)
+		  . "; CALL bluegreen.wait_for_backfill('$name', '180 s')",
+		timeout => 200);
+}
+
+my $cents = q([{"alter_column": {"table": "item", "column": "price",
+	"type": "bigint", "up": "(price * 100)::bigint",
+	"down": "price / 100.0"}}]);
+change('cents', $cents);
+
+#
+# Somebody holds the table
+#
+my $idle = $node->session;
+$idle->query('BEGIN; SELECT count(*) FROM item');
+my $caller = $node->session;
+$caller->send(calls('expand', 'cents'));
+wait_for('cents', q{waits_for ~ '^process \d+ \(postgres, idle in transaction\)'},
+	'a change that waits says for whom');
+my $longest = 0;
+my $until = time + 3;
+while (time < $until)
+{
+	my $begin = time;
+	$node->safe_psql('SELECT price FROM item WHERE id = 1');
+	$longest = time - $begin if time - $begin > $longest;
+}
+cmp_ok($longest, '<', 2, 'nobody waits behind it for long');
+note("longest: $longest s");
+is( $node->safe_psql(q{SELECT count(*) > 0 FROM bluegreen.event
+		WHERE kind = 'blocked' AND message LIKE 'change "cents": expand table item waits for process%'}),
+	't', 'and there is an event');
+ok( $node->poll_query_until(q{SELECT tries > 2 FROM bluegreen.change_step
+		WHERE change = 'cents' AND number = 1}),
+	'it tries again and again');
+rate(10000);
+$idle->query('COMMIT');
+$caller->wait;
+is($caller->errors, '', 'and succeeds when the other has ended');
+is(field('cents', 'state'), 'backfilling', 'rows are being filled');
+
+#
+# Killed while rows are filled
+#
+ok($node->poll_query_until(
+	'SELECT rows > 2000 FROM bluegreen.backfill_progress'), 'some are');
+kill9_worker($node, 'bluegreen change');
+my $rows = filled('rows', 'cents');
+is(field('cents', 'state'), 'backfilling', 'killed while rows are filled');
+my $wait = $node->session;
+$wait->send("CALL bluegreen.wait_for_backfill('cents', '180 s')");
+my $second = $node->session;
+$second->send("CALL bluegreen.wait_for_backfill('cents', '180 s')");
+ok($node->poll_query_until(
+	"SELECT rows > $rows FROM bluegreen.backfill_progress"), 'it goes on');
+cmp_ok(filled('next_block', 'cents'), '>', 0, 'where it was');
+
+# paused
+$node->safe_psql(q{SELECT bluegreen.pause_backfill('cents')});
+wait_for('cents', q{waits_for = 'bluegreen.pause_backfill()'}, 'paused');
+$rows = filled('rows', 'cents');
+
+# rows that move to another file, rows that are locked
+$node->safe_psql('VACUUM FULL item', timeout => 180);
+my $locker = $node->session;
+$locker->query(q{BEGIN; UPDATE item SET note = 'locked' WHERE id = 60000});
+rate(0);
+$node->safe_psql(q{SELECT bluegreen.pause_backfill('cents', false)});
+ok($node->poll_query_until(
+	"SELECT rows > $rows FROM bluegreen.backfill_progress"), 'and going on');
+wait_for('cents', q{waits_for = 'a lock'}, 'a locked row is waited for');
+is($locker->query('UPDATE item SET note = note WHERE id = 1; COMMIT')
+	  . $locker->errors, '', 'who has it is not disturbed');
+$wait->wait;
+$second->wait;
+is($wait->errors . $second->errors, '', 'two callers wait for the same');
+is(field('cents', 'state'), 'expanded', 'expanded');
+is( $node->safe_psql(q{SELECT count(*) FILTER (WHERE n.price = o.price * 100),
+		count(*) FROM item o JOIN public_cents.item n USING (id)}),
+	'60000|60000', 'every row is filled and right');
+cmp_ok(filled('rows', 'cents'), '<=', 60000, 'and written once at most');
+is(filled('percent, state, eta', 'cents'), '100|done|00:00:00', 'progress');
+
+#
+# Both versions write all the time, while it is undone, expanded, contracted
+#
+my $old = pgbench_start($node, clients => 2, script => <<'SQL');
+\set id random(1, 60000)
+\set p random(1, 100000)
+UPDATE public.item SET price = :p WHERE id = :id;
+SELECT price FROM public.item WHERE id = :id;
+SQL
+my $new = pgbench_start($node, clients => 2, script => <<'SQL');
+\set id random(1, 60000)
+\set p random(1, 100000)
+UPDATE public_cents.item SET price = :p * 100 WHERE id = :id;
+INSERT INTO public_cents.item (id, price) VALUES (:id, :p)
+	ON CONFLICT (id) DO UPDATE SET price = excluded.price * 100;
+SQL
+$node->poll_query_until('SELECT count(*) > 1000 FROM item WHERE price <> id');
+ok(pgbench_stop($new), 'no error of the new version');
+is( $node->safe_psql(q{SELECT count(*) FROM item o
+		JOIN public_cents.item n USING (id) WHERE n.price <> o.price * 100}),
+	'0', 'both see the same');
+$node->safe_psql(calls('undo', 'cents'), timeout => 200);
+is( $node->safe_psql(q{SELECT count(*) FROM pg_attribute
+		WHERE attrelid = 'item'::regclass AND attname LIKE 'bluegreen%'}),
+	'0', 'undone under load');
+expand('cents');
+is( $node->safe_psql(q{SELECT count(*) FROM item o
+		JOIN public_cents.item n USING (id) WHERE n.price <> o.price * 100
+		OR n.price IS NULL}),
+	'0', 'expanded under load: nothing was lost');
+ok(pgbench_stop($old), 'no error of the old version');
+$new = pgbench_start($node, clients => 2, script => <<'SQL');
+\set id random(1, 60000)
+\set p random(1, 100000)
+UPDATE public_cents.item SET price = :p * 100 WHERE id = :id;
+SELECT price FROM public_cents.item WHERE id = :id;
+SQL
+$node->safe_psql(calls('contract', 'cents'), timeout => 200);
+ok(pgbench_stop($new), 'contracted while the new version works, without error');
+is( $node->safe_psql(q{SELECT string_agg(attname || ' ' || atttypid::regtype,
+		', ' ORDER BY attname) FROM pg_attribute
+		WHERE attrelid = 'item'::regclass AND attnum > 0
+		AND NOT attisdropped}),
+	'id integer, note text, price bigint', 'contracted');
+
+#
+# Killed in every other state
+#
+change('kill', q([{"alter_column": {"table": "item", "column": "note",
+	"type": "varchar(200)", "nullable": false,
+	"up": "coalesce(note, '')", "down": "note"}},
+	{"create_index": {"name": "item_note", "table": "item",
+		"columns": [{"column": "note"}]}}]));
+
+# a call that cannot have its lock, killed, called again
+sub killed
+{
+	my ($procedure, $state, $name) = @_;
+	my $holder = $node->session;
+	$holder->query('BEGIN; LOCK TABLE item IN ROW EXCLUSIVE MODE');
+	my $session = $node->session;
+	$session->send(calls($procedure, $name));
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	wait_for($name, "state = '$state' AND waits_for IS NOT NULL",
+		"$procedure waits");
+	kill9_worker($node, 'bluegreen change');
+	is(field($name, 'state'), $state, "killed while $state");
+	return;
+}
+killed('expand', 'expanding', 'kill');
+# now held up where constraints are added: the backfill is done by then
+my $holder;
+$node->safe_psql(q{SELECT bluegreen.pause_backfill('kill')});
+$node->safe_psql(calls('expand', 'kill'), timeout => 200);
+$holder = $node->session;
+$holder->query('BEGIN; SELECT id FROM item LIMIT 1');
+$node->safe_psql(q{SELECT bluegreen.pause_backfill('kill', false)});
+wait_for('kill', q{state = 'validating' AND waits_for IS NOT NULL},
+	'held up while constraints are added');
+kill9_worker($node, 'bluegreen change');
+is(field('kill', 'state'), 'validating', 'killed while validating');
+killed('undo', 'undoing', 'kill');
+$node->safe_psql(calls('undo', 'kill'), timeout => 200);
+is(field('kill', 'state'), 'undone', 'undone after all');
+expand('kill');
+killed('contract', 'contracting', 'kill');
+$node->safe_psql(calls('contract', 'kill'), timeout => 200);
+is(field('kill', 'state'), 'contracted', 'contracted after all');
+is( $node->safe_psql(q{SELECT attnotnull, format_type(atttypid, atttypmod)
+		FROM pg_attribute WHERE attrelid = 'item'::regclass
+		AND attname = 'note'}),
+	't|character varying(200)', 'and right');
+
+#
+# An index that cannot be built
+#
+$node->safe_psql(q{CREATE TABLE twin (id int PRIMARY KEY, n int);
+	INSERT INTO twin VALUES (1, 1), (2, 1)});
+change('one', q([{"alter_column": {"table": "twin", "column": "n",
+	"unique": {"name": "twin_n"}, "up": "n", "down": "n"}}]));
+my (undef, undef, $error) = $node->psql(calls('expand', 'one')
+	  . q{; CALL bluegreen.wait_for_backfill('one')});
+like($error, qr/change "one": could not create unique index "twin_n"/,
+	'an index that cannot be built is an error');
+is(field('one', 'error_sqlstate'), '23505', 'which the change keeps');
+$node->safe_psql('UPDATE twin SET n = 2 WHERE id = 2');
+expand('one');
+$node->safe_psql(calls('contract', 'one'));
+is( $node->safe_psql(q{SELECT contype, (SELECT count(*) FROM pg_index
+		WHERE indrelid = 'twin'::regclass)
+		FROM pg_constraint WHERE conname = 'twin_n'}),
+	'u|2', 'called again, it removes what was left and succeeds');
+
+#
+# "up" fails for a row that is there
+#
+$node->safe_psql(q{CREATE TABLE word (id int PRIMARY KEY, w text);
+	INSERT INTO word VALUES (1, '1'), (2, 'two')});
+change('number', q([{"alter_column": {"table": "word", "column": "w",
+	"type": "int", "up": "w::int", "down": "w::text"}}]));
+(undef, undef, $error) = $node->psql(calls('expand', 'number')
+	  . q{; CALL bluegreen.wait_for_backfill('number')});
+like($error, qr/change "number": invalid input syntax for type integer: "two"/,
+	'a row that "up" cannot convert is an error');
+$node->safe_psql(q{DELETE FROM word WHERE id = 2});
+expand('number');
+is($node->safe_psql('SELECT * FROM public_number.word'), '1|1',
+	'called again, it goes on');
+(undef, undef, $error) = $node->psql(q{CALL bluegreen.wait_for_backfill('kill')});
+like($error, qr/change "kill" is contracted/, 'nothing to wait for');
+
+done_testing();
