@@ -193,6 +193,13 @@ pair_add(Shape *shape, ShapeTable *table, ShapeColumn *column,
 	column->column = shape_hidden_name(shape, column->attnum,
 									   column->old_name);
 	column->default_differs = column->default_sql != NULL;
+	/* what the old column's default gives has the old type */
+	if (column->default_sql != NULL && column->type != column->old_type)
+		column->default_sql =
+			psprintf("CAST(%s AS %s)", column->default_sql,
+					 format_type_extended(column->type, column->typmod,
+										  FORMAT_TYPE_TYPEMOD_GIVEN |
+										  FORMAT_TYPE_FORCE_QUALIFY));
 	column->rule = palloc0_object(Rule);
 	column->rule->kind = RULE_PAIR;
 	column->rule->old_column = column->old_name;

@@ -29,12 +29,14 @@ SELECT set_eq($$SELECT relname::text FROM pg_class
 	ARRAY['deployment', 'table_mapping', 'mapping_column', 'partition_change', 'event_log',
 		'chunk_log', 'preflight_result', 'accepted', 'applied_stream', 'applied_table',
 		'applied_chunk', 'saved_index', 'conflict_log', 'verify_run', 'verify_table',
-		'verify_difference', 'repair_row'],
+		'verify_difference', 'repair_row', 'schema_change', 'schema_step',
+		'backfill'],
 	'tables of the extension');
 SELECT set_eq($$SELECT relname::text FROM pg_class
 	WHERE relnamespace = 'bluegreen'::regnamespace AND relkind = 'v'$$,
 	ARRAY['stat_stream', 'stat_table', 'status', 'copy_progress', 'chunk',
-		'conflict', 'event', 'mapping', 'verification', 'difference'],
+		'conflict', 'event', 'mapping', 'verification', 'difference',
+		'change', 'change_step', 'backfill_progress'],
 	'views of the extension');
 SELECT set_eq($$SELECT conrelid::regclass::text FROM pg_constraint
 	WHERE connamespace = 'bluegreen'::regnamespace AND contype = 'p'$$,
@@ -58,6 +60,25 @@ SELECT set_eq($$SELECT signature FROM routine
 	WHERE prokind = 'f'$$,
 	$$SELECT f FROM (VALUES
 		('bluegreen.fdw_validator(text[],oid)'),
+		('bluegreen.create_table(name,text,jsonb,jsonb,text)'),
+		('bluegreen.drop_table(name,text)'),
+		('bluegreen.rename_table(name,text,text)'),
+		('bluegreen.add_column(name,text,text,text,text,boolean,text,boolean,jsonb,jsonb,text)'),
+		('bluegreen.drop_column(name,text,text,text)'),
+		('bluegreen.rename_column(name,text,text,text)'),
+		('bluegreen.alter_column(name,text,text,text,text,text,boolean,text,text,jsonb,jsonb,jsonb,boolean,boolean)'),
+		('bluegreen.create_index(name,text,text,jsonb,boolean,text,text,text)'),
+		('bluegreen.drop_index(name,text)'),
+		('bluegreen.create_constraint(name,text,text,text,text[],text,jsonb,jsonb,jsonb,boolean,jsonb)'),
+		('bluegreen.drop_constraint(name,text,text,text,text)'),
+		('bluegreen.drop_multicolumn_constraint(name,text,text,jsonb,jsonb)'),
+		('bluegreen.rename_constraint(name,text,text,text)'),
+		('bluegreen.set_replica_identity(name,text,jsonb)'),
+		('bluegreen.sql(name,text,text,boolean)'),
+		('bluegreen.create_change(name,jsonb,name)'),
+		('bluegreen.drop_change(name)'),
+		('bluegreen.pause_backfill(name,boolean)'),
+		('bluegreen.sync_columns()'),
 		('bluegreen.create_deployment(name,name)'),
 		('bluegreen.drop_deployment(name,boolean)'),
 		('bluegreen.map_table(name,regclass,text,text,text[],text,text,text,text)'),
@@ -103,6 +124,10 @@ SELECT set_eq($$SELECT signature FROM routine
 	WHERE prokind = 'p'$$,
 	$$SELECT f FROM (VALUES
 		('bluegreen.start(name,boolean)'),
+		('bluegreen.expand(name)'),
+		('bluegreen.contract(name)'),
+		('bluegreen.undo(name)'),
+		('bluegreen.wait_for_backfill(name,interval)'),
 		('bluegreen.stop(name)'),
 		('bluegreen.verify(name,regclass,interval,boolean)'),
 		('bluegreen.wait_for_sync(name,interval)')) v (f)$$,
@@ -116,6 +141,29 @@ SELECT set_eq($$SELECT proname::text,
 		pg_get_function_result(oid)
 	FROM routine WHERE proname NOT LIKE '%\_state'$$,
 	$$SELECT a, b, c FROM (VALUES
+	('create_table', 'change name, name text, columns jsonb, constraints jsonb DEFAULT NULL::jsonb, comment text DEFAULT NULL::text', 'integer'),
+	('drop_table', 'change name, name text', 'integer'),
+	('rename_table', 'change name, "from" text, "to" text', 'integer'),
+	('add_column', 'change name, "table" text, name text, type text, up text DEFAULT NULL::text, nullable boolean DEFAULT NULL::boolean, "default" text DEFAULT NULL::text, "unique" boolean DEFAULT NULL::boolean, "check" jsonb DEFAULT NULL::jsonb, "references" jsonb DEFAULT NULL::jsonb, comment text DEFAULT NULL::text', 'integer'),
+	('drop_column', 'change name, "table" text, "column" text, down text DEFAULT NULL::text', 'integer'),
+	('rename_column', 'change name, "table" text, "from" text, "to" text', 'integer'),
+	('alter_column', 'change name, "table" text, "column" text, up text DEFAULT NULL::text, down text DEFAULT NULL::text, type text DEFAULT NULL::text, nullable boolean DEFAULT NULL::boolean, "default" text DEFAULT NULL::text, comment text DEFAULT NULL::text, "unique" jsonb DEFAULT NULL::jsonb, "check" jsonb DEFAULT NULL::jsonb, "references" jsonb DEFAULT NULL::jsonb, drop_default boolean DEFAULT false, drop_comment boolean DEFAULT false', 'integer'),
+	('create_index', 'change name, "table" text, name text, columns jsonb, "unique" boolean DEFAULT NULL::boolean, method text DEFAULT NULL::text, predicate text DEFAULT NULL::text, storage_parameters text DEFAULT NULL::text', 'integer'),
+	('drop_index', 'change name, name text', 'integer'),
+	('create_constraint', 'change name, "table" text, name text, type text, columns text[] DEFAULT NULL::text[], "check" text DEFAULT NULL::text, "references" jsonb DEFAULT NULL::jsonb, up jsonb DEFAULT NULL::jsonb, down jsonb DEFAULT NULL::jsonb, no_inherit boolean DEFAULT NULL::boolean, index_parameters jsonb DEFAULT NULL::jsonb', 'integer'),
+	('drop_constraint', 'change name, "table" text, name text, up text, down text', 'integer'),
+	('drop_multicolumn_constraint', 'change name, "table" text, name text, up jsonb, down jsonb', 'integer'),
+	('rename_constraint', 'change name, "table" text, "from" text, "to" text', 'integer'),
+	('set_replica_identity', 'change name, "table" text, identity jsonb', 'integer'),
+	('sql', 'change name, up text, down text DEFAULT NULL::text, on_complete boolean DEFAULT NULL::boolean', 'integer'),
+	('create_change', 'name name, operations jsonb, schema name DEFAULT NULL::name', 'integer'),
+	('drop_change', 'name name', 'void'),
+	('pause_backfill', 'change name, paused boolean DEFAULT true', 'void'),
+	('sync_columns', '', 'trigger'),
+	('expand', 'IN change name', NULL),
+	('contract', 'IN change name', NULL),
+	('undo', 'IN change name', NULL),
+	('wait_for_backfill', 'IN change name, IN timeout interval DEFAULT NULL::interval', NULL),
 	('alter_mapping', 'deployment name, source regclass, target text DEFAULT NULL::text, transform text DEFAULT NULL::text, key text[] DEFAULT NULL::text[], on_write text DEFAULT NULL::text, on_delete text DEFAULT NULL::text', 'integer'),
 	('accept', 'deployment name, "check" text, object text, accepted boolean DEFAULT true', 'void'),
 	('preflight', 'deployment name, OUT "check" text, OUT severity text, OUT object text, OUT message text, OUT hint text', 'SETOF record'),
@@ -272,6 +320,7 @@ SELECT ok(NOT has_foreign_data_wrapper_privilege('public', 'pg_bluegreen',
 SELECT is_empty($$SELECT signature FROM routine WHERE prosecdef$$,
 	'nothing is SECURITY DEFINER');
 -- Procedures that commit cannot have a SET clause (C pins their search_path);
+-- create_change() notes the caller's; sync_columns() is called for every row;
 -- map_table() and alter_mapping() resolve the names of a transform by the
 -- caller's; image_hash() and the hashes of verify() are called for every row,
 -- and look up no name.
@@ -279,6 +328,9 @@ SELECT set_eq($$SELECT signature FROM routine
 	WHERE proconfig IS DISTINCT FROM
 		ARRAY['search_path=pg_catalog, pg_temp']$$,
 	ARRAY['bluegreen.start(name,boolean)', 'bluegreen.stop(name)',
+		'bluegreen.create_change(name,jsonb,name)', 'bluegreen.sync_columns()',
+		'bluegreen.expand(name)', 'bluegreen.contract(name)',
+		'bluegreen.undo(name)', 'bluegreen.wait_for_backfill(name,interval)',
 		'bluegreen.wait_for_sync(name,interval)',
 		'bluegreen.map_table(name,regclass,text,text,text[],text,text,text,text)',
 		'bluegreen.alter_mapping(name,regclass,text,text,text[],text,text)',
@@ -372,6 +424,10 @@ SELECT set_eq($$SELECT name, context,
 	FROM pg_settings WHERE name LIKE 'bluegreen.%'$$,
 	$$SELECT a, b, c, d
 	FROM (VALUES
+	('bluegreen.app_version', 'user', '', NULL),
+	('bluegreen.backfill_batch_time', 'sighup', '100', 'ms'),
+	('bluegreen.backfill_max_lag', 'sighup', '10000', 'ms'),
+	('bluegreen.backfill_rate', 'sighup', '0', NULL),
 	('bluegreen.batch_delay', 'sighup', '200', 'ms'),
 	('bluegreen.batch_rows', 'sighup', '10000', NULL),
 	('bluegreen.batch_size', 'sighup', '8192', 'kB'),
@@ -381,6 +437,7 @@ SELECT set_eq($$SELECT name, context,
 	('bluegreen.decoding_work_mem', 'sighup', '262144', 'kB'),
 	('bluegreen.event_retention', 'sighup', '43200', 'min'),
 	('bluegreen.idle_progress_interval', 'sighup', '10000', 'ms'),
+	('bluegreen.lock_timeout', 'sighup', '500', 'ms'),
 	('bluegreen.long_transaction', 'user', '60', 's'),
 	('bluegreen.max_streams', 'postmaster', '16', NULL),
 	('bluegreen.max_tables', 'postmaster', '4096', NULL),
@@ -395,8 +452,9 @@ SELECT is_empty($$SELECT name, short_desc FROM pg_settings
 			OR extra_desc !~ '\.$')$$,
 	'every setting has a description: a sentence');
 SELECT is_empty($$SELECT name FROM pg_settings
-	WHERE name LIKE 'bluegreen.%' AND vartype <> 'integer'$$,
-	'all of them are integers');
+	WHERE name LIKE 'bluegreen.%' AND vartype <> 'integer'
+		AND name <> 'bluegreen.app_version'$$,
+	'all of them but one are integers');
 SELECT throws_ok('SET bluegreen.no_such_setting = 1', '42602', NULL,
 	'the prefix is reserved');
 SELECT throws_ok('SET bluegreen.connect_timeout = 0', '22023', NULL,
