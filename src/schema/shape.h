@@ -184,7 +184,7 @@ extern char *index_parameters(JsonbContainer *parameters, bool of_constraint);
 /* ---- expression.c ---- */
 
 extern List *expression_reads(const ShapeTable *table, bool new_version,
-							  const char *expression, Oid type);
+							  const char *expression);
 extern char *expression_translate(const ShapeTable *table,
 								  const char *expression);
 extern bool expression_is_volatile(const char *path, const char *expression);
