@@ -95,12 +95,13 @@ CREATE TABLE app.moved (id int);
 CREATE TABLE app.dropped (id int);
 CREATE TABLE app.triggered (id int);
 CREATE TABLE gone.t (id int);
+CREATE TABLE app.quiet (id int PRIMARY KEY, v int);
 GRANT ALL ON SCHEMA app TO fence_app;
 GRANT ALL ON ALL TABLES IN SCHEMA app TO fence_app;
 SQL
 	map_table(map { "app.$_" }
 		  qw(t part leaf child refers emptied refers2 altered renamed moved dropped
-		  triggered));
+		  triggered quiet));
 	map_table('gone.t');
 	return;
 }
@@ -173,22 +174,24 @@ my @ways = (
 	[ 'DROP SCHEMA', 'DROP SCHEMA gone CASCADE', "to_regclass('gone.t') IS NULL" ],
 );
 
-# What writes nothing that is mapped.
+# What writes nothing that is mapped.  On a table of its own: who is held has
+# locked the table he is about to write to.
 my @passing = (
-	'SELECT * FROM app.t FOR UPDATE',
-	'BEGIN; LOCK TABLE app.t; COMMIT',
-	'CREATE INDEX ON app.t (v)',
-	'VACUUM app.t',
-	'ANALYZE app.t',
-	'CLUSTER app.t USING t_pkey',
-	'REINDEX TABLE app.t',
-	'EXPLAIN UPDATE app.t SET v = 1',
-	'BEGIN READ ONLY; SELECT count(*) FROM app.t; COMMIT',
-	'CREATE TEMPORARY TABLE mine AS SELECT * FROM app.t; UPDATE mine SET v = 1',
-	'CREATE UNLOGGED TABLE IF NOT EXISTS unlogged (id int); INSERT INTO unlogged VALUES (1)',
+	'SELECT * FROM app.quiet FOR UPDATE',
+	'BEGIN; LOCK TABLE app.quiet; COMMIT',
+	'CREATE INDEX ON app.quiet (v)',
+	'VACUUM app.quiet',
+	'ANALYZE app.quiet',
+	'CLUSTER app.quiet USING quiet_pkey',
+	'REINDEX TABLE app.quiet',
+	'EXPLAIN UPDATE app.quiet SET v = 1',
+	'BEGIN READ ONLY; SELECT count(*) FROM app.quiet; COMMIT',
+	'CREATE TEMPORARY TABLE mine AS SELECT * FROM app.quiet; UPDATE mine SET v = 1',
+	'CREATE UNLOGGED TABLE unlogged (id int); INSERT INTO unlogged VALUES (1);
+		DROP TABLE unlogged',
 	q{SELECT nextval(pg_get_serial_sequence('bluegreen.event_log', 'id'))},
-	'COMMENT ON TABLE app.t IS NULL',
-	'COPY app.t TO STDOUT',
+	'COMMENT ON TABLE app.quiet IS NULL',
+	'COPY app.quiet TO STDOUT',
 );
 
 sub true_ways
@@ -264,10 +267,8 @@ my $session;
 ($session, @started) = raise(1);
 foreach my $sql (@passing)
 {
-	my ($status, undef, $err) =
-	  $node->psql("SET statement_timeout = '100s'; " . ($sql =~ /VACUUM/ ? '' : $sql))
-	  if $sql !~ /VACUUM/;
-	($status, undef, $err) = $node->psql($sql) if $sql =~ /VACUUM/;
+	my (undef, undef, $err) =
+	  $node->psql("SET statement_timeout = '30s';\n$sql");
 	is($err, '', "raised, but not held: $sql");
 }
 is( $node->safe_psql(
