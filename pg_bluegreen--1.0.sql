@@ -982,8 +982,10 @@ SELECT l.pid,
 	a.query
 FROM pg_locks l
 	LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-	LEFT JOIN pg_prepared_xacts p ON l.pid IS NULL
-		AND split_part(l.virtualtransaction, '/', 2) = p.transaction::text
+	LEFT JOIN pg_locks x ON l.pid IS NULL AND x.pid IS NULL
+		AND x.locktype = 'transactionid'
+		AND x.virtualtransaction = l.virtualtransaction
+	LEFT JOIN pg_prepared_xacts p ON p.transaction = x.transactionid
 WHERE l.locktype = 'relation'
 	AND l.database = (SELECT oid FROM pg_database
 		WHERE datname = current_database())

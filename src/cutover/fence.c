@@ -48,6 +48,7 @@
 
 #include <signal.h>
 
+#include "access/twophase.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
@@ -57,6 +58,7 @@
 #include "executor/spi.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
+#include "storage/ipc.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "storage/proc.h"
@@ -121,35 +123,6 @@ fence_relid(void)
 }
 
 /*
- * Be the one session that moves this fence.  Error if another is.
- */
-static void
-become_owner(int32 fence, int64 epoch)
-{
-	static bool registered = false;
-	LOCKTAG		tag;
-	Oid			relid;
-
-	if (OidIsValid(own.relid) && own.fence == fence)
-		return;
-	if (!registered)
-		RegisterXactCallback(forget_own, NULL);
-	registered = true;
-	relid = fence_relid();
-	owner_tag(&tag, relid);
-	if (OidIsValid(own.relid) ||
-		LockAcquire(&tag, ExclusiveLock, true, true) == LOCKACQUIRE_NOT_AVAIL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_IN_USE),
-				 errmsg("a fence of this database is already raised"),
-				 errhint("Wait until that switchover has ended; see view bluegreen.fence_state.")));
-	own.relid = relid;
-	own.fence = fence;
-	own.epoch = epoch;
-	own.drained = false;
-}
-
-/*
  * Let writers go on.  Only after the commit of what they shall read.
  */
 static void
@@ -163,6 +136,50 @@ release(void)
 	owner_tag(&tag, own.relid);
 	(void) LockRelease(&tag, ExclusiveLock, true);
 	own.relid = InvalidOid;
+}
+
+/*
+ * Core would not do that for a session that is in no transaction: they would
+ * be held for ever by nobody.
+ */
+static void
+release_at_exit(int code, Datum arg)
+{
+	AbortOutOfAnyTransaction();
+	if (OidIsValid(own.relid))
+		release();
+}
+
+/*
+ * Be the one session that moves this fence.  Error if another is.
+ */
+static void
+become_owner(int32 fence, int64 epoch)
+{
+	static bool registered = false;
+	LOCKTAG		tag;
+	Oid			relid;
+
+	if (OidIsValid(own.relid) && own.fence == fence)
+		return;
+	if (!registered)
+	{
+		RegisterXactCallback(forget_own, NULL);
+		before_shmem_exit(release_at_exit, (Datum) 0);
+	}
+	registered = true;
+	relid = fence_relid();
+	owner_tag(&tag, relid);
+	if (OidIsValid(own.relid) ||
+		LockAcquire(&tag, ExclusiveLock, true, true) == LOCKACQUIRE_NOT_AVAIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("a fence of this database is already raised"),
+				 errhint("Wait until that switchover has ended; see view bluegreen.fence_state.")));
+	own.relid = relid;
+	own.fence = fence;
+	own.epoch = epoch;
+	own.drained = false;
 }
 
 /* ---- states ---- */
@@ -370,7 +387,8 @@ static bool
 is_running(const RunningWriter *writer)
 {
 	if (writer->proc == NULL)
-		return TransactionIdIsInProgress(writer->lxid);
+		return TransactionIdIsValid(writer->lxid) &&
+			TransactionIdIsInProgress(writer->lxid);
 	return writer->proc->pid == writer->pid &&
 		proc_lxid(writer->proc) == writer->lxid;
 }
@@ -392,6 +410,25 @@ terminate_running(void)
 	errno = save_errno;
 }
 
+static void
+note_writer(RunningWriter *writer, VirtualTransactionId vxid)
+{
+	PGPROC	   *proc = vxid_proc(vxid);
+	bool		more;
+
+	writer->proc = proc;
+	writer->lxid = vxid.localTransactionId;
+	writer->pid = 0;
+	if (proc != NULL && proc_lxid(proc) == writer->lxid)
+		writer->pid = proc->pid;
+	else if (proc != NULL)
+	{
+		/* prepared: it has its former session's number, that another one */
+		writer->proc = NULL;
+		writer->lxid = TwoPhaseGetXidByVirtualXID(vxid, &more);
+	}
+}
+
 /*
  * Note who writes now.  Who comes after us has to queue.
  */
@@ -409,13 +446,7 @@ note_running(void)
 		MemoryContextAlloc(TopMemoryContext, (n + 1) * sizeof(RunningWriter)) :
 		repalloc(running, (n + 1) * sizeof(RunningWriter));
 	for (int i = 0; i < n; i++)
-	{
-		PGPROC	   *proc = vxid_proc(vxids[i]);
-
-		running[i].proc = proc;
-		running[i].pid = proc ? proc->pid : 0;
-		running[i].lxid = vxids[i].localTransactionId;
-	}
+		note_writer(&running[i], vxids[i]);
 	nrunning = n;
 	pfree(vxids);
 }
