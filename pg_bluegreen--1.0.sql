@@ -246,6 +246,29 @@ CREATE TABLE bluegreen.conflict_log (
 CREATE INDEX ON bluegreen.conflict_log (at);
 
 --
+-- The fence: what stops the application's writes to this side.  Each writer of a
+-- mapped table locks the table "fence"; see src/cutover/fence.c.  Its columns,
+-- and those of the tables that say what is mapped, are read by number.
+--
+CREATE TABLE bluegreen.fence (
+	id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	name name NOT NULL,				-- of the deployment
+	side text NOT NULL CHECK (side IN ('source', 'target')),
+	deployment integer UNIQUE,		-- of which this side is the source
+	stream text UNIQUE,				-- who writes here, by its origin's name
+	state text NOT NULL CHECK (state IN ('open', 'raised', 'in_doubt',
+		'closed', 'retired', 'guarded')),
+	epoch bigint NOT NULL DEFAULT 0,
+	since timestamptz NOT NULL DEFAULT clock_timestamp(),
+	raised_by integer				-- process
+);
+
+-- Tables that stay writable when this side is closed.
+CREATE TABLE bluegreen.fence_local (
+	relation oid PRIMARY KEY
+);
+
+--
 -- The peer: a foreign server, so that secrets sit in its user mapping
 --
 CREATE FUNCTION bluegreen.fdw_validator(options text[], catalog oid)
@@ -534,6 +557,87 @@ CREATE FUNCTION bluegreen.reset_stats(deployment name)
 RETURNS void
 AS 'MODULE_PATHNAME', 'bluegreen_reset_stats'
 LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+--
+-- The fence: its rows come and go with what they belong to, and every change
+-- of what is fenced tells the backends, also in sessions that apply
+--
+CREATE FUNCTION bluegreen.fence_changed()
+RETURNS trigger
+AS 'MODULE_PATHNAME', 'bluegreen_fence_changed'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.fence_follow()
+RETURNS trigger
+AS 'MODULE_PATHNAME', 'bluegreen_fence_follow'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE TRIGGER fence_changed
+	AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON bluegreen.fence
+	FOR EACH STATEMENT EXECUTE FUNCTION bluegreen.fence_changed();
+ALTER TABLE bluegreen.fence ENABLE ALWAYS TRIGGER fence_changed;
+CREATE TRIGGER fence_changed
+	AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON bluegreen.fence_local
+	FOR EACH STATEMENT EXECUTE FUNCTION bluegreen.fence_changed();
+ALTER TABLE bluegreen.fence_local ENABLE ALWAYS TRIGGER fence_changed;
+CREATE TRIGGER fence_changed
+	AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON bluegreen.table_mapping
+	FOR EACH STATEMENT EXECUTE FUNCTION bluegreen.fence_changed();
+ALTER TABLE bluegreen.table_mapping ENABLE ALWAYS TRIGGER fence_changed;
+CREATE TRIGGER fence_changed
+	AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON bluegreen.applied_table
+	FOR EACH STATEMENT EXECUTE FUNCTION bluegreen.fence_changed();
+ALTER TABLE bluegreen.applied_table ENABLE ALWAYS TRIGGER fence_changed;
+CREATE TRIGGER fence_follow AFTER INSERT OR DELETE ON bluegreen.deployment
+	FOR EACH ROW EXECUTE FUNCTION bluegreen.fence_follow();
+ALTER TABLE bluegreen.deployment ENABLE ALWAYS TRIGGER fence_follow;
+CREATE TRIGGER fence_follow AFTER INSERT OR DELETE ON bluegreen.applied_stream
+	FOR EACH ROW EXECUTE FUNCTION bluegreen.fence_follow();
+ALTER TABLE bluegreen.applied_stream ENABLE ALWAYS TRIGGER fence_follow;
+
+-- Steps of a switchover; they commit, so C pins the path.
+CREATE PROCEDURE bluegreen.fence_raise(deployment name, epoch bigint,
+	drain_timeout interval DEFAULT '5 s',
+	on_drain_timeout text DEFAULT 'abort')
+AS 'MODULE_PATHNAME', 'bluegreen_fence_raise'
+LANGUAGE C;
+
+CREATE PROCEDURE bluegreen.fence_adopt(deployment name, epoch bigint,
+	drain_timeout interval DEFAULT '5 s',
+	on_drain_timeout text DEFAULT 'abort')
+AS 'MODULE_PATHNAME', 'bluegreen_fence_adopt'
+LANGUAGE C;
+
+CREATE PROCEDURE bluegreen.fence_lower(deployment name, epoch bigint)
+AS 'MODULE_PATHNAME', 'bluegreen_fence_lower'
+LANGUAGE C;
+
+CREATE PROCEDURE bluegreen.fence_doubt(deployment name, epoch bigint)
+AS 'MODULE_PATHNAME', 'bluegreen_fence_doubt'
+LANGUAGE C;
+
+CREATE PROCEDURE bluegreen.fence_close(deployment name, epoch bigint)
+AS 'MODULE_PATHNAME', 'bluegreen_fence_close'
+LANGUAGE C;
+
+CREATE PROCEDURE bluegreen.fence_activate(deployment name, epoch bigint)
+AS 'MODULE_PATHNAME', 'bluegreen_fence_activate'
+LANGUAGE C;
+
+CREATE FUNCTION bluegreen.set_local(relation regclass,
+	local boolean DEFAULT true)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_set_local'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.reopen()
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_reopen'
+LANGUAGE C STRICT
 SET search_path = pg_catalog, pg_temp;
 
 --
@@ -868,6 +972,55 @@ FROM bluegreen.table_mapping m
 	JOIN bluegreen.deployment d ON d.id = m.deployment
 ORDER BY d.name, m.id;
 
+CREATE VIEW bluegreen.fence_writer AS
+SELECT l.pid,
+	p.gid AS prepared,
+	NOT l.granted AS held,
+	coalesce(a.xact_start, p.prepared) AS xact_start,
+	coalesce(a.usename, p.owner) AS username,
+	a.state,
+	a.query
+FROM pg_locks l
+	LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+	LEFT JOIN pg_locks x ON l.pid IS NULL AND x.pid IS NULL
+		AND x.locktype = 'transactionid'
+		AND x.virtualtransaction = l.virtualtransaction
+	LEFT JOIN pg_prepared_xacts p ON p.transaction = x.transactionid
+WHERE l.locktype = 'relation'
+	AND l.database = (SELECT oid FROM pg_database
+		WHERE datname = current_database())
+	AND l.relation = 'bluegreen.fence'::regclass
+	AND l.mode = 'RowExclusiveLock'
+ORDER BY 4;
+
+CREATE VIEW bluegreen.fence_state AS
+SELECT f.name AS deployment,
+	f.side,
+	CASE WHEN f.state = 'raised' AND o.drained IS NULL THEN 'abandoned'
+		ELSE f.state END AS state,
+	f.epoch,
+	f.since,
+	f.raised_by,
+	coalesce(o.drained, false) AND f.state IN ('raised', 'in_doubt') AS drained,
+	w.running,
+	w.held
+FROM bluegreen.fence f
+	-- the session that raises has a lock of its own, see fence.c
+	LEFT JOIN LATERAL (SELECT EXISTS (SELECT FROM pg_locks s
+			WHERE s.locktype = 'relation' AND s.pid = l.pid
+				AND s.database = l.database AND s.relation = l.classid
+				AND s.mode = 'ShareLock' AND s.granted) AS drained
+		FROM pg_locks l
+		WHERE l.locktype = 'object'
+			AND l.database = (SELECT oid FROM pg_database
+				WHERE datname = current_database())
+			AND l.classid = 'bluegreen.fence'::regclass
+			AND l.granted) o ON true
+	CROSS JOIN (SELECT count(*) FILTER (WHERE NOT held) AS running,
+			count(*) FILTER (WHERE held) AS held
+		FROM bluegreen.fence_writer) w
+ORDER BY f.name, f.side;
+
 --
 -- Privileges: whoever may use these is named by the administrator.  Reading
 -- the views is for pg_monitor; the tables are granted to nobody.
@@ -915,6 +1068,18 @@ REVOKE ALL ON FUNCTION bluegreen.grant_apply(regrole, regclass[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.revoke_apply(regrole, regclass[])
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.reset_stats(name) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.fence_changed() FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.fence_follow() FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.fence_raise(name, bigint, interval, text)
+	FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.fence_adopt(name, bigint, interval, text)
+	FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.fence_lower(name, bigint) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.fence_doubt(name, bigint) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.fence_close(name, bigint) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.fence_activate(name, bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.set_local(regclass, boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.reopen() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.stream_state() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.table_state() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.copy_state() FROM PUBLIC;
@@ -926,7 +1091,8 @@ GRANT EXECUTE ON FUNCTION bluegreen.stream_state(), bluegreen.table_state(),
 GRANT SELECT ON bluegreen.status, bluegreen.stat_stream, bluegreen.stat_table,
 	bluegreen.copy_progress, bluegreen.chunk, bluegreen.conflict,
 	bluegreen.event, bluegreen.mapping, bluegreen.verification,
-	bluegreen.difference TO pg_monitor;
+	bluegreen.difference, bluegreen.fence_state, bluegreen.fence_writer
+	TO pg_monitor;
 
 --
 -- Comments
@@ -970,6 +1136,11 @@ COMMENT ON TABLE bluegreen.saved_index IS
 	'on a target: indexes that are not in use until their table is copied';
 COMMENT ON TABLE bluegreen.conflict_log IS
 	'on a target: rows that were not as a stream expected; see view conflict';
+
+COMMENT ON TABLE bluegreen.fence IS
+	'state of this side in each deployment, and the lock that writers of mapped tables take; see view fence_state';
+COMMENT ON TABLE bluegreen.fence_local IS
+	'tables that stay writable when this side is closed; see set_local()';
 
 COMMENT ON FUNCTION bluegreen.create_deployment(name, name) IS
 	'define a deployment whose peer is a foreign server; returns its id';
@@ -1056,6 +1227,26 @@ COMMENT ON AGGREGATE bluegreen.checksum(integer, integer, text,
 	'for verify(): number of rows and sum of their hashes, in buckets by their key';
 COMMENT ON FUNCTION bluegreen.reset_stats(name) IS
 	'set the counters of a deployment''s stream to zero';
+COMMENT ON FUNCTION bluegreen.fence_changed() IS
+	'trigger: backends look at the fences again';
+COMMENT ON FUNCTION bluegreen.fence_follow() IS
+	'trigger: a deployment, or a stream on its target, has a fence';
+COMMENT ON PROCEDURE bluegreen.fence_raise(name, bigint, interval, text) IS
+	'step of a switchover: hold writers of mapped tables, and wait for those that had written before';
+COMMENT ON PROCEDURE bluegreen.fence_adopt(name, bigint, interval, text) IS
+	'step of a switchover: the same for a fence whose session is gone';
+COMMENT ON PROCEDURE bluegreen.fence_lower(name, bigint) IS
+	'step of a switchover: give up, writers go on';
+COMMENT ON PROCEDURE bluegreen.fence_doubt(name, bigint) IS
+	'step of a switchover: the decision is about to be made on the other side';
+COMMENT ON PROCEDURE bluegreen.fence_close(name, bigint) IS
+	'step of a switchover: the other side is the active one, this one takes no writes';
+COMMENT ON PROCEDURE bluegreen.fence_activate(name, bigint) IS
+	'step of a switchover: this side is the active one';
+COMMENT ON FUNCTION bluegreen.set_local(regclass, boolean) IS
+	'a table stays writable when this side is closed, or no longer';
+COMMENT ON FUNCTION bluegreen.reopen() IS
+	'this side takes writes again after it was closed; returns how many deployments had closed it';
 COMMENT ON FUNCTION bluegreen.stream_state() IS
 	'streams of this database as the workers show them; see view stat_stream';
 COMMENT ON FUNCTION bluegreen.table_state() IS
@@ -1086,6 +1277,15 @@ COMMENT ON VIEW bluegreen.event IS
 COMMENT ON VIEW bluegreen.mapping IS
 	'mappings with their transforms';
 
+COMMENT ON VIEW bluegreen.fence_state IS
+	'does this side take writes, and who is held or waited for if a fence is raised';
+COMMENT ON VIEW bluegreen.fence_writer IS
+	'transactions that have written to mapped tables, or are held before they do';
+
+COMMENT ON COLUMN bluegreen.fence_state.state IS
+	'open, raised, abandoned (raised by a session that is gone; holds nobody), in_doubt, closed, retired, guarded';
+COMMENT ON COLUMN bluegreen.fence_state.drained IS
+	'no transaction that has written to mapped tables is in flight, and none can begin';
 COMMENT ON COLUMN bluegreen.status.state IS
 	'defined, starting, copying, streaming, stopped, error, lost; standby on a standby';
 COMMENT ON COLUMN bluegreen.status.tables IS

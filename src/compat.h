@@ -324,6 +324,19 @@ rte_set_check_as_user(List *perminfos, RangeTblEntry *rte, Oid userid)
 }
 #endif
 
+/* 17 numbers backends by their PGPROC, and keeps the two numbers together. */
+#include "storage/proc.h"
+#include "storage/procarray.h"
+#if PG_VERSION_NUM >= 170000
+#define vxid_proc(vxid) ProcNumberGetProc((vxid).procNumber)
+#define proc_lxid(proc) ((proc)->vxid.lxid)
+#else
+#include "storage/sinvaladt.h"
+
+#define vxid_proc(vxid) BackendIdGetProc((vxid).backendId)
+#define proc_lxid(proc) ((proc)->lxid)
+#endif
+
 /* ALTER TABLE ... SET EXPRESSION is new in 17. */
 #if PG_VERSION_NUM >= 170000
 #define IS_SET_EXPRESSION(subtype) ((subtype) == AT_SetExpression)

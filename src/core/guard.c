@@ -447,6 +447,15 @@ guard_finish(QueryDesc *desc)
 /* ---- COPY and TRUNCATE ---- */
 
 /*
+ * Is this a session that applies?
+ */
+bool
+guard_session_applies(void)
+{
+	return installed;
+}
+
+/*
  * Error unless this is a session that applies.
  */
 void

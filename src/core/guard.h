@@ -24,6 +24,7 @@ typedef struct GuardUser
 extern void guard_enter(Oid owner, GuardUser *saved);
 extern void guard_leave(const GuardUser *saved);
 extern void guard_failed(void);
+extern bool guard_session_applies(void);
 extern void guard_require(void);
 extern Oid	guard_copy_owner(Oid relation, List *columns);
 

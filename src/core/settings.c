@@ -3,7 +3,7 @@
  * settings.c
  *		Configuration parameters (bluegreen.*).
  *
- * All of them are integers, so they are one table.  Those that size shared
+ * All but one are integers, so they are one table.  Those that size shared
  * memory can only be fixed while the postmaster starts; where the library is
  * loaded later they are still defined, so that a configuration file which
  * mentions them is not complained about, but they size nothing.
@@ -37,6 +37,7 @@ int			bg_restart_delay_max = 60000;
 int			bg_idle_progress_interval = 10000;
 int			bg_event_retention = 43200;
 int			bg_long_transaction = 60;
+bool		bg_allow_target_writes = false;
 
 /* One parameter; the default is the variable's initial value. */
 typedef struct Setting
@@ -169,6 +170,11 @@ settings_define(void)
 								s->variable, *s->variable, s->min, s->max,
 								context, s->unit, NULL, NULL, NULL);
 	}
+	DefineCustomBoolVariable("bluegreen.allow_target_writes",
+							 "Lets a session write to the target tables of a stream.",
+							 "For repairs: what is written may be in the stream's way.",
+							 &bg_allow_target_writes, false,
+							 PGC_SUSET, 0, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("bluegreen");
 }
 

@@ -36,6 +36,9 @@ extern int	bg_restart_delay;	/* ms, first delay of the back-off */
 extern int	bg_restart_delay_max;	/* ms, its ceiling */
 extern int	bg_idle_progress_interval;	/* ms between idle progress marks */
 
+/* fence */
+extern bool bg_allow_target_writes;
+
 /* history */
 extern int	bg_event_retention; /* minutes */
 extern int	bg_long_transaction;	/* seconds */

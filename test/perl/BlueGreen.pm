@@ -63,8 +63,10 @@ sub green
 
 # Two clusters with the extension, and on blue a SERVER "green" with a user
 # mapping.  Options: conf, blue_conf, green_conf (lines for postgresql.conf),
-# initdb (more arguments for it), dbname (created unless it is postgres).  The
-# pair that was made last is the one that wait_for_sync, compare_tables mean.
+# initdb (more arguments for it), dbname (created unless it is postgres), and
+# guard => 1: green's mapped tables are guarded against the test's own writes, as
+# they are by default.  The pair that was made last is the one that
+# wait_for_sync, compare_tables mean.
 sub create_pair
 {
 	my (%options) = @_;
@@ -73,8 +75,9 @@ sub create_pair
 	my @initdb = (initdb => $options{initdb} // []);
 	$blue = BlueGreen->blue('blue', "$conf\n" . ($options{blue_conf} // ''),
 		@initdb);
+	my $guard = 'bluegreen.allow_target_writes = ' . ($options{guard} ? 0 : 1);
 	$green = BlueGreen->green('green',
-		"$conf\n" . ($options{green_conf} // ''), @initdb);
+		"$conf\n$guard\n" . ($options{green_conf} // ''), @initdb);
 	foreach my $node ($blue, $green)
 	{
 		$node->safe_psql("CREATE DATABASE $dbname") if $dbname ne 'postgres';

@@ -29,12 +29,13 @@ SELECT set_eq($$SELECT relname::text FROM pg_class
 	ARRAY['deployment', 'table_mapping', 'mapping_column', 'partition_change', 'event_log',
 		'chunk_log', 'preflight_result', 'accepted', 'applied_stream', 'applied_table',
 		'applied_chunk', 'saved_index', 'conflict_log', 'verify_run', 'verify_table',
-		'verify_difference', 'repair_row'],
+		'verify_difference', 'repair_row', 'fence', 'fence_local'],
 	'tables of the extension');
 SELECT set_eq($$SELECT relname::text FROM pg_class
 	WHERE relnamespace = 'bluegreen'::regnamespace AND relkind = 'v'$$,
 	ARRAY['stat_stream', 'stat_table', 'status', 'copy_progress', 'chunk',
-		'conflict', 'event', 'mapping', 'verification', 'difference'],
+		'conflict', 'event', 'mapping', 'verification', 'difference',
+		'fence_state', 'fence_writer'],
 	'views of the extension');
 SELECT set_eq($$SELECT conrelid::regclass::text FROM pg_constraint
 	WHERE connamespace = 'bluegreen'::regnamespace AND contype = 'p'$$,
@@ -94,6 +95,10 @@ SELECT set_eq($$SELECT signature FROM routine
 		('bluegreen.cancel_verify(name)'),
 		('bluegreen.repair(name,regclass)'),
 		('bluegreen.reset_stats(name)'),
+		('bluegreen.fence_changed()'),
+		('bluegreen.fence_follow()'),
+		('bluegreen.set_local(regclass,boolean)'),
+		('bluegreen.reopen()'),
 		('bluegreen.stream_state()'),
 		('bluegreen.table_state()'),
 		('bluegreen.copy_state()'),
@@ -105,6 +110,12 @@ SELECT set_eq($$SELECT signature FROM routine
 		('bluegreen.start(name,boolean)'),
 		('bluegreen.stop(name)'),
 		('bluegreen.verify(name,regclass,interval,boolean)'),
+		('bluegreen.fence_raise(name,bigint,interval,text)'),
+		('bluegreen.fence_adopt(name,bigint,interval,text)'),
+		('bluegreen.fence_lower(name,bigint)'),
+		('bluegreen.fence_doubt(name,bigint)'),
+		('bluegreen.fence_close(name,bigint)'),
+		('bluegreen.fence_activate(name,bigint)'),
 		('bluegreen.wait_for_sync(name,interval)')) v (f)$$,
 	'procedures with their signatures');
 SELECT set_eq($$SELECT signature FROM routine
@@ -142,6 +153,16 @@ SELECT set_eq($$SELECT proname::text,
 	('checksum_final', 'internal', 'bytea'),
 	('create_deployment', 'name name, server name', 'integer'),
 	('drop_deployment', 'name name, force boolean DEFAULT false', 'void'),
+	('fence_changed', '', 'trigger'),
+	('fence_follow', '', 'trigger'),
+	('fence_raise', 'IN deployment name, IN epoch bigint, IN drain_timeout interval DEFAULT ''00:00:05''::interval, IN on_drain_timeout text DEFAULT ''abort''::text', NULL),
+	('fence_adopt', 'IN deployment name, IN epoch bigint, IN drain_timeout interval DEFAULT ''00:00:05''::interval, IN on_drain_timeout text DEFAULT ''abort''::text', NULL),
+	('fence_lower', 'IN deployment name, IN epoch bigint', NULL),
+	('fence_doubt', 'IN deployment name, IN epoch bigint', NULL),
+	('fence_close', 'IN deployment name, IN epoch bigint', NULL),
+	('fence_activate', 'IN deployment name, IN epoch bigint', NULL),
+	('set_local', 'relation regclass, local boolean DEFAULT true', 'void'),
+	('reopen', '', 'integer'),
 	('fdw_validator', 'options text[], catalog oid', 'void'),
 	('image_hash', 'VARIADIC "any"', 'bigint'),
 	('key_text', 'VARIADIC "any"', 'text[]'),
@@ -280,6 +301,12 @@ SELECT set_eq($$SELECT signature FROM routine
 		ARRAY['search_path=pg_catalog, pg_temp']$$,
 	ARRAY['bluegreen.start(name,boolean)', 'bluegreen.stop(name)',
 		'bluegreen.wait_for_sync(name,interval)',
+		'bluegreen.fence_raise(name,bigint,interval,text)',
+		'bluegreen.fence_adopt(name,bigint,interval,text)',
+		'bluegreen.fence_lower(name,bigint)',
+		'bluegreen.fence_doubt(name,bigint)',
+		'bluegreen.fence_close(name,bigint)',
+		'bluegreen.fence_activate(name,bigint)',
 		'bluegreen.map_table(name,regclass,text,text,text[],text,text,text,text)',
 		'bluegreen.alter_mapping(name,regclass,text,text,text[],text,text)',
 		'bluegreen.verify(name,regclass,interval,boolean)',
@@ -295,10 +322,45 @@ SELECT is_empty($$SELECT signature, lanname FROM routine
 		JOIN pg_language l ON l.oid = prolang
 	WHERE prokind <> 'a' AND (lanname <> 'c' OR probin <> '$libdir/pg_bluegreen')$$,
 	'everything is in C, of this library: no body concatenates an EXECUTE');
-SELECT is_empty($$SELECT tgname FROM pg_trigger t
-		JOIN pg_class c ON c.oid = tgrelid
+SELECT set_eq($$SELECT tgrelid::regclass::text, tgname::text, tgenabled::text
+	FROM pg_trigger t JOIN pg_class c ON c.oid = tgrelid
 	WHERE relnamespace = 'bluegreen'::regnamespace AND NOT tgisinternal$$,
-	'no triggers');
+	$$VALUES ('bluegreen.fence', 'fence_changed', 'A'),
+		('bluegreen.fence_local', 'fence_changed', 'A'),
+		('bluegreen.table_mapping', 'fence_changed', 'A'),
+		('bluegreen.applied_table', 'fence_changed', 'A'),
+		('bluegreen.deployment', 'fence_follow', 'A'),
+		('bluegreen.applied_stream', 'fence_follow', 'A')$$,
+	'no triggers but those that keep the fence, which fire for streams, too');
+-- what backends read of the fence is read by the columns' numbers
+SELECT set_eq($$SELECT attrelid::regclass::text, attname::text,
+		attnum::integer, atttypid::regtype::text FROM pg_attribute
+	WHERE (attrelid, attnum) IN (('bluegreen.fence'::regclass, 1),
+		('bluegreen.fence'::regclass, 2), ('bluegreen.fence'::regclass, 4),
+		('bluegreen.fence'::regclass, 5), ('bluegreen.fence'::regclass, 6),
+		('bluegreen.fence'::regclass, 7), ('bluegreen.fence'::regclass, 8),
+		('bluegreen.table_mapping'::regclass, 2),
+		('bluegreen.table_mapping'::regclass, 3),
+		('bluegreen.table_mapping'::regclass, 4),
+		('bluegreen.applied_table'::regclass, 1),
+		('bluegreen.applied_table'::regclass, 3),
+		('bluegreen.applied_table'::regclass, 4),
+		('bluegreen.fence_local'::regclass, 1))$$,
+	$$VALUES ('bluegreen.fence', 'id', 1, 'integer'),
+		('bluegreen.fence', 'name', 2, 'name'),
+		('bluegreen.fence', 'deployment', 4, 'integer'),
+		('bluegreen.fence', 'stream', 5, 'text'),
+		('bluegreen.fence', 'state', 6, 'text'),
+		('bluegreen.fence', 'epoch', 7, 'bigint'),
+		('bluegreen.fence', 'since', 8, 'timestamp with time zone'),
+		('bluegreen.table_mapping', 'deployment', 2, 'integer'),
+		('bluegreen.table_mapping', 'direction', 3, 'text'),
+		('bluegreen.table_mapping', 'source', 4, 'oid'),
+		('bluegreen.applied_table', 'stream', 1, 'text'),
+		('bluegreen.applied_table', 'target_schema', 3, 'name'),
+		('bluegreen.applied_table', 'target_table', 4, 'name'),
+		('bluegreen.fence_local', 'relation', 1, 'oid')$$,
+	'columns that fence_cache.c reads by number');
 SELECT is_empty($$SELECT evtname FROM pg_event_trigger e
 		JOIN member m ON m.classid = 'pg_event_trigger'::regclass
 			AND m.objid = e.oid$$, 'no event triggers');
@@ -372,6 +434,7 @@ SELECT set_eq($$SELECT name, context,
 	FROM pg_settings WHERE name LIKE 'bluegreen.%'$$,
 	$$SELECT a, b, c, d
 	FROM (VALUES
+	('bluegreen.allow_target_writes', 'superuser', 'off', NULL),
 	('bluegreen.batch_delay', 'sighup', '200', 'ms'),
 	('bluegreen.batch_rows', 'sighup', '10000', NULL),
 	('bluegreen.batch_size', 'sighup', '8192', 'kB'),
@@ -395,8 +458,9 @@ SELECT is_empty($$SELECT name, short_desc FROM pg_settings
 			OR extra_desc !~ '\.$')$$,
 	'every setting has a description: a sentence');
 SELECT is_empty($$SELECT name FROM pg_settings
-	WHERE name LIKE 'bluegreen.%' AND vartype <> 'integer'$$,
-	'all of them are integers');
+	WHERE name LIKE 'bluegreen.%' AND vartype <> 'integer'
+		AND name <> 'bluegreen.allow_target_writes'$$,
+	'all but one are integers');
 SELECT throws_ok('SET bluegreen.no_such_setting = 1', '42602', NULL,
 	'the prefix is reserved');
 SELECT throws_ok('SET bluegreen.connect_timeout = 0', '22023', NULL,
