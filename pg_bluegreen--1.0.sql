@@ -196,6 +196,7 @@ CREATE TABLE bluegreen.applied_table (
 	generation bigint NOT NULL DEFAULT 1,
 	state text NOT NULL DEFAULT 'copying'
 		CHECK (state IN ('copying', 'streaming')),
+	key_aside boolean NOT NULL DEFAULT false,	-- see saved_index.is_key
 	PRIMARY KEY (stream, mapping)
 );
 
@@ -223,6 +224,7 @@ CREATE TABLE bluegreen.saved_index (
 	mapping integer NOT NULL,
 	name name NOT NULL,
 	definition text NOT NULL,		-- for who looks; it is in the catalogs, too
+	is_key boolean NOT NULL,		-- over the mapping's key
 	PRIMARY KEY (stream, mapping, name),
 	FOREIGN KEY (stream, mapping)
 		REFERENCES bluegreen.applied_table ON DELETE CASCADE
@@ -470,7 +472,7 @@ LANGUAGE C STRICT
 SET search_path = pg_catalog, pg_temp;
 
 CREATE FUNCTION bluegreen.save_indexes(stream text, mapping integer,
-	key name[])
+	key name[], with_key boolean)
 RETURNS boolean
 AS 'MODULE_PATHNAME', 'bluegreen_save_indexes'
 LANGUAGE C STRICT
@@ -481,6 +483,12 @@ CREATE FUNCTION bluegreen.restore_indexes(stream text,
 RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_restore_indexes'
 LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.restore_key(stream text, mapping integer)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_restore_key'
+LANGUAGE C STRICT
 SET search_path = pg_catalog, pg_temp;
 
 -- Not for PUBLIC to lose: it is called as the owner of the row's table, and
@@ -1059,10 +1067,11 @@ REVOKE ALL ON FUNCTION bluegreen.origin_create(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_setup(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_progress() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_drop(text) FROM PUBLIC;
-REVOKE ALL ON FUNCTION bluegreen.save_indexes(text, integer, name[])
+REVOKE ALL ON FUNCTION bluegreen.save_indexes(text, integer, name[], boolean)
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.restore_indexes(text, integer, boolean)
 	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.restore_key(text, integer) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.noted_row() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.grant_apply(regrole, regclass[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.revoke_apply(regrole, regclass[])
@@ -1196,10 +1205,12 @@ COMMENT ON FUNCTION bluegreen.origin_progress() IS
 	'for streams, on a target: how far the session''s replication origin is';
 COMMENT ON FUNCTION bluegreen.origin_drop(text) IS
 	'for streams, on a target: drop a stream''s replication origins';
-COMMENT ON FUNCTION bluegreen.save_indexes(text, integer, name[]) IS
+COMMENT ON FUNCTION bluegreen.save_indexes(text, integer, name[], boolean) IS
 	'for streams, on a target: put aside the indexes that are in the way of a copy; false if that cannot be';
 COMMENT ON FUNCTION bluegreen.restore_indexes(text, integer, boolean) IS
 	'for streams, on a target: build the indexes again that were put aside; returns how many';
+COMMENT ON FUNCTION bluegreen.restore_key(text, integer) IS
+	'for streams, on a target: build the index over a mapping''s key again if it was put aside; returns how many';
 COMMENT ON FUNCTION bluegreen.insert_rows(regclass, name[], bytea, bigint) IS
 	'for streams, on a target: insert rows that are in the format of COPY BINARY';
 COMMENT ON FUNCTION bluegreen.note_row(text) IS

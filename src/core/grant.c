@@ -44,8 +44,9 @@ const char *const apply_privileges[] = {
 	"bluegreen.noted_row(), bluegreen.origin_create(text), "
 	"bluegreen.origin_setup(text), bluegreen.origin_progress(), "
 	"bluegreen.origin_drop(text), "
-	"bluegreen.save_indexes(text, integer, name[]), "
-	"bluegreen.restore_indexes(text, integer, boolean)",
+	"bluegreen.save_indexes(text, integer, name[], boolean), "
+	"bluegreen.restore_indexes(text, integer, boolean), "
+	"bluegreen.restore_key(text, integer)",
 };
 const int	apply_privilege_count = lengthof(apply_privileges);
 

@@ -74,6 +74,7 @@ typedef struct CopyShared
 {
 	pid_t		pid;			/* 0 = free */
 	int32		mapping;		/* 0 = no chunk announced */
+	int32		building;		/* the mapping whose indexes it builds */
 	bool		committing;		/* COMMIT may have been sent: the announcement
 								 * outlives its process, see stream/copy.c */
 	int64		generation;
@@ -202,6 +203,8 @@ typedef struct TableShared
 	TimestampTz copy_started_at;
 	TimestampTz copy_finished_at;
 	XLogRecPtr	copied_until;	/* largest P of its chunks */
+	bool		key_wanted;		/* by the stream, if it is aside (see
+								 * stream/copy_index.c); chunk_lock */
 } TableShared;
 
 extern void shared_request(void);	/* from shmem_request_hook */

@@ -325,7 +325,9 @@ plan_may_change(const CopyState *state, uint64 version)
 	{
 		const TableShared *stats = ((CopyTable *) lfirst(lc))->stats;
 
-		if (stats->state == TABLE_CATCHING_UP && applied >= stats->copied_until)
+		if (stats->state == TABLE_CATCHING_UP &&
+			applied >= stats->copied_until &&
+			!copy_is_claimed(shared, stats->key.mapping))
 			return true;
 	}
 	return false;
@@ -377,11 +379,21 @@ copy_loop(CopyState *state)
 				state->table = job.table;
 				(void) copy_chunk(state, &job);
 				break;
+			case COPY_KEY:
+				state->table = job.table;
+				StartTransactionCommand();
+				copy_restore_key(state->peer, state->origin,
+								 job.table->transform->row->id);
+				CommitTransactionCommand();
+				copy_succeeded(state->shared);
+				copy_withdraw(state);
+				break;
 			case COPY_FINISH:
 				state->table = job.table;
 				StartTransactionCommand();
 				(void) copy_finish_table(state, &job);
 				CommitTransactionCommand();
+				copy_withdraw(state);
 				break;
 			case COPY_WAIT:
 				wait_for_change(state, version);

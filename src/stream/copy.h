@@ -67,6 +67,7 @@ typedef struct CopyReceiver
 typedef enum CopyStep
 {
 	COPY_CHUNK,					/* a chunk is announced: copy it */
+	COPY_KEY,					/* a table's key has to be built */
 	COPY_FINISH,				/* a table is copied and the stream is past it */
 	COPY_WAIT,					/* for the stream or for other copy workers */
 	COPY_DONE					/* every table is streaming */
@@ -80,6 +81,7 @@ extern void copy_estimate_source(const CopyTable *table);
 extern Datum *copy_find_upper(CopyTable *table, Datum *lower,
 							  Datum *gap_upper, int64 rows);
 extern void copy_withdraw(CopyState *state);
+extern bool copy_is_claimed(const StreamShared *shared, int32 mapping);
 
 /* copy_run.c */
 extern bool copy_chunk(CopyState *state, const CopyJob *job);
@@ -96,6 +98,7 @@ extern Query *copy_build_query(const CopyJob *job, TimestampTz moment);
 extern bool copy_save_indexes(CopyState *state, CopyTable *table);
 extern void copy_restore_indexes(Peer *peer, const char *origin, int32 mapping,
 								 bool gone);
+extern void copy_restore_key(Peer *peer, const char *origin, int32 mapping);
 extern bool copy_finish_table(CopyState *state, const CopyJob *job);
 
 /* copy.c */

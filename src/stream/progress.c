@@ -225,13 +225,20 @@ progress_register_tables(Peer *peer, const char *origin, List *rows)
 		MappingRow *row = lfirst(lc);
 		const char *args[] = {origin, psprintf("%d", row->id),
 		row->target_schema, row->target_table};
+		PeerResult *result;
 
 		appendStringInfo(&ids, "%s%d", ids.len > 1 ? "," : "", row->id);
-		peer_query(peer,
-				   "INSERT INTO bluegreen.applied_table "
-				   "(stream, mapping, target_schema, target_table) "
-				   "VALUES ($1, $2::integer, $3, $4) "
-				   "ON CONFLICT (stream, mapping) DO NOTHING", 4, args);
+		peer_command(peer, "BEGIN");
+		result = peer_query(peer,
+							"INSERT INTO bluegreen.applied_table "
+							"(stream, mapping, target_schema, target_table) "
+							"VALUES ($1, $2::integer, $3, $4) "
+							"ON CONFLICT (stream, mapping) DO NOTHING "
+							"RETURNING mapping", 4, args);
+		/* whoever else is copied there must not be without it any longer */
+		if (result->ntuples > 0)
+			copy_restore_key(peer, origin, row->id);
+		peer_command(peer, "COMMIT");
 	}
 	appendStringInfoChar(&ids, '}');
 	forget_tables(peer, origin, ids.data);

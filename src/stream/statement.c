@@ -83,7 +83,8 @@ load_columns(Peer *peer, TargetWriter *writer)
 }
 
 /*
- * The equality operators of the target's unique index over the key.
+ * The equality operators of the target's unique index over the key.  A primary
+ * key that is not ready is aside until the table is copied.
  */
 static void
 load_key(Peer *peer, TargetWriter *writer)
@@ -104,7 +105,8 @@ load_key(Peer *peer, TargetWriter *writer)
 							"JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
 							"JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid "
 							"JOIN pg_catalog.pg_index i ON i.indrelid = c.oid "
-							" AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL "
+							" AND i.indisunique AND i.indimmediate AND i.indpred IS NULL "
+							" AND (i.indisvalid OR i.indisprimary AND NOT i.indisready) "
 							"CROSS JOIN LATERAL pg_catalog.generate_series(0, i.indnkeyatts - 1) AS p(n) "
 							"JOIN pg_catalog.pg_opclass oc ON oc.oid = i.indclass[p.n] "
 							"JOIN pg_catalog.pg_amop am ON am.amopfamily = oc.opcfamily "

@@ -256,6 +256,7 @@ prepare(StreamWorker *worker)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	MemoryContextSwitchTo(worker->context);
 	gate_finish_recopy(worker->gate);
+	gate_finish_keys(worker->gate);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(worker->context);
@@ -398,6 +399,15 @@ decode_loop(StreamWorker *worker)
 }
 
 /*
+ * Is the error a copy worker's, which the stream had to wait for?
+ */
+static bool
+copy_has_failed(const StreamWorker *worker)
+{
+	return worker->gate != NULL && worker->gate->copy_failed;
+}
+
+/*
  * Fill in the stream's last error.  Only an error that will not pass by itself
  * belongs to a transaction: nobody shall skip one because of a connection.
  */
@@ -413,7 +423,7 @@ note_error(StreamWorker *worker, const ErrorData *error)
 
 	if (worker->decode && worker->decode->evaluating)
 		target = mapping_target_name(worker->decode->evaluating->row);
-	if (worker->decode && worker->decode->txn &&
+	if (worker->decode && worker->decode->txn && !copy_has_failed(worker) &&
 		!peer_sqlstate_is_transient(sqlstate))
 		lsn = worker->current.commit_lsn;
 	if (!XLogRecPtrIsInvalid(lsn) && error->hint == NULL)
@@ -429,7 +439,8 @@ note_error(StreamWorker *worker, const ErrorData *error)
 								  worker->decoding->reader->EndRecPtr);
 	mine->at = GetCurrentTimestamp();
 	mine->lsn = lsn;
-	if (worker->apply == NULL || !worker->apply->blamed)
+	if (!copy_has_failed(worker) &&
+		(worker->apply == NULL || !worker->apply->blamed))
 		mine->relation[0] = mine->key[0] = '\0';
 	if (target != NULL)
 	{
@@ -456,7 +467,7 @@ blame_transaction(StreamWorker *worker, const ErrorData *error)
 	StreamShared *shared = worker->shared;
 
 	if (worker->decode == NULL || worker->decode->txn == NULL ||
-		worker->careful ||
+		worker->careful || copy_has_failed(worker) ||
 		peer_sqlstate_is_transient(unpack_sql_state(error->sqlerrcode)))
 		return;
 	SpinLockAcquire(&shared->mutex);
