@@ -54,9 +54,10 @@ sub wait_held
 
 sub deploy
 {
-	my ($name) = @_;
+	my ($name, $value) = @_;
+	$value //= q{'row ' || i};
 	$blue->safe_psql("CREATE TABLE $name (id integer PRIMARY KEY, v text);
-		INSERT INTO $name SELECT i, 'row ' || i FROM generate_series(1, 1000) i");
+		INSERT INTO $name SELECT i, $value FROM generate_series(1, 1000) i");
 	$green->safe_psql("CREATE TABLE $name (id integer PRIMARY KEY, v text,
 		h integer); CREATE INDEX ON $name (v)");
 	$blue->safe_psql("SELECT bluegreen.create_deployment('$name', 'green');
@@ -64,6 +65,16 @@ sub deploy
 			transform => 'SELECT id, v, hold(id) AS h FROM $name');
 		CALL bluegreen.start('$name')");
 	return;
+}
+
+# Processor time that the copy workers have used.
+sub copy_usage
+{
+	my $seconds = 0;
+	$seconds += (usage_of($_))[0]
+	  for split /\n/, $blue->safe_psql(q{SELECT pid FROM pg_stat_activity
+		WHERE backend_type = 'pg_bluegreen copy'});
+	return $seconds;
 }
 
 # Which indexes of the table are in use, and what is noted of the others.
@@ -190,5 +201,26 @@ $blue->safe_psql(q{SELECT bluegreen.unmap_table('unmapped', 'unmapped')});
 wait_for_sync('unmapped');
 is_whole('unmapped', 'unmapped');
 $blue->safe_psql(q{SELECT bluegreen.drop_deployment('unmapped')});
+
+#
+# A copy worker that has sent its rows sleeps until green answers
+#
+SKIP:
+{
+	skip 'there is no /proc', 1 unless -e '/proc/self/stat';
+	hold(250);
+	deploy('waits', q{repeat('x', 2000)});
+	wait_held('waits');
+	my $lock = $green->session;
+	$lock->query('BEGIN; LOCK TABLE bluegreen.applied_chunk IN SHARE MODE');
+	let_go(250);
+	$green->poll_query_until(q{SELECT count(*) = 1 FROM pg_locks
+		WHERE NOT granted AND relation = 'bluegreen.applied_chunk'::regclass});
+	my $before = copy_usage();
+	$blue->safe_psql('SELECT pg_sleep(1)');
+	cmp_ok(copy_usage() - $before, '<', 0.1, 'who waits for green sleeps');
+	$lock->query('COMMIT');
+	follows('waits', 'and goes on');
+}
 
 done_testing();
