@@ -451,17 +451,35 @@ static const char take_of_stream[] =
 "RETURNING s.mapping, s.name, s.definition, t.target_schema, t.target_table) "
 TAKEN_TABLES "ORDER BY d.mapping, d.name";
 
+/*
+ * What to do about an index that cannot be built.
+ */
+static void
+hint_at_rows(void *arg)
+{
+	int			code = geterrcode();
+
+	if (code == ERRCODE_UNIQUE_VIOLATION || code == ERRCODE_EXCLUSION_VIOLATION)
+		errhint("Somebody else has written to the table while it was copied, or its source allows what the index does not. Change or delete one of these rows; the index is tried again.");
+}
+
 static void
 rebuild(const List *indexes)
 {
 	const ListCell *lc;
+	ErrorContextCallback hint = {
+		.callback = hint_at_rows,
+		.previous = error_context_stack
+	};
 
+	error_context_stack = &hint;
 	foreach(lc, indexes)
 	{
 		const SavedIndex *index = lfirst(lc);
 
 		run_as_owner(index->table, index->rebuild);
 	}
+	error_context_stack = hint.previous;
 }
 
 /*

@@ -22,6 +22,7 @@ typedef struct CopyTable
 	bool		partitioned;	/* source is */
 	bool		staged;			/* rows go through a temporary table */
 	bool		binary;			/* COPY format */
+	bool		crowded;		/* in a plan: others are at it */
 } CopyTable;
 
 /* A chunk to copy, or a table to finish. */

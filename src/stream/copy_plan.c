@@ -17,6 +17,10 @@
  * Whoever builds the indexes of a table has claimed it (CopyShared.building):
  * meanwhile others have nothing to do there.
  *
+ * Copy workers rather take different tables, since two that write to one wait for
+ * each other whenever it grows.  One table's indexes are then built while another
+ * is copied.
+ *
  * A patch finds its target rows only after they are there, so its table waits
  * until every other mapping of the same target is streaming.
  *
@@ -619,6 +623,52 @@ is_work(CopyStep step)
 }
 
 /*
+ * Note which tables other copy workers are at.
+ */
+static void
+find_crowded(CopyState *state)
+{
+	ListCell   *lc;
+
+	LWLockAcquire(shared_chunk_lock(), LW_SHARED);
+	foreach(lc, state->tables)
+	{
+		CopyTable  *table = lfirst(lc);
+
+		table->crowded = false;
+		for (int i = 0; i < BG_MAX_COPY_WORKERS; i++)
+			table->crowded |= state->shared->copy[i].mapping ==
+				table->transform->row->id;
+	}
+	LWLockRelease(shared_chunk_lock());
+}
+
+/*
+ * Look for something to do in the tables that are crowded, or in the others.
+ * Until then, step is what there was to do elsewhere.
+ */
+static CopyStep
+plan_tables(CopyState *state, CopyJob *job, CopyStep step, bool crowded)
+{
+	ListCell   *lc;
+
+	foreach(lc, state->tables)
+	{
+		CopyTable  *table = lfirst(lc);
+		CopyStep	found;
+
+		if (is_work(step))
+			break;
+		if (table->crowded != crowded)
+			continue;
+		found = plan_table(state, table, job);
+		if (found != COPY_DONE)
+			step = found;
+	}
+	return step;
+}
+
+/*
  * Decide what to do next, in a transaction of its own.  For COPY_CHUNK the
  * chunk has been announced; the job's bounds live in state->chunk_context.
  */
@@ -627,23 +677,15 @@ copy_plan(CopyState *state, CopyJob *job)
 {
 	CopyStep	result;
 	MemoryContext old;
-	ListCell   *lc;
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	old = MemoryContextSwitchTo(state->chunk_context);
 	lock_planning(state);
+	find_crowded(state);
 	result = plan_recopy(state, job);
-	foreach(lc, state->tables)
-	{
-		CopyStep	step;
-
-		if (is_work(result))
-			break;
-		step = plan_table(state, lfirst(lc), job);
-		if (step != COPY_DONE)
-			result = step;
-	}
+	result = plan_tables(state, job, result, false);
+	result = plan_tables(state, job, result, true);
 	MemoryContextSwitchTo(old);
 	PopActiveSnapshot();
 	CommitTransactionCommand();

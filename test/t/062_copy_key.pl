@@ -217,7 +217,7 @@ SKIP:
 	$green->poll_query_until(q{SELECT count(*) = 1 FROM pg_locks
 		WHERE NOT granted AND relation = 'bluegreen.applied_chunk'::regclass});
 	my $before = copy_usage();
-	$blue->safe_psql('SELECT pg_sleep(1)');
+	$blue->safe_psql('SELECT pg_sleep(2)');
 	cmp_ok(copy_usage() - $before, '<', 0.1, 'who waits for green sleeps');
 	$lock->query('COMMIT');
 	follows('waits', 'and goes on');

@@ -194,6 +194,30 @@ is(key_in_use('busy'), 't', 'has its key');
 is($green->safe_psql('SELECT count(*) FROM bluegreen.conflict'),
 	'0', 'no change was applied twice');
 drop('busy');
+
+#
+# Copy workers take different tables
+#
+hold(250);
+table($_) for qw(one two);
+$blue->safe_psql(q{SELECT bluegreen.create_deployment('apart', 'green')});
+$blue->safe_psql("SELECT bluegreen.map_table('apart', '$_', "
+	  . sprintf($transform, $_)
+	  . ')')
+  for qw(one two);
+$blue->safe_psql(q{CALL bluegreen.start('apart')});
+$blue->poll_query_until(q{SELECT count(*) = 2 FROM pg_locks
+	WHERE locktype = 'advisory' AND NOT granted AND objid = 250});
+is( $green->safe_psql(q{SELECT target_table, sum(row_count)
+		FROM bluegreen.applied_chunk
+		JOIN bluegreen.applied_table USING (stream, mapping)
+		WHERE target_table IN ('one', 'two') GROUP BY 1 ORDER BY 1}),
+	"one|200\ntwo|200",
+	'two copy workers are not in the same table without need');
+let_go(250);
+wait_for_sync('apart');
+same($_, "$_, beside another") for qw(one two);
+drop('apart');
 $blue->append_conf('bluegreen.copy_workers = 1');
 $blue->reload;
 
@@ -239,6 +263,10 @@ $blue->poll_query_until(
 is($blue->safe_psql('SELECT error_lsn FROM bluegreen.stat_stream'),
 	'', 'no transaction is to blame, and could be left out');
 is(key_in_use('twice'), 'f', 'a row that is there twice is an error');
+is($blue->safe_psql('SELECT error_relation, error_detail, error_hint IS NULL
+		FROM bluegreen.stat_stream'),
+	'public.twice|Key (id)=(10) is duplicated.|f',
+	'which names the table and the key, and says what to do');
 $green->safe_psql(q{DELETE FROM twice WHERE v = 'by hand'});
 let_go(750);
 # what failed before that may be shown only now
