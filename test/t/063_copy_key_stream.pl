@@ -144,11 +144,12 @@ drop('early');
 # A value that the change does not carry: copied again, by the key
 #
 hold(250, 750);
-deploy('toast',
+table('toast',
 	value => q{(SELECT string_agg(md5((i * j)::text), '')
 		FROM generate_series(1, 200) j)});
 $blue->safe_psql('ALTER TABLE toast ALTER v SET STORAGE EXTERNAL;
 	UPDATE toast SET v = v || id::text WHERE id < 50');
+start_copy('toast');
 wait_held(250);
 $blue->safe_psql('UPDATE toast SET id = 2000 WHERE id = 10;
 	UPDATE toast SET id = 10 WHERE id = 600');
