@@ -27,6 +27,7 @@
  */
 #include "postgres.h"
 
+#include "access/detoast.h"
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/sysattr.h"
@@ -391,6 +392,54 @@ delete_row(KeyedRows *work)
 }
 
 /*
+ * Is a value that is stored compressed or out of line the one that came?  Then
+ * it stays as it is stored: to compress it again takes most of the time that
+ * such a row needs, and out of line it would be stored a second time.
+ */
+static bool
+is_stored_already(Datum stored, Datum value)
+{
+	struct varlena *pointer = (struct varlena *) DatumGetPointer(stored);
+	struct varlena *plain;
+
+	if (!VARATT_IS_COMPRESSED(pointer) && !VARATT_IS_EXTERNAL(pointer))
+		return false;
+	if (VARATT_IS_EXTENDED(DatumGetPointer(value)) &&
+		!VARATT_IS_SHORT(DatumGetPointer(value)))
+		return false;
+	if (toast_raw_datum_size(stored) - VARHDRSZ !=
+		VARSIZE_ANY_EXHDR(DatumGetPointer(value)))
+		return false;
+	plain = pg_detoast_datum(pointer);
+	return memcmp(VARDATA_ANY(plain), VARDATA_ANY(DatumGetPointer(value)),
+				  VARSIZE_ANY_EXHDR(plain)) == 0;
+}
+
+/*
+ * Set the columns that came in the row to be stored.
+ */
+static void
+set_columns(KeyedRows *work)
+{
+	TupleTableSlot *slot = work->changed;
+	MemoryContext old =
+		MemoryContextSwitchTo(GetPerTupleMemoryContext(work->estate));
+
+	for (int i = work->nkeys; i < work->nfields; i++)
+	{
+		int			a = work->fields[i].attno - 1;
+
+		if (TupleDescAttr(slot->tts_tupleDescriptor, a)->attlen == -1 &&
+			!slot->tts_isnull[a] && !work->isnull[i] &&
+			is_stored_already(slot->tts_values[a], work->values[i]))
+			continue;
+		slot->tts_values[a] = work->values[i];
+		slot->tts_isnull[a] = work->isnull[i];
+	}
+	MemoryContextSwitchTo(old);
+}
+
+/*
  * The row that was found, with the values that came.
  */
 static void
@@ -407,11 +456,7 @@ make_changed(KeyedRows *work)
 		   desc->natts * sizeof(bool));
 	for (int i = 0; i < desc->natts; i++)
 		slot->tts_isnull[i] |= TupleDescAttr(desc, i)->attisdropped;
-	for (int i = work->nkeys; i < work->nfields; i++)
-	{
-		slot->tts_values[work->fields[i].attno - 1] = work->values[i];
-		slot->tts_isnull[work->fields[i].attno - 1] = work->isnull[i];
-	}
+	set_columns(work);
 	ExecStoreVirtualTuple(slot);
 	slot->tts_tableOid = RelationGetRelid(work->rel);
 }
