@@ -471,6 +471,26 @@ AS 'MODULE_PATHNAME', 'bluegreen_insert_rows'
 LANGUAGE C STRICT
 SET search_path = pg_catalog, pg_temp;
 
+CREATE FUNCTION bluegreen.takes_rows(target regclass, key name[])
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'bluegreen_takes_rows'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.update_rows(target regclass, key name[],
+	columns name[], rows bytea, number bigint)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_update_rows'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.delete_rows(target regclass, key name[],
+	rows bytea, number bigint)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_delete_rows'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
 CREATE FUNCTION bluegreen.save_indexes(stream text, mapping integer,
 	key name[], with_key boolean)
 RETURNS boolean
@@ -1063,6 +1083,11 @@ REVOKE ALL ON FUNCTION bluegreen.check_rows(bigint[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.begin_apply() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.insert_rows(regclass, name[], bytea, bigint)
 	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.takes_rows(regclass, name[]) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.update_rows(regclass, name[], name[], bytea,
+	bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.delete_rows(regclass, name[], bytea, bigint)
+	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_create(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_setup(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_progress() FROM PUBLIC;
@@ -1213,6 +1238,12 @@ COMMENT ON FUNCTION bluegreen.restore_key(text, integer) IS
 	'for streams, on a target: build the index over a mapping''s key again if it was put aside; returns how many';
 COMMENT ON FUNCTION bluegreen.insert_rows(regclass, name[], bytea, bigint) IS
 	'for streams, on a target: insert rows that are in the format of COPY BINARY';
+COMMENT ON FUNCTION bluegreen.takes_rows(regclass, name[]) IS
+	'for streams, on a target: can update_rows and delete_rows be used for the table?';
+COMMENT ON FUNCTION bluegreen.update_rows(regclass, name[], name[], bytea, bigint) IS
+	'for streams, on a target: update rows by key; they are in the format of COPY BINARY';
+COMMENT ON FUNCTION bluegreen.delete_rows(regclass, name[], bytea, bigint) IS
+	'for streams, on a target: delete rows by key; keys are in the format of COPY BINARY';
 COMMENT ON FUNCTION bluegreen.note_row(text) IS
 	'for streams, on a target: keep a row for the conflict that is about to be recorded';
 COMMENT ON FUNCTION bluegreen.noted_row() IS

@@ -11,6 +11,7 @@
 
 #include "compat.h"
 #include "nodes/parsenodes.h"
+#include "utils/array.h"
 
 /* Whom to return to. */
 typedef struct GuardUser
@@ -34,6 +35,8 @@ extern void guard_require(void);
 extern void (*guard_write_hook) (Oid relation);
 
 extern Oid	guard_copy_owner(Oid relation, List *columns);
+extern Oid	guard_keyed_owner(Oid relation, List *key, List *set);
+extern List *guard_column_names(ArrayType *array);
 
 /*
  * Run a part of a statement as a table's owner.

@@ -55,6 +55,9 @@ refused($_, $_)
   for 'UPDATE t SET v = 1', 'DELETE FROM p1', 'TRUNCATE p',
   "COPY t FROM STDIN;\n1\t1\n\\.\n",
   'WITH w AS (DELETE FROM t RETURNING 1) SELECT 1 FROM w';
+refused("SELECT bluegreen.begin_apply(); SELECT bluegreen.$_", $_)
+  for q{insert_rows('t', '{id}', '', 0)},
+  q{update_rows('t', '{id}', '{v}', '', 0)}, q{delete_rows('t', '{id}', '', 0)};
 refused('UPDATE t SET v = 1', 'another role', user => 'fence_app');
 $session->query('UPDATE t SET v = 1');
 like($session->errors, qr/it is a target of deployment "d"/,
