@@ -12,7 +12,7 @@ CREATE TABLE bluegreen.deployment (
 	owner oid NOT NULL,
 	server name NOT NULL,
 	desired text NOT NULL DEFAULT 'defined'
-		CHECK (desired IN ('defined', 'started', 'stopped')),
+		CHECK (desired IN ('defined', 'started', 'stopped', 'finished')),
 	mapping_version bigint NOT NULL DEFAULT 1,
 	system_identifier bigint,
 	slot_lsn pg_lsn,
@@ -253,14 +253,51 @@ CREATE INDEX ON bluegreen.conflict_log (at);
 CREATE TABLE bluegreen.fence (
 	id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
 	name name NOT NULL,				-- of the deployment
-	side text NOT NULL CHECK (side IN ('source', 'target')),
+	side text NOT NULL CHECK (side IN ('blue', 'green')),
 	deployment integer UNIQUE,		-- of which this side is the source
 	stream text UNIQUE,				-- who writes here, by its origin's name
 	state text NOT NULL CHECK (state IN ('open', 'raised', 'in_doubt',
 		'closed', 'retired', 'guarded')),
 	epoch bigint NOT NULL DEFAULT 0,
 	since timestamptz NOT NULL DEFAULT clock_timestamp(),
-	raised_by integer				-- process
+	raised_by integer,				-- process
+	switched_at timestamptz,		-- became the active side, or was closed
+	marked boolean NOT NULL DEFAULT false	-- by the sign for clients
+);
+
+-- The last switchover or rollback that began on this side (core/switch_row.c);
+-- what decides it are the rows of both sides in fence.
+CREATE TABLE bluegreen.switch (
+	deployment integer PRIMARY KEY
+		REFERENCES bluegreen.deployment ON DELETE CASCADE,
+	kind text NOT NULL CHECK (kind IN ('switchover', 'rollback')),
+	epoch bigint NOT NULL,
+	state text NOT NULL
+		CHECK (state IN ('running', 'decided', 'done', 'failed')),
+	begun boolean NOT NULL DEFAULT false,	-- a worker has begun
+	cancelled boolean NOT NULL DEFAULT false,
+	requested_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+	requested_by name NOT NULL,
+	deadline timestamptz NOT NULL,
+	drain_timeout integer NOT NULL,	-- ms
+	on_drain_timeout text NOT NULL
+		CHECK (on_drain_timeout IN ('abort', 'terminate')),
+	stop_at text,					-- for tests: a step
+	finished_at timestamptz,
+	sqlstate text,					-- why it failed, or cannot go on now
+	message text,
+	detail text,
+	hint text
+);
+
+-- What a switchover waits for beside transactions (cutover/drain.c).
+CREATE TABLE bluegreen.drain_condition (
+	deployment integer NOT NULL
+		REFERENCES bluegreen.deployment ON DELETE CASCADE,
+	name name NOT NULL,
+	sql text NOT NULL,
+	search_path text NOT NULL,
+	PRIMARY KEY (deployment, name)
 );
 
 -- Tables that stay writable when this side is closed.
@@ -627,6 +664,69 @@ CREATE PROCEDURE bluegreen.fence_activate(deployment name, epoch bigint)
 AS 'MODULE_PATHNAME', 'bluegreen_fence_activate'
 LANGUAGE C;
 
+-- The other side asks these, by its stream's name.
+CREATE FUNCTION bluegreen.fence_look(stream text, OUT state text,
+	OUT epoch bigint)
+AS 'MODULE_PATHNAME', 'bluegreen_fence_look'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.fence_decide(stream text, epoch bigint)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_fence_decide'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.fence_settle(stream text, epoch bigint)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'bluegreen_fence_settle'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+--
+-- Switchover; the procedures commit, so C pins the path
+--
+CREATE PROCEDURE bluegreen.switchover(deployment name,
+	timeout interval DEFAULT '60 s', drain_timeout interval DEFAULT '5 s',
+	on_drain_timeout text DEFAULT 'abort',
+	require_verified interval DEFAULT NULL, dry_run boolean DEFAULT false)
+AS 'MODULE_PATHNAME', 'bluegreen_switchover'
+LANGUAGE C;
+
+CREATE PROCEDURE bluegreen.rollback(deployment name,
+	timeout interval DEFAULT '60 s', drain_timeout interval DEFAULT '5 s',
+	on_drain_timeout text DEFAULT 'abort',
+	require_verified interval DEFAULT NULL, dry_run boolean DEFAULT false)
+AS 'MODULE_PATHNAME', 'bluegreen_rollback'
+LANGUAGE C;
+
+CREATE PROCEDURE bluegreen.cancel(deployment name)
+AS 'MODULE_PATHNAME', 'bluegreen_cancel'
+LANGUAGE C;
+
+CREATE PROCEDURE bluegreen.finish(deployment name)
+AS 'MODULE_PATHNAME', 'bluegreen_finish'
+LANGUAGE C;
+
+CREATE FUNCTION bluegreen.force_active(side text,
+	deployment name DEFAULT NULL)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_force_active'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+-- No SET search_path: the names in the query are the caller's to resolve.
+CREATE FUNCTION bluegreen.add_drain(deployment name, name name, sql text)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_add_drain'
+LANGUAGE C;
+
+CREATE FUNCTION bluegreen.drop_drain(deployment name, name name)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_drop_drain'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
 CREATE FUNCTION bluegreen.set_local(relation regclass,
 	local boolean DEFAULT true)
 RETURNS void
@@ -699,7 +799,7 @@ SELECT d.name AS deployment,
 	'forward'::text AS direction,
 	CASE
 		WHEN pg_is_in_recovery() THEN 'standby'
-		WHEN d.desired = 'defined' THEN 'defined'
+		WHEN d.desired IN ('defined', 'finished') THEN d.desired
 		-- a first start that was killed before it had a slot
 		WHEN r.slot_name IS NULL AND d.desired = 'started'
 			AND d.slot_lsn IS NULL THEN 'defined'
@@ -1021,6 +1121,52 @@ FROM bluegreen.fence f
 		FROM bluegreen.fence_writer) w
 ORDER BY f.name, f.side;
 
+CREATE VIEW bluegreen.drain AS
+SELECT d.name AS deployment,
+	c.name,
+	c.sql
+FROM bluegreen.drain_condition c
+	JOIN bluegreen.deployment d ON d.id = c.deployment
+ORDER BY d.name, c.name;
+
+CREATE VIEW bluegreen.switch_state AS
+SELECT f.name AS deployment,
+	f.side,
+	a.active,
+	coalesce(f.switched_at, d.created_at) AS since,
+	f.state AS fence,
+	f.epoch,
+	m.kind AS move,
+	m.state AS move_state,
+	m.requested_at,
+	m.finished_at,
+	m.message,
+	CASE
+		WHEN f.state = 'retired'
+			THEN 'finished: no way back; reopen() lets this side take writes again'
+		WHEN f.state = 'in_doubt'
+			THEN coalesce(m.hint, 'the other side will be asked which one is active')
+		WHEN m.state IN ('running', 'decided')
+			THEN format('a %s is under way', m.kind)
+		WHEN a.active = 'blue'
+			THEN 'nothing to roll back: blue is the active side'
+		WHEN EXISTS (SELECT FROM pg_replication_slots s
+				WHERE s.plugin = 'pg_bluegreen'
+					AND s.slot_name LIKE 'bluegreen%\_b')
+			THEN 'rollback() would move the users back to blue'
+		WHEN f.side = 'blue' OR f.stream IS NOT NULL
+			THEN 'no stream leads back from green: a rollback is not possible'
+	END AS advice
+FROM bluegreen.fence f
+	CROSS JOIN LATERAL (SELECT CASE
+		WHEN f.state IN ('open', 'raised') THEN f.side
+		WHEN f.state IN ('closed', 'guarded', 'retired')
+			THEN CASE f.side WHEN 'blue' THEN 'green' ELSE 'blue' END
+	END AS active) a
+	LEFT JOIN bluegreen.deployment d ON d.id = f.deployment
+	LEFT JOIN bluegreen.switch m ON m.deployment = f.deployment
+ORDER BY f.name, f.side;
+
 --
 -- Privileges: whoever may use these is named by the administrator.  Reading
 -- the views is for pg_monitor; the tables are granted to nobody.
@@ -1078,6 +1224,18 @@ REVOKE ALL ON PROCEDURE bluegreen.fence_lower(name, bigint) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.fence_doubt(name, bigint) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.fence_close(name, bigint) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.fence_activate(name, bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.fence_look(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.fence_decide(text, bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.fence_settle(text, bigint) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.switchover(name, interval, interval, text,
+	interval, boolean) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.rollback(name, interval, interval, text,
+	interval, boolean) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.cancel(name) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.finish(name) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.force_active(text, name) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.add_drain(name, name, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.drop_drain(name, name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.set_local(regclass, boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.reopen() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.stream_state() FROM PUBLIC;
@@ -1091,8 +1249,8 @@ GRANT EXECUTE ON FUNCTION bluegreen.stream_state(), bluegreen.table_state(),
 GRANT SELECT ON bluegreen.status, bluegreen.stat_stream, bluegreen.stat_table,
 	bluegreen.copy_progress, bluegreen.chunk, bluegreen.conflict,
 	bluegreen.event, bluegreen.mapping, bluegreen.verification,
-	bluegreen.difference, bluegreen.fence_state, bluegreen.fence_writer
-	TO pg_monitor;
+	bluegreen.difference, bluegreen.fence_state, bluegreen.fence_writer,
+	bluegreen.switch_state, bluegreen.drain TO pg_monitor;
 
 --
 -- Comments
@@ -1139,6 +1297,10 @@ COMMENT ON TABLE bluegreen.conflict_log IS
 
 COMMENT ON TABLE bluegreen.fence IS
 	'state of this side in each deployment, and the lock that writers of mapped tables take; see view fence_state';
+COMMENT ON TABLE bluegreen.switch IS
+	'the last switchover or rollback that began on this side; see view switch_state';
+COMMENT ON TABLE bluegreen.drain_condition IS
+	'what a switchover waits for; see view drain';
 COMMENT ON TABLE bluegreen.fence_local IS
 	'tables that stay writable when this side is closed; see set_local()';
 
@@ -1243,6 +1405,28 @@ COMMENT ON PROCEDURE bluegreen.fence_close(name, bigint) IS
 	'step of a switchover: the other side is the active one, this one takes no writes';
 COMMENT ON PROCEDURE bluegreen.fence_activate(name, bigint) IS
 	'step of a switchover: this side is the active one';
+COMMENT ON FUNCTION bluegreen.fence_look(text) IS
+	'for the other side of a switchover: state and epoch of the fence of a stream''s target';
+COMMENT ON FUNCTION bluegreen.fence_decide(text, bigint) IS
+	'for the other side of a switchover: the decision, this side is the active one';
+COMMENT ON FUNCTION bluegreen.fence_settle(text, bigint) IS
+	'for the other side of a switchover: was it decided? If not it cannot be any more';
+COMMENT ON PROCEDURE bluegreen.switchover(name, interval, interval, text,
+	interval, boolean) IS
+	'move the users from blue to green; an error leaves everything as it was; dry_run: tell what would be done and what is in the way';
+COMMENT ON PROCEDURE bluegreen.rollback(name, interval, interval, text,
+	interval, boolean) IS
+	'move the users back from green to blue';
+COMMENT ON PROCEDURE bluegreen.cancel(name) IS
+	'end a switchover or rollback that has not been decided';
+COMMENT ON PROCEDURE bluegreen.finish(name) IS
+	'end the way back: remove streams, slots and origins; blue stays closed until reopen()';
+COMMENT ON FUNCTION bluegreen.force_active(text, name) IS
+	'a human says which side is the active one, because the other server cannot be asked';
+COMMENT ON FUNCTION bluegreen.add_drain(name, name, text) IS
+	'a switchover waits until this query, which returns one boolean, is true';
+COMMENT ON FUNCTION bluegreen.drop_drain(name, name) IS
+	'a switchover does not wait for this condition any more';
 COMMENT ON FUNCTION bluegreen.set_local(regclass, boolean) IS
 	'a table stays writable when this side is closed, or no longer';
 COMMENT ON FUNCTION bluegreen.reopen() IS
@@ -1279,6 +1463,10 @@ COMMENT ON VIEW bluegreen.mapping IS
 
 COMMENT ON VIEW bluegreen.fence_state IS
 	'does this side take writes, and who is held or waited for if a fence is raised';
+COMMENT ON VIEW bluegreen.switch_state IS
+	'which side is the active one, since when, what moves are under way and what a rollback would do';
+COMMENT ON VIEW bluegreen.drain IS
+	'conditions that a switchover waits for';
 COMMENT ON VIEW bluegreen.fence_writer IS
 	'transactions that have written to mapped tables, or are held before they do';
 

@@ -21,17 +21,21 @@
 #include "core/event.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "tcop/pquery.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/pg_lsn.h"
+#include "utils/snapmgr.h"
 
 const char *const on_write_names[] = {"mirror", "merge", "patch"};
 const char *const on_delete_names[] = {"delete", "ignore", "write"};
 const char *const wire_kind_names[] = {"binary", "array", "text"};
-static const char *const desired_names[] = {"defined", "started", "stopped"};
+static const char *const desired_names[] = {
+	"defined", "started", "stopped", "finished"
+};
 
 #define DEPLOYMENT_SQL \
 	"SELECT id, name::text, owner, server::text, desired, mapping_version, " \
@@ -72,12 +76,18 @@ search_path_restore(int guc_level)
 
 /*
  * Begin to run SQL over the extension's tables: SPI, superuser, search_path.
- * Needs a transaction.  Results are made in the caller's memory context.
+ * Needs a transaction; a worker that has no snapshot has one until the end.  Results are made in the caller's memory context.
  */
 void
 catalog_begin(CatalogAccess *access)
 {
 	access->context = CurrentMemoryContext;
+	access->pushed = ActivePortal == NULL && !ActiveSnapshotSet();
+	if (access->pushed)
+		PushActiveSnapshot(GetTransactionSnapshot());
+	access->read_only = XactReadOnly;
+	if (DefaultXactReadOnly)
+		XactReadOnly = false;	/* whether we may is require_writable()'s */
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	GetUserIdAndSecContext(&access->userid, &access->sec_context);
@@ -101,6 +111,9 @@ catalog_end(CatalogAccess *access)
 	SetUserIdAndSecContext(access->userid, access->sec_context);
 	if (SPI_finish() != SPI_OK_FINISH)
 		elog(ERROR, "SPI_finish failed");
+	if (access->pushed)
+		PopActiveSnapshot();
+	XactReadOnly = access->read_only;
 	MemoryContextSwitchTo(access->context);
 }
 

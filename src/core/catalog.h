@@ -18,8 +18,9 @@
 typedef enum DesiredState
 {
 	DESIRED_DEFINED,			/* -> STARTED */
-	DESIRED_STARTED,			/* -> STOPPED */
-	DESIRED_STOPPED				/* -> STARTED */
+	DESIRED_STARTED,			/* -> STOPPED, FINISHED */
+	DESIRED_STOPPED,			/* -> STARTED, FINISHED */
+	DESIRED_FINISHED			/* green is alone; to be dropped */
 } DesiredState;
 
 /* Columns of bluegreen.deployment that are read from the WAL. */

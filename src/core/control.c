@@ -25,6 +25,7 @@
 #include "core/event.h"
 #include "core/lost.h"
 #include "core/shared.h"
+#include "core/switch_row.h"
 #include "executor/spi.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -102,8 +103,26 @@ require_argument(FunctionCallInfo fcinfo, int i, const char *name)
 }
 
 /*
+ * Is this database one whose sessions begin read-only because the side is
+ * closed (cutover/fence_mark.c)?
+ */
+static bool
+has_closed_sign(void)
+{
+	CatalogAccess access;
+	bool		result;
+
+	catalog_begin(&access);
+	result = catalog_run("SELECT FROM bluegreen.fence WHERE marked", NULL,
+						 SPI_OK_SELECT) > 0;
+	catalog_end(&access);
+	return result;
+}
+
+/*
  * Error if nothing can be written: on a standby, or in a transaction that is
- * read-only.
+ * read-only.  Who comes to a closed side, to open it again or to drop what is
+ * there, has a session that is read-only as a sign; that does not count.
  */
 void
 require_writable(const char *function)
@@ -113,7 +132,8 @@ require_writable(const char *function)
 				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
 				 errmsg("cannot execute %s during recovery", function),
 				 errhint("Call it on the primary.")));
-	PreventCommandIfReadOnly(function);
+	if (!DefaultXactReadOnly || !has_closed_sign())
+		PreventCommandIfReadOnly(function);
 }
 
 /*
@@ -380,6 +400,7 @@ stop_locked(const char *name)
 				 errmsg("deployment \"%s\" has not been started",
 						deployment->name),
 				 errhint("Use CALL bluegreen.start().")));
+	switch_refuse_unfinished(deployment, "stop");
 	if (deployment->desired == DESIRED_STARTED)
 	{
 		catalog_update_deployment(deployment->id, "desired = 'stopped'");

@@ -35,6 +35,8 @@ typedef struct CatalogAccess
 	int			sec_context;
 	int			guc_level;
 	MemoryContext context;		/* the caller's: results go there */
+	bool		pushed;			/* a snapshot; a worker may have none */
+	bool		read_only;		/* was the transaction */
 } CatalogAccess;
 
 #define CATALOG_MAX_ARGS 12

@@ -22,6 +22,7 @@
 #include "core/definition.h"
 #include "core/event.h"
 #include "core/place.h"
+#include "core/switch_row.h"
 #include "executor/spi.h"
 #include "foreign/foreign.h"
 #include "miscadmin.h"
@@ -173,6 +174,17 @@ try_clean_peer(const Deployment *deployment)
 	CurrentResourceOwner = owner;
 }
 
+/*
+ * May there be something of it on the peer?
+ */
+static bool
+is_on_peer(const Deployment *deployment)
+{
+	if (deployment->desired == DESIRED_FINISHED)
+		return !XLogRecPtrIsInvalid(deployment->slot_lsn);
+	return deployment->desired != DESIRED_DEFINED;
+}
+
 static void
 delete_deployment(const Deployment *deployment)
 {
@@ -212,15 +224,20 @@ bluegreen_drop_deployment(PG_FUNCTION_ARGS)
 	deployment_check_owner(deployment);
 	control_lock(deployment->id, false);
 	deployment = deployment_lock(name);
+	if (!force)
+		switch_refuse_unfinished(deployment, "drop");
 	stream_slot_name(slot_name, MyDatabaseId, deployment->id, 'f');
 	if (deployment->desired == DESIRED_STARTED)
 		control_resume_at_abort(deployment->id);
 	control_stop_stream(slot_name);
 
-	if (deployment->desired != DESIRED_DEFINED && force)
-		try_clean_peer(deployment);
-	else if (deployment->desired != DESIRED_DEFINED)
-		clean_peer(deployment);
+	if (is_on_peer(deployment))
+	{
+		if (force)
+			try_clean_peer(deployment);
+		else
+			clean_peer(deployment);
+	}
 	delete_deployment(deployment);
 	control_drop_slot(slot_name);
 	(void) stream_shared_remove(slot_name);

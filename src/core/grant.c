@@ -45,7 +45,9 @@ const char *const apply_privileges[] = {
 	"bluegreen.origin_setup(text), bluegreen.origin_progress(), "
 	"bluegreen.origin_drop(text), "
 	"bluegreen.save_indexes(text, integer, name[]), "
-	"bluegreen.restore_indexes(text, integer, boolean)",
+	"bluegreen.restore_indexes(text, integer, boolean), "
+	"bluegreen.fence_look(text), bluegreen.fence_decide(text, bigint), "
+	"bluegreen.fence_settle(text, bigint)",
 };
 const int	apply_privilege_count = lengthof(apply_privileges);
 

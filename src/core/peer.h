@@ -95,6 +95,7 @@ extern Peer *peer_connect(const char *server, Oid userid,
 						  const char *application_name);
 extern void peer_close(Peer *peer);
 extern void peer_keep(Peer *peer);	/* outlive transactions that abort */
+extern void peer_show_notices(Peer *peer);
 extern bool peer_is_alive(Peer *peer);
 extern void peer_check(Peer *peer);
 extern int	peer_server_version(Peer *peer);

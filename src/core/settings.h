@@ -39,6 +39,9 @@ extern int	bg_idle_progress_interval;	/* ms between idle progress marks */
 /* fence */
 extern bool bg_allow_target_writes;
 
+/* switchover */
+extern char *bg_switchover_stop_at; /* for tests: name of a step */
+
 /* history */
 extern int	bg_event_retention; /* minutes */
 extern int	bg_long_transaction;	/* seconds */

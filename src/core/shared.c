@@ -406,7 +406,7 @@ stream_release(StreamShared *s)
 		return false;
 
 	SpinLockAcquire(&s->mutex);
-	if (s->pid == 0 && s->verify_pid == 0)
+	if (s->pid == 0 && s->verify_pid == 0 && s->switch_pid == 0)
 		s->in_use = false;
 	SpinLockRelease(&s->mutex);
 	return !s->in_use;

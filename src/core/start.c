@@ -274,6 +274,11 @@ start_locked(StartPlan *plan)
 	LostReason	reason;
 
 	plan->deployment = deployment;
+	if (deployment->desired == DESIRED_FINISHED)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("deployment \"%s\" is finished", deployment->name),
+				 errhint("Drop it, and create another one.")));
 	owner_check(deployment->owner, deployment->name);
 	stream_slot_name(plan->slot_name, MyDatabaseId, deployment->id, 'f');
 	reason = lost_by_slot(plan->slot_name);

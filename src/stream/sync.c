@@ -39,6 +39,7 @@
 #include "core/lost.h"
 #include "core/partition.h"
 #include "core/place.h"
+#include "core/switch_row.h"
 #include "core/target.h"
 #include "core/worker.h"
 #include "miscadmin.h"
@@ -242,6 +243,7 @@ prepare(StreamWorker *worker)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	MemoryContextSwitchTo(worker->context);
 	load_mappings(worker);
+	switch_schedule(shared);
 	check_slot(worker);			/* whatever the peer is up to */
 	connect_peer(worker);
 	verify_schedule(shared);

@@ -29,13 +29,14 @@ SELECT set_eq($$SELECT relname::text FROM pg_class
 	ARRAY['deployment', 'table_mapping', 'mapping_column', 'partition_change', 'event_log',
 		'chunk_log', 'preflight_result', 'accepted', 'applied_stream', 'applied_table',
 		'applied_chunk', 'saved_index', 'conflict_log', 'verify_run', 'verify_table',
-		'verify_difference', 'repair_row', 'fence', 'fence_local'],
+		'verify_difference', 'repair_row', 'fence', 'fence_local',
+		'switch', 'drain_condition'],
 	'tables of the extension');
 SELECT set_eq($$SELECT relname::text FROM pg_class
 	WHERE relnamespace = 'bluegreen'::regnamespace AND relkind = 'v'$$,
 	ARRAY['stat_stream', 'stat_table', 'status', 'copy_progress', 'chunk',
 		'conflict', 'event', 'mapping', 'verification', 'difference',
-		'fence_state', 'fence_writer'],
+		'fence_state', 'fence_writer', 'switch_state', 'drain'],
 	'views of the extension');
 SELECT set_eq($$SELECT conrelid::regclass::text FROM pg_constraint
 	WHERE connamespace = 'bluegreen'::regnamespace AND contype = 'p'$$,
@@ -97,6 +98,12 @@ SELECT set_eq($$SELECT signature FROM routine
 		('bluegreen.reset_stats(name)'),
 		('bluegreen.fence_changed()'),
 		('bluegreen.fence_follow()'),
+		('bluegreen.fence_look(text)'),
+		('bluegreen.fence_decide(text,bigint)'),
+		('bluegreen.fence_settle(text,bigint)'),
+		('bluegreen.force_active(text,name)'),
+		('bluegreen.add_drain(name,name,text)'),
+		('bluegreen.drop_drain(name,name)'),
 		('bluegreen.set_local(regclass,boolean)'),
 		('bluegreen.reopen()'),
 		('bluegreen.stream_state()'),
@@ -116,6 +123,10 @@ SELECT set_eq($$SELECT signature FROM routine
 		('bluegreen.fence_doubt(name,bigint)'),
 		('bluegreen.fence_close(name,bigint)'),
 		('bluegreen.fence_activate(name,bigint)'),
+		('bluegreen.switchover(name,interval,interval,text,interval,boolean)'),
+		('bluegreen.rollback(name,interval,interval,text,interval,boolean)'),
+		('bluegreen.cancel(name)'),
+		('bluegreen.finish(name)'),
 		('bluegreen.wait_for_sync(name,interval)')) v (f)$$,
 	'procedures with their signatures');
 SELECT set_eq($$SELECT signature FROM routine
@@ -161,6 +172,16 @@ SELECT set_eq($$SELECT proname::text,
 	('fence_doubt', 'IN deployment name, IN epoch bigint', NULL),
 	('fence_close', 'IN deployment name, IN epoch bigint', NULL),
 	('fence_activate', 'IN deployment name, IN epoch bigint', NULL),
+	('fence_look', 'stream text, OUT state text, OUT epoch bigint', 'record'),
+	('fence_decide', 'stream text, epoch bigint', 'void'),
+	('fence_settle', 'stream text, epoch bigint', 'boolean'),
+	('switchover', 'IN deployment name, IN timeout interval DEFAULT ''00:01:00''::interval, IN drain_timeout interval DEFAULT ''00:00:05''::interval, IN on_drain_timeout text DEFAULT ''abort''::text, IN require_verified interval DEFAULT NULL::interval, IN dry_run boolean DEFAULT false', NULL),
+	('rollback', 'IN deployment name, IN timeout interval DEFAULT ''00:01:00''::interval, IN drain_timeout interval DEFAULT ''00:00:05''::interval, IN on_drain_timeout text DEFAULT ''abort''::text, IN require_verified interval DEFAULT NULL::interval, IN dry_run boolean DEFAULT false', NULL),
+	('cancel', 'IN deployment name', NULL),
+	('finish', 'IN deployment name', NULL),
+	('force_active', 'side text, deployment name DEFAULT NULL::name', 'void'),
+	('add_drain', 'deployment name, name name, sql text', 'void'),
+	('drop_drain', 'deployment name, name name', 'void'),
 	('set_local', 'relation regclass, local boolean DEFAULT true', 'void'),
 	('reopen', '', 'integer'),
 	('fdw_validator', 'options text[], catalog oid', 'void'),
@@ -307,6 +328,11 @@ SELECT set_eq($$SELECT signature FROM routine
 		'bluegreen.fence_doubt(name,bigint)',
 		'bluegreen.fence_close(name,bigint)',
 		'bluegreen.fence_activate(name,bigint)',
+		'bluegreen.switchover(name,interval,interval,text,interval,boolean)',
+		'bluegreen.rollback(name,interval,interval,text,interval,boolean)',
+		'bluegreen.cancel(name)',
+		'bluegreen.finish(name)',
+		'bluegreen.add_drain(name,name,text)',
 		'bluegreen.map_table(name,regclass,text,text,text[],text,text,text,text)',
 		'bluegreen.alter_mapping(name,regclass,text,text,text[],text,text)',
 		'bluegreen.verify(name,regclass,interval,boolean)',
@@ -450,6 +476,7 @@ SELECT set_eq($$SELECT name, context,
 	('bluegreen.peer_timeout', 'user', '30000', 'ms'),
 	('bluegreen.restart_delay', 'sighup', '1000', 'ms'),
 	('bluegreen.restart_delay_max', 'sighup', '60000', 'ms'),
+	('bluegreen.switchover_stop_at', 'superuser', '', NULL),
 	('bluegreen.verify_rate', 'sighup', '100000', NULL)) v (a, b, c, d)$$,
 	'settings with their context, default and unit');
 SELECT is_empty($$SELECT name, short_desc FROM pg_settings
@@ -459,8 +486,9 @@ SELECT is_empty($$SELECT name, short_desc FROM pg_settings
 	'every setting has a description: a sentence');
 SELECT is_empty($$SELECT name FROM pg_settings
 	WHERE name LIKE 'bluegreen.%' AND vartype <> 'integer'
-		AND name <> 'bluegreen.allow_target_writes'$$,
-	'all but one are integers');
+		AND name NOT IN ('bluegreen.allow_target_writes',
+			'bluegreen.switchover_stop_at')$$,
+	'all but two are integers');
 SELECT throws_ok('SET bluegreen.no_such_setting = 1', '42602', NULL,
 	'the prefix is reserved');
 SELECT throws_ok('SET bluegreen.connect_timeout = 0', '22023', NULL,
