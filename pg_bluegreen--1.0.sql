@@ -345,7 +345,8 @@ CREATE FUNCTION bluegreen.unmap_table(deployment name, source regclass,
 	target text DEFAULT NULL, direction text DEFAULT 'forward')
 RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_unmap_table'
-LANGUAGE C;
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
 
 CREATE FUNCTION bluegreen.unmap_table(deployment name, source text,
 	target text DEFAULT NULL, direction text DEFAULT 'forward')
