@@ -19,7 +19,12 @@ CREATE TABLE bluegreen.deployment (
 	skip_lsn pg_lsn,
 	source_place text,
 	created_at timestamptz NOT NULL DEFAULT now(),
-	started_at timestamptz
+	started_at timestamptz,
+	-- Each side has a row of a deployment that can go back (core/join.c).
+	side text NOT NULL DEFAULT 'blue' CHECK (side IN ('blue', 'green')),
+	peer_server name,				-- on blue: green's server that leads back
+	opposite text,					-- origin of the stream that writes here ...
+	opposite_lsn pg_lsn				-- ... from here on
 );
 
 CREATE TABLE bluegreen.table_mapping (
@@ -37,6 +42,7 @@ CREATE TABLE bluegreen.table_mapping (
 	has_other_columns boolean NOT NULL,
 	row_shape text[],				-- of a transform that reads whole rows
 	defined_in pg_snapshot NOT NULL DEFAULT pg_current_snapshot(),
+	derived_from text,				-- what blue derived it from; NULL = defined
 	UNIQUE (deployment, direction, source, target_schema, target_table)
 );
 
@@ -49,6 +55,22 @@ CREATE TABLE bluegreen.mapping_column (
 	wire text NOT NULL CHECK (wire IN ('binary', 'array', 'text')),
 	is_key boolean NOT NULL,
 	PRIMARY KEY (mapping, position)
+);
+
+-- On blue: green's mappings back, as green has told when they were last asked
+-- for or changed; what counts is table_mapping on green.
+CREATE TABLE bluegreen.backward_mapping (
+	deployment integer NOT NULL
+		REFERENCES bluegreen.deployment ON DELETE CASCADE,
+	mapping integer NOT NULL,		-- table_mapping.id of green
+	source text NOT NULL,
+	target text NOT NULL,
+	key name[],
+	on_write text NOT NULL,
+	on_delete text NOT NULL,
+	derived boolean NOT NULL,
+	transform text NOT NULL,
+	PRIMARY KEY (deployment, mapping)
 );
 
 -- Passes through when partitions come or go with their rows (core/partition.c).
@@ -320,7 +342,8 @@ CREATE FOREIGN DATA WRAPPER pg_bluegreen
 --
 -- Definitions
 --
-CREATE FUNCTION bluegreen.create_deployment(name name, server name)
+CREATE FUNCTION bluegreen.create_deployment(name name, server name,
+	peer_server name DEFAULT NULL)
 RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_create_deployment'
 LANGUAGE C
@@ -344,6 +367,16 @@ RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_map_table'
 LANGUAGE C;
 
+-- The same by name: the source of a mapping back need not exist on blue.
+CREATE FUNCTION bluegreen.map_table(deployment name, source text,
+	target text DEFAULT NULL, transform text DEFAULT NULL,
+	key text[] DEFAULT NULL, on_write text DEFAULT 'mirror',
+	on_delete text DEFAULT 'delete', lookup text DEFAULT NULL,
+	direction text DEFAULT 'forward')
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_map_table'
+LANGUAGE C;
+
 CREATE FUNCTION bluegreen.map_schema(deployment name, schema name,
 	target_schema name DEFAULT NULL, exclude name[] DEFAULT '{}',
 	OUT mapping integer, OUT source regclass)
@@ -355,17 +388,31 @@ SET search_path = pg_catalog, pg_temp;
 CREATE FUNCTION bluegreen.alter_mapping(deployment name, source regclass,
 	target text DEFAULT NULL, transform text DEFAULT NULL,
 	key text[] DEFAULT NULL, on_write text DEFAULT NULL,
-	on_delete text DEFAULT NULL)
+	on_delete text DEFAULT NULL, direction text DEFAULT 'forward')
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_alter_mapping'
+LANGUAGE C;
+
+CREATE FUNCTION bluegreen.alter_mapping(deployment name, source text,
+	target text DEFAULT NULL, transform text DEFAULT NULL,
+	key text[] DEFAULT NULL, on_write text DEFAULT NULL,
+	on_delete text DEFAULT NULL, direction text DEFAULT 'forward')
 RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_alter_mapping'
 LANGUAGE C;
 
 CREATE FUNCTION bluegreen.unmap_table(deployment name, source regclass,
-	target text DEFAULT NULL)
+	target text DEFAULT NULL, direction text DEFAULT 'forward')
 RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_unmap_table'
 LANGUAGE C
 SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.unmap_table(deployment name, source text,
+	target text DEFAULT NULL, direction text DEFAULT 'forward')
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_unmap_table'
+LANGUAGE C;
 
 CREATE FUNCTION bluegreen.preview(deployment name, source regclass,
 	n integer DEFAULT 5,
@@ -457,6 +504,50 @@ CREATE FUNCTION bluegreen.commit_position(lsn pg_lsn, commit_time timestamptz,
 	after pg_lsn)
 RETURNS void
 AS 'MODULE_PATHNAME', 'bluegreen_commit_position'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+--
+-- For blue, on green: the deployment's second row and its derived mappings
+--
+CREATE FUNCTION bluegreen.join_deployment(deployment name, opposite text,
+	server name, identity text, OUT stream text, OUT server_used name)
+AS 'MODULE_PATHNAME', 'bluegreen_join_deployment'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.joined_stream(deployment name, opposite text)
+RETURNS text
+AS 'MODULE_PATHNAME', 'bluegreen_joined_stream'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.leave_deployment(deployment name, opposite text,
+	force boolean)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_leave_deployment'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.derive_mapping(deployment name, source text,
+	target text, transform text, key text[], derived_from text)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_derive_mapping'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.keep_derived(deployment name, mappings integer[])
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_keep_derived'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.joined_mappings(deployment name,
+	OUT mapping integer, OUT source text, OUT target text, OUT key name[],
+	OUT on_write text, OUT on_delete text, OUT derived boolean,
+	OUT transform text)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'bluegreen_joined_mappings'
 LANGUAGE C STRICT
 SET search_path = pg_catalog, pg_temp;
 
@@ -796,7 +887,7 @@ SET search_path = pg_catalog, pg_temp;
 --
 CREATE VIEW bluegreen.stat_stream AS
 SELECT d.name AS deployment,
-	'forward'::text AS direction,
+	i.direction,
 	CASE
 		WHEN pg_is_in_recovery() THEN 'standby'
 		WHEN d.desired IN ('defined', 'finished') THEN d.desired
@@ -876,11 +967,13 @@ FROM bluegreen.deployment d
 	CROSS JOIN (SELECT CASE WHEN pg_is_in_recovery()
 		THEN pg_last_wal_replay_lsn()
 		ELSE pg_current_wal_flush_lsn() END AS lsn) w
-	CROSS JOIN LATERAL (SELECT 'bluegreen_' || b.oid || '_' || d.id || '_f'
-			AS slot_name
+	CROSS JOIN LATERAL (SELECT CASE d.side WHEN 'blue' THEN 'forward'
+		ELSE 'backward' END AS direction) i
+	CROSS JOIN LATERAL (SELECT 'bluegreen_' || b.oid || '_' || d.id || '_'
+			|| left(i.direction, 1) AS slot_name
 		FROM pg_database b WHERE b.datname = current_database()) n
 	LEFT JOIN bluegreen.stream_state() s
-		ON s.deployment = d.id AND s.direction = 'forward'
+		ON s.deployment = d.id AND s.direction = i.direction
 	LEFT JOIN pg_replication_slots r ON r.slot_name = n.slot_name::name
 	LEFT JOIN LATERAL bluegreen.slot_state(n.slot_name::name) l
 		ON d.slot_lsn IS NOT NULL
@@ -1059,18 +1152,33 @@ ORDER BY e.id;
 
 CREATE VIEW bluegreen.mapping AS
 SELECT d.name AS deployment,
+	m.direction,
 	m.id AS mapping,
-	m.source::regclass AS source,
+	m.source::regclass::text AS source,
 	format('%I.%I', m.target_schema, m.target_table) AS target,
 	(SELECT array_agg(c.name ORDER BY c.position)
 		FROM bluegreen.mapping_column c
 		WHERE c.mapping = m.id AND c.is_key) AS key,
 	m.on_write,
 	m.on_delete,
+	m.derived_from IS NOT NULL AS derived,
 	pg_get_viewdef(m.view) AS transform
 FROM bluegreen.table_mapping m
 	JOIN bluegreen.deployment d ON d.id = m.deployment
-ORDER BY d.name, m.id;
+UNION ALL
+SELECT d.name,
+	'backward',
+	b.mapping,
+	b.source,
+	b.target,
+	b.key,
+	b.on_write,
+	b.on_delete,
+	b.derived,
+	b.transform
+FROM bluegreen.backward_mapping b
+	JOIN bluegreen.deployment d ON d.id = b.deployment
+ORDER BY 1, 2 DESC, 3;
 
 CREATE VIEW bluegreen.fence_writer AS
 SELECT l.pid,
@@ -1174,15 +1282,32 @@ ORDER BY f.name, f.side;
 GRANT USAGE ON SCHEMA bluegreen TO PUBLIC;
 
 REVOKE ALL ON FUNCTION bluegreen.fdw_validator(text[], oid) FROM PUBLIC;
-REVOKE ALL ON FUNCTION bluegreen.create_deployment(name, name) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.create_deployment(name, name, name)
+	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.drop_deployment(name, boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.map_table(name, regclass, text, text, text[],
+	text, text, text, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.map_table(name, text, text, text, text[],
 	text, text, text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.map_schema(name, name, name, name[])
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.alter_mapping(name, regclass, text, text,
-	text[], text, text) FROM PUBLIC;
-REVOKE ALL ON FUNCTION bluegreen.unmap_table(name, regclass, text) FROM PUBLIC;
+	text[], text, text, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.alter_mapping(name, text, text, text,
+	text[], text, text, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.unmap_table(name, regclass, text, text)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.unmap_table(name, text, text, text)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.join_deployment(name, text, name, text)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.joined_stream(name, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.leave_deployment(name, text, boolean)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.derive_mapping(name, text, text, text, text[],
+	text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.keep_derived(name, integer[]) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.joined_mappings(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.preview(name, regclass, integer) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.preflight(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.accept(name, text, text, boolean) FROM PUBLIC;
@@ -1266,6 +1391,8 @@ COMMENT ON TABLE bluegreen.table_mapping IS
 	'mappings of deployments; see view mapping';
 COMMENT ON TABLE bluegreen.mapping_column IS
 	'target columns of mappings, in the order of the transform';
+COMMENT ON TABLE bluegreen.backward_mapping IS
+	'on blue: the mappings that green has, as it told; see view mapping';
 COMMENT ON TABLE bluegreen.partition_change IS
 	'always empty: ATTACH and DETACH of partitions with rows pass through it into the WAL';
 COMMENT ON TABLE bluegreen.event_log IS
@@ -1304,20 +1431,41 @@ COMMENT ON TABLE bluegreen.drain_condition IS
 COMMENT ON TABLE bluegreen.fence_local IS
 	'tables that stay writable when this side is closed; see set_local()';
 
-COMMENT ON FUNCTION bluegreen.create_deployment(name, name) IS
-	'define a deployment whose peer is a foreign server; returns its id';
+COMMENT ON FUNCTION bluegreen.create_deployment(name, name, name) IS
+	'define a deployment whose peer is a foreign server; peer_server: the peer''s server that leads back; returns its id';
 COMMENT ON FUNCTION bluegreen.drop_deployment(name, boolean) IS
 	'stop a deployment and remove it on both sides; force: also if the peer cannot be reached';
 COMMENT ON FUNCTION bluegreen.map_table(name, regclass, text, text, text[],
 	text, text, text, text) IS
 	'map a table to a table of the peer through a transform; returns the mapping''s id';
+COMMENT ON FUNCTION bluegreen.map_table(name, text, text, text, text[],
+	text, text, text, text) IS
+	'map a table to a table of the peer through a transform; direction backward: a table of the peer to one of this side; returns the mapping''s id';
 COMMENT ON FUNCTION bluegreen.map_schema(name, name, name, name[]) IS
 	'map every table of a schema under its own name, all or nothing';
 COMMENT ON FUNCTION bluegreen.alter_mapping(name, regclass, text, text, text[],
-	text, text) IS
+	text, text, text) IS
 	'change a mapping without a new copy; what is null stays; returns the mapping''s id';
-COMMENT ON FUNCTION bluegreen.unmap_table(name, regclass, text) IS
+COMMENT ON FUNCTION bluegreen.alter_mapping(name, text, text, text, text[],
+	text, text, text) IS
+	'change a mapping without a new copy; what is null stays; returns the mapping''s id';
+COMMENT ON FUNCTION bluegreen.unmap_table(name, regclass, text, text) IS
 	'remove the mappings of a table, or the one to a target; returns how many';
+COMMENT ON FUNCTION bluegreen.unmap_table(name, text, text, text) IS
+	'remove the mappings of a table, or the one to a target; returns how many';
+COMMENT ON FUNCTION bluegreen.join_deployment(name, text, name, text) IS
+	'for blue, on green: have a row of the deployment, for the stream back; returns the stream''s name, null if no server leads back';
+COMMENT ON FUNCTION bluegreen.joined_stream(name, text) IS
+	'for blue, on green: the name of the deployment''s stream back, null if there is none';
+COMMENT ON FUNCTION bluegreen.leave_deployment(name, text, boolean) IS
+	'for blue, on green: drop the row of the deployment and the stream back';
+COMMENT ON FUNCTION bluegreen.derive_mapping(name, text, text, text, text[],
+	text) IS
+	'for blue, on green: have a mapping back that was derived, unless somebody defined one; returns its id, null if somebody did';
+COMMENT ON FUNCTION bluegreen.keep_derived(name, integer[]) IS
+	'for blue, on green: remove the derived mappings back but these; returns how many';
+COMMENT ON FUNCTION bluegreen.joined_mappings(name) IS
+	'for blue, on green: the mappings back';
 COMMENT ON FUNCTION bluegreen.preview(name, regclass, integer) IS
 	'show what rows of a mapped table become; nothing is written';
 COMMENT ON FUNCTION bluegreen.preflight(name) IS
@@ -1329,9 +1477,9 @@ COMMENT ON FUNCTION bluegreen.commit_time() IS
 COMMENT ON FUNCTION bluegreen.commit_lsn() IS
 	'in a transform: WAL position of the change''s commit on the source';
 COMMENT ON PROCEDURE bluegreen.start(name, boolean) IS
-	'start a deployment''s stream; allow_nonempty: target tables may have rows at the first start';
+	'start a deployment''s stream, and the one back; allow_nonempty: target tables may have rows at the first start';
 COMMENT ON PROCEDURE bluegreen.stop(name) IS
-	'stop a deployment''s stream; its slot goes on to hold WAL';
+	'stop a deployment''s stream, and the one back; their slots go on to hold WAL';
 COMMENT ON PROCEDURE bluegreen.wait_for_sync(name, interval) IS
 	'wait until all tables follow and what was committed before the call is on the peer; query_canceled after the timeout';
 COMMENT ON PROCEDURE bluegreen.verify(name, regclass, interval, boolean) IS

@@ -25,6 +25,7 @@
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/pg_lsn.h"
@@ -39,7 +40,8 @@ static const char *const desired_names[] = {
 
 #define DEPLOYMENT_SQL \
 	"SELECT id, name::text, owner, server::text, desired, mapping_version, " \
-	"system_identifier, slot_lsn, skip_lsn, source_place " \
+	"system_identifier, slot_lsn, skip_lsn, source_place, side, " \
+	"peer_server::text, opposite, opposite_lsn " \
 	"FROM bluegreen.deployment "
 
 #define MAPPING_SQL \
@@ -49,7 +51,8 @@ static const char *const desired_names[] = {
 	"JOIN bluegreen.deployment od ON od.id = o.deployment " \
 	"WHERE o.id <> m.id AND od.server = d.server " \
 	"AND o.direction = m.direction AND o.target_schema = m.target_schema " \
-	"AND o.target_table = m.target_table), m.row_shape, m.defined_in " \
+	"AND o.target_table = m.target_table), m.row_shape, m.defined_in, " \
+	"m.derived_from " \
 	"FROM bluegreen.table_mapping m " \
 	"JOIN bluegreen.deployment d ON d.id = m.deployment "
 
@@ -256,6 +259,11 @@ read_deployment(const CatalogAccess *access)
 	deployment->slot_lsn = stored_lsn(0, 8);
 	deployment->skip_lsn = stored_lsn(0, 9);
 	deployment->source_place = catalog_text(access, 0, 10);
+	deployment->direction =
+		strcmp(catalog_text(access, 0, 11), "blue") == 0 ? 'f' : 'b';
+	deployment->peer_server = catalog_text(access, 0, 12);
+	deployment->opposite = catalog_text(access, 0, 13);
+	deployment->opposite_lsn = stored_lsn(0, 14);
 	return deployment;
 }
 
@@ -437,6 +445,7 @@ read_mapping(const CatalogAccess *access, uint64 row)
 	mapping->target_shared = DatumGetBool(catalog_value(row, 12, NULL));
 	mapping->row_shape = stored_texts(access, row, 13);
 	mapping->defined_in = catalog_text(access, row, 14);
+	mapping->derived_from = catalog_text(access, row, 15);
 	return mapping;
 }
 
@@ -499,7 +508,7 @@ mappings_load(int32 deployment, char direction)
 	CatalogArgs args = {0};
 
 	catalog_arg_int4(&args, deployment);
-	catalog_arg_text(&args, direction == 'f' ? "forward" : "backward");
+	catalog_arg_text(&args, direction_name(direction));
 	return load_mappings(MAPPING_SQL
 						 "WHERE m.deployment = $1 AND m.direction = $2 "
 						 "ORDER BY m.id", &args);
@@ -555,6 +564,39 @@ stream_origin_name(uint64 system_identifier, Oid dboid, int32 deployment,
 }
 
 /*
+ * Names as the literal of a text[].
+ */
+char *
+catalog_text_array(List *names)
+{
+	Datum	   *values = palloc_array(Datum, Max(list_length(names), 1));
+	int			n = 0;
+	ListCell   *lc;
+
+	foreach(lc, names)
+	{
+		values[n++] = CStringGetTextDatum(lfirst(lc));
+	}
+	return OidOutputFunctionCall(F_ARRAY_OUT,
+								 PointerGetDatum(construct_array(values, n,
+																 TEXTOID, -1,
+																 false,
+																 TYPALIGN_INT)));
+}
+
+const char *
+direction_name(char direction)
+{
+	return direction == 'f' ? "forward" : "backward";
+}
+
+void
+deployment_slot_name(char *buf, const Deployment *deployment)
+{
+	stream_slot_name(buf, MyDatabaseId, deployment->id, deployment->direction);
+}
+
+/*
  * First part of the application_name of a deployment's sessions on its target.
  * What follows tells them from each other, and must not be cut off; servers
  * write characters that are not ASCII longer, or as "?".  A name that cannot
@@ -563,7 +605,7 @@ stream_origin_name(uint64 system_identifier, Oid dboid, int32 deployment,
 char *
 stream_application_name(const Deployment *deployment)
 {
-	int			room = NAMEDATALEN - 1 - strlen("bluegreen  forward control");
+	int			room = NAMEDATALEN - 1 - strlen("bluegreen  backward control");
 	char	   *name = pstrdup(deployment->name);
 	char	   *id = psprintf("#%d", deployment->id);
 	bool		changed = strlen(name) > room;

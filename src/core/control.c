@@ -186,11 +186,8 @@ static List *resume_list = NIL; /* go on, if this aborts */
 static void
 retry_stream(int32 deployment)
 {
-	char		slot_name[NAMEDATALEN];
-	StreamShared *s;
+	StreamShared *s = stream_of_deployment(deployment);
 
-	stream_slot_name(slot_name, MyDatabaseId, deployment, 'f');
-	s = stream_shared_find(slot_name);
 	if (s != NULL)
 		control_release_stream(s);
 }
@@ -408,8 +405,9 @@ stop_locked(const char *name)
 						   "stream stopped", NULL);
 	}
 	SPI_commit();
-	stream_slot_name(slot_name, MyDatabaseId, deployment->id, 'f');
+	deployment_slot_name(slot_name, deployment);
 	control_stop_stream(slot_name);
+	backward_stop(name);
 }
 
 /*
@@ -602,7 +600,7 @@ control_stream(const Deployment *deployment)
 	LostReason	reason;
 	StreamShared *s;
 
-	stream_slot_name(slot_name, MyDatabaseId, deployment->id, 'f');
+	deployment_slot_name(slot_name, deployment);
 	reason = lost_by_slot(slot_name);
 	if (!XLogRecPtrIsInvalid(deployment->slot_lsn) && reason.message != NULL)
 		lost_report(deployment->name, &reason);
@@ -721,7 +719,7 @@ find_stream(const Deployment *deployment)
 {
 	char		slot_name[NAMEDATALEN];
 
-	stream_slot_name(slot_name, MyDatabaseId, deployment->id, 'f');
+	deployment_slot_name(slot_name, deployment);
 	return stream_shared_find(slot_name);
 }
 

@@ -230,6 +230,7 @@ extern void stream_slot_name(char *buf, Oid dboid, int32 deployment,
 extern bool stream_parse_slot_name(const char *name, Oid *dboid,
 								   int32 *deployment, char *direction);
 extern StreamShared *stream_shared_find(const char *slot_name);
+extern StreamShared *stream_of_deployment(int32 deployment);
 extern StreamShared *stream_shared_create(const char *slot_name);
 extern StreamShared *stream_shared_adopt(const char *slot_name);
 extern bool stream_shared_remove(const char *slot_name);

@@ -254,7 +254,9 @@ check_applier(Oid relid, FenceAccess access, bool own)
 	{
 		const Fence *fence = fence_cache_get(i);
 
-		if (is_own(fence, stream) != own || (!own && fence->deployment == 0))
+		if (is_own(fence, stream) != own ||
+			(!own && (fence->deployment == 0 ||
+					  fence->state == FENCE_GUARDED)))
 			continue;
 		found = true;
 		if (own)

@@ -5,9 +5,10 @@
  *		the triggers that keep its rows.
  *
  * A fence comes with what it belongs to, and goes with it: a row of
- * bluegreen.deployment on the source, of bluegreen.applied_stream on the target
- * (which start() writes over its connection to the peer).  But a side that is
- * closed stays closed: its row stays behind as retired, until reopen().
+ * bluegreen.deployment where a stream begins, of bluegreen.applied_stream where
+ * one ends (which start() writes over its connection to the peer).  With a
+ * stream in each direction a side has both, and one fence for them.  But a side
+ * that is closed stays closed: its row stays behind as retired, until reopen().
  *
  *-------------------------------------------------------------------------
  */
@@ -65,34 +66,56 @@ bluegreen_fence_changed(PG_FUNCTION_ARGS)
 	return PointerGetDatum(NULL);
 }
 
-/* A kind of row that has a fence. */
+/*
+ * A kind of row that has a fence; $1 is its key.  A side whose deployment has a
+ * stream back has rows of both kinds and one fence: adopt joins the second one,
+ * and is tried before create.
+ */
 typedef struct Follows
 {
 	const char *table;
 	const char *key;
+	const char *name;			/* $2 of create */
+	const char *other;			/* $3: by what the other kind is found */
+	const char *adopt;
 	const char *create;
-	const char *retire;
-	const char *forget;
+	const char *gone[3];		/* in this order, when the row is deleted */
 } Follows;
 
 static const Follows follows[] = {
 	{
-		"deployment", "id",
+		"deployment", "id", "name", "opposite",
+		"UPDATE bluegreen.fence SET deployment = $1::integer "
+		"WHERE stream = $3 AND deployment IS NULL",
 		"INSERT INTO bluegreen.fence (name, side, deployment, state) "
-		"VALUES ($2::name, 'blue', $1::integer, 'open')",
-		"UPDATE bluegreen.fence SET state = 'retired', deployment = NULL, "
-		"stream = NULL WHERE deployment = $1::integer "
-		"AND state IN ('closed', 'in_doubt', 'retired')",
-		"DELETE FROM bluegreen.fence WHERE deployment = $1::integer"
+		"SELECT $2::name, side, id, 'open' FROM bluegreen.deployment "
+		"WHERE id = $1::integer",
+		{
+			"UPDATE bluegreen.fence SET state = 'retired', deployment = NULL, "
+			"stream = NULL WHERE deployment = $1::integer "
+			"AND state IN ('closed', 'in_doubt', 'retired')",
+			"UPDATE bluegreen.fence SET deployment = NULL "
+			"WHERE deployment = $1::integer AND stream IS NOT NULL",
+			"DELETE FROM bluegreen.fence WHERE deployment = $1::integer"
+		}
 	},
 	{
-		"applied_stream", "name",
+		"applied_stream", "name", "deployment", "name",
+		"UPDATE bluegreen.fence f SET stream = $1, "
+		"state = CASE WHEN f.side = 'green' AND f.state = 'open' "
+		"THEN 'guarded' ELSE f.state END "
+		"FROM bluegreen.deployment d WHERE d.id = f.deployment "
+		"AND d.opposite = $3",
 		"INSERT INTO bluegreen.fence (name, side, stream, state) "
 		"VALUES ($2::name, 'green', $1, 'guarded')",
-		"UPDATE bluegreen.fence SET state = 'retired', stream = NULL "
-		"WHERE stream = $1 AND side = 'green' "
-		"AND state IN ('closed', 'in_doubt', 'retired')",
-		"DELETE FROM bluegreen.fence WHERE stream = $1 AND side = 'green'"
+		{
+			"UPDATE bluegreen.fence SET state = 'retired', stream = NULL "
+			"WHERE stream = $1 AND state IN ('closed', 'in_doubt', 'retired')",
+			"UPDATE bluegreen.fence SET stream = NULL, state = CASE state "
+			"WHEN 'guarded' THEN 'open' ELSE state END "
+			"WHERE stream = $1 AND deployment IS NOT NULL",
+			"DELETE FROM bluegreen.fence WHERE stream = $1"
+		}
 	}
 };
 
@@ -106,23 +129,24 @@ static void
 follow_row(const Follows *f, const TriggerData *trigger)
 {
 	TupleDesc	desc = RelationGetDescr(trigger->tg_relation);
+	HeapTuple	tuple = trigger->tg_trigtuple;
 	CatalogAccess access;
 	CatalogArgs args = {0};
 
 	catalog_begin(&access);
-	catalog_arg_text(&args, column_text(trigger->tg_trigtuple, desc, f->key));
+	catalog_arg_text(&args, column_text(tuple, desc, f->key));
 	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
 	{
-		bool		is_source = f == &follows[0];
-
-		catalog_arg_text(&args, column_text(trigger->tg_trigtuple, desc,
-											is_source ? "name" : "deployment"));
-		catalog_run(f->create, &args, SPI_OK_INSERT);
+		catalog_arg_text(&args, column_text(tuple, desc, f->name));
+		catalog_arg_text(&args, column_text(tuple, desc, f->other));
+		if (catalog_run(f->adopt, &args, SPI_OK_UPDATE) == 0)
+			catalog_run(f->create, &args, SPI_OK_INSERT);
 	}
 	else
 	{
-		catalog_run(f->retire, &args, SPI_OK_UPDATE);
-		catalog_run(f->forget, &args, SPI_OK_DELETE);
+		for (int i = 0; i < lengthof(f->gone); i++)
+			catalog_run(f->gone[i], &args, strncmp(f->gone[i], "DELETE", 6) == 0 ?
+						SPI_OK_DELETE : SPI_OK_UPDATE);
 	}
 	catalog_end(&access);
 }

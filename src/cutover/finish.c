@@ -22,6 +22,7 @@
 #include "cutover/switchover.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "replication/origin.h"
 #include "utils/builtins.h"
 
 PG_FUNCTION_INFO_V1(bluegreen_finish);
@@ -76,12 +77,16 @@ finish_locked(const char *name)
 	check_moved(deployment, fence);
 	retire(deployment, fence);
 	SPI_commit();
-	stream_slot_name(slot_name, MyDatabaseId, deployment->id, 'f');
+	deployment_slot_name(slot_name, deployment);
 	control_stop_stream(slot_name);
+	backward_leave(deployment, false);
 	peer = registry_connect(deployment, true);
 	registry_remove(peer, registry_origin(deployment));
 	peer_close(peer);
-	catalog_update_deployment(deployment->id, "slot_lsn = NULL");
+	if (deployment->opposite != NULL)
+		replorigin_drop_by_name(deployment->opposite, true, true);
+	catalog_update_deployment(deployment->id,
+							  "slot_lsn = NULL, opposite = NULL");
 	SPI_commit();
 	control_drop_slot(slot_name);
 	(void) stream_shared_remove(slot_name);
@@ -94,12 +99,20 @@ finish_locked(const char *name)
 Datum
 bluegreen_finish(PG_FUNCTION_ARGS)
 {
+	Deployment *deployment;
 	char	   *name;
 	int32		id;
 
 	procedure_begin(fcinfo, "bluegreen.finish");
 	shared_require();
 	name = pstrdup(NameStr(*PG_GETARG_NAME(0)));
+	deployment = deployment_load_by_name(name, true);
+	if (deployment == NULL || deployment->direction == 'b')
+	{
+		switch_pass_on(name, "blue", "finish");
+		procedure_end();
+		PG_RETURN_VOID();
+	}
 	id = procedure_lock(name)->id;
 	PG_TRY();
 	{
@@ -144,10 +157,10 @@ find_fence(const char *name)
 }
 
 /*
- * Deployment of a fence, 0 if this side is only a target; its rights are
+ * Deployment of a fence, NULL if this side is only a target; its rights are
  * checked.  A superuser may always.
  */
-static int32
+static Deployment *
 check_rights(int32 fence)
 {
 	CatalogAccess access;
@@ -168,20 +181,20 @@ check_rights(int32 fence)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied: on a side that is only a target this is for superusers")));
-	return id;
+	return deployment;
 }
 
 /*
  * End the worker of a move, and do not have another one started.
  */
 static void
-end_worker(int32 deployment)
+end_worker(const Deployment *deployment)
 {
 	char		slot_name[NAMEDATALEN];
 	StreamShared *shared;
 	pid_t		pid;
 
-	stream_slot_name(slot_name, MyDatabaseId, deployment, 'f');
+	deployment_slot_name(slot_name, deployment);
 	shared = shared_is_loaded() ? stream_shared_find(slot_name) : NULL;
 	if (shared == NULL)
 		return;
@@ -212,7 +225,7 @@ bluegreen_force_active(PG_FUNCTION_ARGS)
 {
 	char	   *side;
 	int32		fence;
-	int32		deployment;
+	Deployment *deployment;
 	bool		open;
 
 	require_argument(fcinfo, 0, "side");
@@ -228,20 +241,20 @@ bluegreen_force_active(PG_FUNCTION_ARGS)
 	fence = find_fence(PG_ARGISNULL(1) ? NULL : NameStr(*PG_GETARG_NAME(1)));
 	deployment = check_rights(fence);
 	open = strcmp(fence_side(fence), side) == 0;
-	if (deployment != 0)
+	if (deployment != NULL)
 		end_worker(deployment);
 	fence_force(fence, open);
 	if (open)
 		fence_unmark(fence);
 	else
 		fence_mark(fence);
-	if (deployment != 0)
+	if (deployment != NULL)
 	{
-		switch_row_set(deployment,
+		switch_row_set(deployment->id,
 					   "state = 'failed', finished_at = clock_timestamp(), "
 					   "message = 'a human has said which side is active', "
 					   "detail = NULL, hint = NULL");
-		event_record_local(deployment, EVENT_SWITCH, InvalidXLogRecPtr,
+		event_record_local(deployment->id, EVENT_SWITCH, InvalidXLogRecPtr,
 						   psprintf("%s is the active side, said %s", side,
 									GetUserNameFromId(GetUserId(), false)),
 						   NULL);

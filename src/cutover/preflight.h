@@ -193,4 +193,7 @@ extern void check_wal_space(PreflightRun *run);
 extern void check_wal_keep(PreflightRun *run);
 extern void check_encoding(PreflightRun *run);
 
+/* check_back.c */
+extern void check_way_back(PreflightRun *run);
+
 #endif							/* BG_PREFLIGHT_H */

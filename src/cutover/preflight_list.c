@@ -232,6 +232,11 @@ const PreflightCheck preflight_checks[] = {
 		Q(back_origins)
 	},
 	{
+		"way_back", "green", W,
+		"every mapped table has a way back",
+		F(check_way_back)
+	},
+	{
 		"collation_version", "blue", SW,
 		"collations are as when they were made",
 		Q(collation_version_blue)

@@ -80,6 +80,10 @@ extern FenceView switch_look(Peer *peer, const char *stream);
 extern bool switch_decide(SwitchMove *move);
 extern bool switch_resolve(SwitchMove *move);
 
+/* switchover_call.c */
+extern void switch_pass_on(const char *name, const char *there,
+						   const char *procedure);
+
 /* drain.c */
 extern bool drain_any(int32 deployment);
 extern char *drain_unmet(const Deployment *deployment);

@@ -444,6 +444,20 @@ other_side(const char *name, const char *there)
 	return peer;
 }
 
+/*
+ * CALL a procedure that has no argument but the deployment there.
+ */
+void
+switch_pass_on(const char *name, const char *there, const char *procedure)
+{
+	Peer	   *peer = other_side(name, there);
+	const char *args[] = {name};
+
+	(void) peer_query(peer, psprintf("CALL bluegreen.%s($1::name)", procedure),
+					  1, args);
+	peer_close(peer);
+}
+
 static void
 move_there(SwitchCall *call)
 {
@@ -567,7 +581,8 @@ bluegreen_cancel(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("no switchover or rollback of deployment \"%s\" runs on this side",
-						name)));
+						name),
+				 errhint("A rollback runs on green, a switchover on blue.")));
 	procedure_end();
 	PG_RETURN_VOID();
 }

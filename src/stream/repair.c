@@ -424,7 +424,8 @@ bluegreen_repair(PG_FUNCTION_ARGS)
 							psprintf("%s repair",
 									 stream_application_name(job.deployment)));
 	peer_on_connect_apply(job.peer);
-	foreach(lc, mappings_load(job.deployment->id, 'f'))
+	foreach(lc, mappings_load(job.deployment->id,
+							   job.deployment->direction))
 	{
 		MappingRow *row = lfirst(lc);
 

@@ -112,12 +112,13 @@ load_mappings(StreamWorker *worker)
 	worker->repair_rows = repair_row_relid();
 	worker->deployments =
 		get_relname_relid("deployment", get_namespace_oid("bluegreen", false));
+	worker->left_out = origin_filter_load(deployment);
 	worker->origin = stream_origin_name(deployment->system_identifier,
 										MyDatabaseId, deployment->id,
 										shared->direction);
 	worker->application_name =
 		psprintf("%s %s", stream_application_name(deployment),
-				 shared->direction == 'f' ? "forward" : "backward");
+				 direction_name(shared->direction));
 }
 
 /*
@@ -339,6 +340,8 @@ begin_decoding(StreamWorker *worker)
 	worker->decode->deployments = worker->deployments;
 	worker->decode->deployment = worker->deployment->id;
 	worker->decode->mapping_version = worker->deployment->mapping_version;
+	worker->decode->left_out = worker->left_out;
+	worker->decode->left_out_from = worker->deployment->opposite_lsn;
 	gate_init_decode(worker->gate, &worker->decode->gate);
 
 	worker_use_decoding_memory();

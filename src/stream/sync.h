@@ -24,6 +24,7 @@ typedef struct StreamWorker
 	Oid			partition_change;	/* see core/partition.c */
 	Oid			repair_rows;	/* see repair_row.c */
 	Oid			deployments;	/* bluegreen.deployment */
+	List	   *left_out;		/* see origin_filter.c */
 	char	   *origin;
 	char	   *application_name;
 	Peer	   *peer;			/* the apply connection */

@@ -7,7 +7,8 @@ use BlueGreen;
 use Test::More;
 
 my $conf = "bluegreen.restart_delay = '100ms'\nbluegreen.restart_delay_max = '500ms'";
-my ($blue, $green) = create_pair(guard => 1, conf => $conf);
+my ($blue, $green) =
+  create_pair(guard => 1, way_back => 1, conf => $conf);
 foreach my $node ($blue, $green)
 {
 	$node->safe_psql(q{

@@ -105,7 +105,8 @@ sub recovered
 	my ($victim, $node, $from) = @_;
 	if ($victim eq 'blue' || $victim eq 'green')
 	{
-		$blue->safe_psql('UPDATE bluegreen.switch SET stop_at = NULL')
+		$blue->safe_psql('SET default_transaction_read_only = off;'
+			  . 'UPDATE bluegreen.switch SET stop_at = NULL')
 		  if $victim eq 'green';
 		$node->start;
 	}
