@@ -950,7 +950,7 @@ CREATE VIEW bluegreen.mapping AS
 SELECT d.name AS deployment,
 	m.direction,
 	m.id AS mapping,
-	m.source::regclass::text AS source,
+	format('%I.%I', n.nspname, r.relname) AS source,
 	format('%I.%I', m.target_schema, m.target_table) AS target,
 	(SELECT array_agg(c.name ORDER BY c.position)
 		FROM bluegreen.mapping_column c
@@ -961,6 +961,8 @@ SELECT d.name AS deployment,
 	pg_get_viewdef(m.view) AS transform
 FROM bluegreen.table_mapping m
 	JOIN bluegreen.deployment d ON d.id = m.deployment
+	JOIN pg_class r ON r.oid = m.source
+	JOIN pg_namespace n ON n.oid = r.relnamespace
 UNION ALL
 SELECT d.name,
 	'backward',

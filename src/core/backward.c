@@ -146,7 +146,7 @@ no_way_back(const Deployment *deployment, Peer *peer)
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("deployment \"%s\" has no way back", deployment->name),
-			 errdetail("On %s, there is no server of foreign-data wrapper \"%s\" that leads to this database and for which role \"%s\" has a user mapping.",
+			 errdetail("There is no server on %s of foreign-data wrapper \"%s\" that leads to this database and for which role \"%s\" has a user mapping.",
 					   peer_description(peer), BG_EXTENSION,
 					   user->values[0][0]),
 			 errhint("On the peer, use CREATE SERVER blue FOREIGN DATA WRAPPER %s OPTIONS (host '...', port '%d', dbname %s); and CREATE USER MAPPING FOR %s SERVER blue OPTIONS (user '...', password '...');",
