@@ -201,11 +201,13 @@ send_derived(const Deployment *deployment, Peer *peer,
 			 const DerivedMapping *derived)
 {
 	const char *args[] = {deployment->name, derived->source, derived->target,
-	derived->transform, catalog_text_array(derived->key), derived->basis};
+	derived->transform, catalog_text_array(derived->key),
+	catalog_text_array(derived->types), derived->basis};
 	PeerResult *result =
 		peer_query(peer,
 				   "SELECT bluegreen.derive_mapping($1::pg_catalog.name, "
-				   "$2, $3, $4, $5::pg_catalog.text[], $6)", 6, args);
+				   "$2, $3, $4, $5::pg_catalog.text[], "
+				   "$6::pg_catalog.text[], $7)", 7, args);
 
 	return result->values[0][0];
 }

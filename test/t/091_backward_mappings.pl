@@ -74,7 +74,11 @@ foreach my $case (@cases)
 }
 my $domain = 'CREATE DOMAIN positive AS int CHECK (VALUE > 0);';
 my $identity = 'ALTER TABLE keyless REPLICA IDENTITY FULL;';
-$blue->safe_psql("$domain $sql_blue $identity");
+my $combined = 'ALTER TABLE joined REPLICA IDENTITY FULL;
+	ALTER TABLE merged REPLICA IDENTITY FULL;
+	ALTER TABLE ignored REPLICA IDENTITY FULL;
+	ALTER TABLE filtered REPLICA IDENTITY FULL;';
+$blue->safe_psql("$domain $sql_blue $identity $combined");
 $green->safe_psql("$domain $sql_green $identity");
 $blue->safe_psql("SELECT bluegreen.create_deployment('d', 'green'); $map");
 
