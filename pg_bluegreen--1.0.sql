@@ -530,7 +530,7 @@ LANGUAGE C STRICT
 SET search_path = pg_catalog, pg_temp;
 
 CREATE FUNCTION bluegreen.derive_mapping(deployment name, source text,
-	target text, transform text, key text[], derived_from text)
+	target text, transform text, key text[], types text[], derived_from text)
 RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_derive_mapping'
 LANGUAGE C STRICT
@@ -1154,7 +1154,7 @@ CREATE VIEW bluegreen.mapping AS
 SELECT d.name AS deployment,
 	m.direction,
 	m.id AS mapping,
-	m.source::regclass::text AS source,
+	format('%I.%I', n.nspname, r.relname) AS source,
 	format('%I.%I', m.target_schema, m.target_table) AS target,
 	(SELECT array_agg(c.name ORDER BY c.position)
 		FROM bluegreen.mapping_column c
@@ -1165,6 +1165,8 @@ SELECT d.name AS deployment,
 	pg_get_viewdef(m.view) AS transform
 FROM bluegreen.table_mapping m
 	JOIN bluegreen.deployment d ON d.id = m.deployment
+	JOIN pg_class r ON r.oid = m.source
+	JOIN pg_namespace n ON n.oid = r.relnamespace
 UNION ALL
 SELECT d.name,
 	'backward',
@@ -1305,7 +1307,7 @@ REVOKE ALL ON FUNCTION bluegreen.joined_stream(name, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.leave_deployment(name, text, boolean)
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.derive_mapping(name, text, text, text, text[],
-	text) FROM PUBLIC;
+	text[], text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.keep_derived(name, integer[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.joined_mappings(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.preview(name, regclass, integer) FROM PUBLIC;
@@ -1460,7 +1462,7 @@ COMMENT ON FUNCTION bluegreen.joined_stream(name, text) IS
 COMMENT ON FUNCTION bluegreen.leave_deployment(name, text, boolean) IS
 	'for blue, on green: drop the row of the deployment and the stream back';
 COMMENT ON FUNCTION bluegreen.derive_mapping(name, text, text, text, text[],
-	text) IS
+	text[], text) IS
 	'for blue, on green: have a mapping back that was derived, unless somebody defined one; returns its id, null if somebody did';
 COMMENT ON FUNCTION bluegreen.keep_derived(name, integer[]) IS
 	'for blue, on green: remove the derived mappings back but these; returns how many';

@@ -146,7 +146,7 @@ no_way_back(const Deployment *deployment, Peer *peer)
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("deployment \"%s\" has no way back", deployment->name),
-			 errdetail("On %s, there is no server of foreign-data wrapper \"%s\" that leads to this database and for which role \"%s\" has a user mapping.",
+			 errdetail("There is no server on %s of foreign-data wrapper \"%s\" that leads to this database and for which role \"%s\" has a user mapping.",
 					   peer_description(peer), BG_EXTENSION,
 					   user->values[0][0]),
 			 errhint("On the peer, use CREATE SERVER blue FOREIGN DATA WRAPPER %s OPTIONS (host '...', port '%d', dbname %s); and CREATE USER MAPPING FOR %s SERVER blue OPTIONS (user '...', password '...');",
@@ -201,11 +201,13 @@ send_derived(const Deployment *deployment, Peer *peer,
 			 const DerivedMapping *derived)
 {
 	const char *args[] = {deployment->name, derived->source, derived->target,
-	derived->transform, catalog_text_array(derived->key), derived->basis};
+	derived->transform, catalog_text_array(derived->key),
+	catalog_text_array(derived->types), derived->basis};
 	PeerResult *result =
 		peer_query(peer,
 				   "SELECT bluegreen.derive_mapping($1::pg_catalog.name, "
-				   "$2, $3, $4, $5::pg_catalog.text[], $6)", 6, args);
+				   "$2, $3, $4, $5::pg_catalog.text[], "
+				   "$6::pg_catalog.text[], $7)", 7, args);
 
 	return result->values[0][0];
 }

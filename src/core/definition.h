@@ -147,6 +147,7 @@ typedef struct DerivedMapping
 	char	   *target;			/* quoted */
 	char	   *transform;
 	List	   *key;			/* of char *; NIL: without a key */
+	List	   *types;			/* of the columns, as SQL */
 	char	   *basis;			/* differs whenever one of it does */
 	char	   *problem;		/* why there is none, or NULL */
 } DerivedMapping;

@@ -238,6 +238,7 @@ write_transform(Derivation *d)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);
 		const MappingColumn *column;
+		char	   *type;
 
 		if (att->attisdropped || att->attgenerated || d->from[i] == 0)
 			continue;
@@ -245,9 +246,9 @@ write_transform(Derivation *d)
 		appendStringInfo(&sql, "%s%s AS %s", sql.len > 0 ? ", " : "SELECT ",
 						 quote_identifier(column->name),
 						 quote_identifier(NameStr(att->attname)));
-		appendStringInfo(&types, "; %s to %s", column->type,
-						 format_type_with_typemod(att->atttypid,
-												  att->atttypmod));
+		type = format_type_with_typemod(att->atttypid, att->atttypmod);
+		d->result->types = lappend(d->result->types, type);
+		appendStringInfo(&types, "; %s to %s", column->type, type);
 	}
 	appendStringInfo(&sql, " FROM %s", d->result->source);
 	d->result->transform = sql.data;

@@ -455,17 +455,42 @@ clear_place(const Deployment *deployment, const MapRequest *request,
 }
 
 /*
+ * Blue may tell of what it has altered in a transaction that is not over, and
+ * that nobody else sees.
+ */
+static void
+check_types(int32 id, List *types)
+{
+	MappingRow *mapping = mapping_load(id);
+
+	if (list_length(types) != mapping->ncolumns)
+		elog(ERROR, "%d types of %d columns", list_length(types),
+			 mapping->ncolumns);
+	for (int i = 0; i < mapping->ncolumns; i++)
+		if (strcmp(mapping->columns[i].type, list_nth(types, i)) != 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_IN_USE),
+					 errmsg("column \"%s\" of table \"%s\" is being altered",
+							mapping->columns[i].name,
+							mapping_target_name(mapping)),
+					 errdetail("Its type is %s, and is to be %s.",
+							   mapping->columns[i].type,
+							   (char *) list_nth(types, i)),
+					 errhint("Call bluegreen.start() on blue when that is committed.")));
+}
+
+/*
  * bluegreen.derive_mapping(deployment name, source text, target text, transform
- * text, key text[], derived_from text) returns integer: have a mapping that
- * blue has derived; its id, or null if somebody has defined one of the same
+ * text, key text[], types text[], derived_from text) returns integer: have a
+ * mapping that blue has derived; its id, or null if somebody has defined one of the same
  * source or target.  Changes nothing if it is there already, derived from the
- * same.  Errors: as map_table().
+ * same.  Errors: as map_table(); the target's columns are not of these types.
  */
 Datum
 bluegreen_derive_mapping(PG_FUNCTION_ARGS)
 {
 	MapRequest	request = {0};
-	char	   *derived_from = text_to_cstring(PG_GETARG_TEXT_PP(5));
+	char	   *derived_from = text_to_cstring(PG_GETARG_TEXT_PP(6));
 	Deployment *deployment;
 	Peer	   *peer;
 	int32		id;
@@ -488,6 +513,8 @@ bluegreen_derive_mapping(PG_FUNCTION_ARGS)
 	peer = registry_connect(deployment, false);
 	id = mapping_define(deployment, peer, &request, derived_from);
 	peer_close(peer);
+	check_types(id, mapping_names_argument(PG_GETARG_ARRAYTYPE_P(5),
+										   TEXTOID));
 	mappings_changed(deployment,
 					 psprintf("%s mapped back to %s, as derived",
 							  text_to_cstring(PG_GETARG_TEXT_PP(1)),

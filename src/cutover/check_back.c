@@ -12,6 +12,15 @@
 #include "miscadmin.h"
 #include "utils/builtins.h"
 
+/* What blue calls on green. */
+static const char joined_routines[] =
+"bluegreen.join_deployment, bluegreen.joined_stream, "
+"bluegreen.leave_deployment, bluegreen.derive_mapping, "
+"bluegreen.keep_derived, bluegreen.joined_mappings, "
+"bluegreen.map_table(name, text, text, text, text[], text, text, text, text), "
+"bluegreen.alter_mapping(name, text, text, text, text[], text, text, text), "
+"bluegreen.unmap_table(name, text, text, text), bluegreen.start, bluegreen.stop";
+
 /* May the role there join, and has it a user mapping for a server of ours? */
 static const char could_join_sql[] =
 "SELECT CURRENT_USER,"
@@ -42,8 +51,10 @@ add_no_way(PreflightRun *run, const char *role, bool may_join, bool has_server)
 	initStringInfo(&hint);
 	appendStringInfoString(&hint, "-- on green\n");
 	if (!may_join)
-		appendStringInfo(&hint, "GRANT EXECUTE ON ALL ROUTINES IN SCHEMA %s TO %s;\n",
-						 BG_SCHEMA, quote_identifier(role));
+		appendStringInfo(&hint, "ALTER ROLE %s REPLICATION;\n"
+						 "GRANT EXECUTE ON ROUTINE %s TO %s;\n",
+						 quote_identifier(role), joined_routines,
+						 quote_identifier(role));
 	if (!has_server)
 		appendStringInfo(&hint, "CREATE SERVER blue FOREIGN DATA WRAPPER %s OPTIONS (host '...', port '...', dbname '...');\n"
 						 "CREATE USER MAPPING FOR %s SERVER blue OPTIONS (user '...', password '...');\n",

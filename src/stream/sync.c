@@ -398,6 +398,8 @@ decode_loop(StreamWorker *worker)
 		/* behind: look after things without waiting for the end of WAL */
 		if (worker->shared->stop_requested || worker->shared->reload)
 			reader_stop(worker);
+		/* nothing of all that may have been for us */
+		reader_publish(worker);
 		reader_tick(worker);
 	}
 }

@@ -64,6 +64,7 @@ extern int	reader_page(XLogReaderState *reader, XLogRecPtr page, int wanted,
 						XLogRecPtr target, char *buffer);
 extern void reader_attach(StreamWorker *worker);
 extern void reader_confirm(StreamWorker *worker);
+extern void reader_publish(StreamWorker *worker);
 extern void reader_tick(StreamWorker *worker);
 extern pg_noreturn void reader_stop(StreamWorker *worker);
 

@@ -108,7 +108,7 @@ FROM (VALUES
 	('function', 'leave_deployment',
 		$$SELECT bluegreen.leave_deployment('x', 'y', false)$$),
 	('function', 'derive_mapping',
-		$$SELECT bluegreen.derive_mapping('x', 'a', 'b', 'c', '{}', 'd')$$),
+		$$SELECT bluegreen.derive_mapping('x', 'a', 'b', 'c', '{}', '{}', 'd')$$),
 	('function', 'keep_derived',
 		$$SELECT bluegreen.keep_derived('x', '{}')$$),
 	('function', 'joined_mappings',

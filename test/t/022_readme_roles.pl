@@ -54,8 +54,9 @@ foreach my $function (split /,\s*(?=bluegreen)/, $functions)
 {
 	ok( mover(
 			"SELECT bool_and(has_function_privilege(oid, 'EXECUTE'))
-			FROM pg_proc WHERE oid IN (to_regproc('$function'),
-				to_regprocedure('$function'))") eq 't',
+			FROM pg_proc WHERE oid IN (CASE WHEN '$function' LIKE '%(%' THEN
+				to_regprocedure('$function')::oid
+				ELSE to_regproc('$function')::oid END)") eq 't',
 		"granted: $function");
 }
 $green->safe_psql(q{SELECT bluegreen.revoke_apply('applier');

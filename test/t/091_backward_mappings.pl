@@ -28,7 +28,7 @@ my @cases = (
 		'id AS id, a AS a, b AS b, c AS c' ],
 	[ 'narrower', 'id bigint PRIMARY KEY, v text',
 		'id int PRIMARY KEY, v varchar(20)', undef, 'id AS id, v AS v' ],
-	[ 'cast', 'id int PRIMARY KEY, n int', 'id int PRIMARY KEY, n bigint',
+	[ 'casted', 'id int PRIMARY KEY, n int', 'id int PRIMARY KEY, n bigint',
 		'SELECT id, n::bigint AS n FROM %s', 'id AS id, n AS n' ],
 	[ 'more', 'id int PRIMARY KEY, v text, local text',
 		'id int PRIMARY KEY, v text, len int, extra text',
@@ -41,7 +41,7 @@ my @cases = (
 	[ 'keyless', 'v text', 'v text', undef, 'v AS v' ],
 	[ 'round', 'id int PRIMARY KEY, v numeric(8,2)',
 		'id int PRIMARY KEY, v numeric', undef, qr/does not tell column v$/ ],
-	[ 'float', 'id int PRIMARY KEY, v int', 'id int PRIMARY KEY, v numeric',
+	[ 'floating', 'id int PRIMARY KEY, v int', 'id int PRIMARY KEY, v numeric',
 		undef, qr/does not tell column v$/ ],
 	[ 'day', 'id int PRIMARY KEY, v date', 'id int PRIMARY KEY, v timestamp',
 		undef, qr/does not tell column v$/ ],
@@ -74,7 +74,11 @@ foreach my $case (@cases)
 }
 my $domain = 'CREATE DOMAIN positive AS int CHECK (VALUE > 0);';
 my $identity = 'ALTER TABLE keyless REPLICA IDENTITY FULL;';
-$blue->safe_psql("$domain $sql_blue $identity");
+my $combined = 'ALTER TABLE joined REPLICA IDENTITY FULL;
+	ALTER TABLE merged REPLICA IDENTITY FULL;
+	ALTER TABLE ignored REPLICA IDENTITY FULL;
+	ALTER TABLE filtered REPLICA IDENTITY FULL;';
+$blue->safe_psql("$domain $sql_blue $identity $combined");
 $green->safe_psql("$domain $sql_green $identity");
 $blue->safe_psql("SELECT bluegreen.create_deployment('d', 'green'); $map");
 
@@ -275,6 +279,6 @@ fails_with(
 	'without green, a mapping with a way back stays');
 $green->start;
 is($blue->safe_psql(q{SELECT count(*) FROM bluegreen.mapping
-	WHERE source = 'wider'}), 1, 'it is still there');
+	WHERE source = 'public.wider' AND direction = 'forward'}), 1, 'it is still there');
 
 done_testing();
