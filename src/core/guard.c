@@ -495,6 +495,8 @@ check_copy_privileges(Oid relation, List *columns)
 	}
 }
 
+void		(*guard_write_hook) (Oid relation) = NULL;
+
 /*
  * The owner for whom rows are copied into a table, or InvalidOid if it is
  * nobody else's.  columns: those that are named, NIL is all.  Errors: the user

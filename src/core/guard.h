@@ -26,6 +26,13 @@ extern void guard_leave(const GuardUser *saved);
 extern void guard_failed(void);
 extern bool guard_session_applies(void);
 extern void guard_require(void);
+
+/*
+ * Called with each relation whose rows are about to be written by C code of
+ * ours that no executor knows of; set by who must know (cutover/fence_hook.c).
+ */
+extern void (*guard_write_hook) (Oid relation);
+
 extern Oid	guard_copy_owner(Oid relation, List *columns);
 
 /*

@@ -164,6 +164,8 @@ bluegreen_insert_rows(PG_FUNCTION_ARGS)
 	rel = table_open(relid, RowExclusiveLock);
 	check_relation(rel);
 	owner = guard_copy_owner(relid, columns);
+	if (guard_write_hook)
+		guard_write_hook(relid);
 	pieces[0] = (Piece) {header, sizeof(header)};
 	pieces[1] = (Piece) {VARDATA_ANY(rows), VARSIZE_ANY_EXHDR(rows)};
 	count = copy_rows_as(owner, rel, columns);

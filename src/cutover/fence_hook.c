@@ -37,6 +37,7 @@
 #include "catalog/pg_inherits.h"
 #include "commands/defrem.h"
 #include "compat.h"
+#include "core/guard.h"
 #include "cutover/fence.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
@@ -83,6 +84,16 @@ fence_start(QueryDesc *desc, int eflags)
 		next_start(desc, eflags);
 	else
 		standard_ExecutorStart(desc, eflags);
+}
+
+/*
+ * For code of ours that writes rows without a plan.
+ */
+static void
+fence_write(Oid relid)
+{
+	if (is_watched())
+		fence_check(relid, FENCE_ROWS);
 }
 
 /* ---- utility statements ---- */
@@ -289,4 +300,5 @@ fence_hooks_install(void)
 	ProcessUtility_hook = fence_utility;
 	next_object_access = object_access_hook;
 	object_access_hook = fence_object_access;
+	guard_write_hook = fence_write;
 }

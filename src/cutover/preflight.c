@@ -256,20 +256,28 @@ run_check(PreflightRun *run, const MappingRow *mapping)
 }
 
 /*
- * Run the check at work in a subtransaction; its error becomes a row.
+ * Run the check at work in a subtransaction; its error becomes a row.  Checks
+ * change nothing, so all are rolled back, which gives their locks on tables
+ * back: rows of large tables may be counted later.  But not where a connection
+ * was made, which would go with it.
  */
 static void
 try_check(PreflightRun *run, const MappingRow *mapping)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
+	Peer	   *peer = run->peer;
+	Peer	   *apply = run->apply;
 
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
 		run_check(run, mapping);
-		ReleaseCurrentSubTransaction();
+		if (run->peer != peer || run->apply != apply)
+			ReleaseCurrentSubTransaction();
+		else
+			RollbackAndReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
 	{

@@ -67,10 +67,12 @@ check_peer(PreflightRun *run)
 {
 	Peer	   *peer = registry_connect(run->deployment, false);
 
-	peer_command(peer, "SET statement_timeout = 0;"
-				 "SET idle_session_timeout = 0;"
-				 "SET default_transaction_isolation = 'read committed';"
+	peer_command(peer, "SET default_transaction_isolation = 'read committed';"
 				 "SET row_security = off");
+	(void) peer_query(peer, "SELECT pg_catalog.set_config(name, '0', false) "
+					  "FROM pg_catalog.pg_settings WHERE name IN "
+					  "('statement_timeout', 'transaction_timeout', "
+					  "'idle_session_timeout')", 0, NULL);
 	run->peer = peer;
 }
 

@@ -71,6 +71,11 @@ is( $blue->safe_psql(q{BEGIN; SELECT count(*) > 0 FROM bluegreen.preflight('d');
 		ROLLBACK; SELECT count(*) FROM bluegreen.stat_stream
 		WHERE state = 'streaming' AND errors = 0}),
 	"t\n1", 'and the stream is left alone');
+is( $blue->safe_psql(q{BEGIN; SELECT count(*) > 0 FROM bluegreen.preflight('d');
+		SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid()
+		AND relation IN (SELECT oid FROM pg_class WHERE relkind <> 'S'
+			AND relnamespace = 'public'::regnamespace)}),
+	"t\n0", 'no mapped table stays locked');
 
 fires_and_mends(
 	$blue, $green, 'd',

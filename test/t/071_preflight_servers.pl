@@ -218,7 +218,20 @@ fires_and_mends(
 		green => q{UPDATE pg_database SET datcollversion = '0'
 			WHERE datname = 'icu'}
 	});
-$blue->safe_psql(q{ALTER SERVER green OPTIONS (SET dbname 'postgres')});
+$blue->safe_psql(q{ALTER SERVER green OPTIONS (SET dbname 'postgres');
+	CREATE DATABASE icu TEMPLATE template0 LOCALE_PROVIDER icu
+		ICU_LOCALE 'sv'});
+$blue->safe_psql('icu', qq{CREATE EXTENSION pg_bluegreen;
+	CREATE TABLE t (id int PRIMARY KEY, v text);
+	CREATE SERVER green FOREIGN DATA WRAPPER pg_bluegreen
+		OPTIONS (host '127.0.0.1', port '$port', dbname 'icu');
+	CREATE USER MAPPING FOR CURRENT_USER SERVER green OPTIONS (user 'postgres');
+	SELECT bluegreen.create_deployment('d', 'green');
+	SELECT bluegreen.map_table('d', 't')});
+is(join(' ', grep { /^locale/ } found(preflight($blue, 'd', dbname => 'icu'))),
+	'locale warning locale of the provider',
+	'two databases whose ICU locales differ');
+$blue->safe_psql('icu', q{SELECT bluegreen.drop_deployment('d')});
 
 #
 # No connection; no mapping

@@ -224,8 +224,9 @@ is( $green->safe_psql('SELECT count(*) FROM canary')
 like($blue->safe_psql('SELECT preflight FROM bluegreen.status', %mover),
 	qr/^notice /, 'the owner sees it in status');
 
-# a table of which the role may not see the rows
-$green->safe_psql(qq{CREATE TABLE public.elsewhere (id int PRIMARY KEY);
+# a table of which the role may not see the rows: another column will not do
+$green->safe_psql(qq{CREATE TABLE public.elsewhere (id int PRIMARY KEY, v int);
+	GRANT SELECT (v) ON public.elsewhere TO PUBLIC;
 	ALTER TABLE $s."Child" ADD CONSTRAINT there FOREIGN KEY (id)
 		REFERENCES public.elsewhere NOT VALID;
 	ALTER TABLE public.elsewhere OWNER TO $id{Landlord};});
