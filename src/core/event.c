@@ -97,7 +97,8 @@ const char *const event_kind_names[] = {
 	[EVENT_LOST] = "lost",
 	[EVENT_DROPPED] = "dropped",
 	[EVENT_VERIFIED] = "verified",
-	[EVENT_REPAIRED] = "repaired"
+	[EVENT_REPAIRED] = "repaired",
+	[EVENT_SEQUENCES] = "sequences"
 };
 
 static EventRing *ring = NULL;

@@ -30,7 +30,8 @@ typedef enum EventKind
 	EVENT_LOST,
 	EVENT_DROPPED,
 	EVENT_VERIFIED,
-	EVENT_REPAIRED
+	EVENT_REPAIRED,
+	EVENT_SEQUENCES				/* moved, or run beyond */
 } EventKind;
 
 extern const char *const event_kind_names[];

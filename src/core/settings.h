@@ -43,6 +43,9 @@ extern bool bg_allow_target_writes;
 extern int	bg_event_retention; /* minutes */
 extern int	bg_long_transaction;	/* seconds */
 
+/* cutover */
+extern int	bg_sequence_margin; /* values left out of each sequence */
+
 extern void settings_define(void);
 extern int64 settings_restart_delay(int failures);
 
