@@ -129,6 +129,19 @@ CREATE TABLE bluegreen.accepted (
 	PRIMARY KEY (deployment, "check", object)
 );
 
+-- Where the last move of sequences has put those of the other side.
+CREATE TABLE bluegreen.sequence_move (
+	deployment integer NOT NULL
+		REFERENCES bluegreen.deployment ON DELETE CASCADE,
+	sequence oid NOT NULL,			-- of this side
+	target text NOT NULL,
+	increment bigint NOT NULL,		-- of the target
+	last_value bigint NOT NULL,		-- of this side's, when it was read
+	moved_to bigint NOT NULL,		-- the first value over there
+	at timestamptz NOT NULL DEFAULT clock_timestamp(),
+	PRIMARY KEY (deployment, sequence, target)
+);
+
 -- Comparisons of both sides (stream/verify_log.c).
 CREATE TABLE bluegreen.verify_run (
 	deployment integer PRIMARY KEY
@@ -438,6 +451,27 @@ AS 'MODULE_PATHNAME', 'bluegreen_accept'
 LANGUAGE C
 SET search_path = pg_catalog, pg_temp;
 
+CREATE FUNCTION bluegreen.sequences(deployment name,
+	OUT sequence text, OUT source text, OUT source_value text,
+	OUT value bigint, OUT next_value bigint, OUT action text,
+	OUT message text, OUT hint text)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'bluegreen_sequences'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.move_sequences(deployment name)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_move_sequences'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.check_sequences(deployment name)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_check_sequences'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
 -- Not for PUBLIC to lose: like now(), they tell nothing, and a transform that
 -- uses them is run as a deployment's owner.
 CREATE FUNCTION bluegreen.commit_time()
@@ -609,6 +643,26 @@ CREATE FUNCTION bluegreen.restore_indexes(stream text,
 RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_restore_indexes'
 LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.sequence_position(sequence oid,
+	OUT last_value bigint, OUT is_called boolean)
+AS 'MODULE_PATHNAME', 'bluegreen_sequence_position'
+LANGUAGE C VOLATILE STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.column_extreme(relation oid, "column" name,
+	lowest boolean)
+RETURNS bigint
+AS 'MODULE_PATHNAME', 'bluegreen_column_extreme'
+LANGUAGE C VOLATILE STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.restart_sequences(sequences oid[],
+	at_least bigint[], wraps boolean[], lock_timeout integer)
+RETURNS bigint[]
+AS 'MODULE_PATHNAME', 'bluegreen_restart_sequences'
+LANGUAGE C VOLATILE STRICT
 SET search_path = pg_catalog, pg_temp;
 
 -- Not for PUBLIC to lose: it is called as the owner of the row's table, and
@@ -1313,6 +1367,14 @@ REVOKE ALL ON FUNCTION bluegreen.joined_mappings(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.preview(name, regclass, integer) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.preflight(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.accept(name, text, text, boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.sequences(name) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.move_sequences(name) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.check_sequences(name) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.sequence_position(oid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.column_extreme(oid, name, boolean)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.restart_sequences(oid[], bigint[], boolean[],
+	integer) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.start(name, boolean) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.stop(name) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.wait_for_sync(name, interval) FROM PUBLIC;
@@ -1405,6 +1467,8 @@ COMMENT ON TABLE bluegreen.preflight_result IS
 	'worst severity of each deployment''s last preflight; see view status';
 COMMENT ON TABLE bluegreen.accepted IS
 	'findings of preflights that somebody has accepted';
+COMMENT ON TABLE bluegreen.sequence_move IS
+	'where the other side''s sequences were moved to last, for check_sequences()';
 COMMENT ON TABLE bluegreen.verify_run IS
 	'the last comparison of each deployment, and when the next is due';
 COMMENT ON TABLE bluegreen.verify_table IS
@@ -1474,6 +1538,19 @@ COMMENT ON FUNCTION bluegreen.preflight(name) IS
 	'every reason why a start or a switchover would fail or lose something, with what mends it';
 COMMENT ON FUNCTION bluegreen.accept(name, text, text, boolean) IS
 	'count what a check of preflight() finds about an object as a notice; accepted => false: not any more';
+COMMENT ON FUNCTION bluegreen.sequences(name) IS
+	'sequences of the other side that mapped tables use, those of this side that go with them, and what a move would do';
+COMMENT ON FUNCTION bluegreen.move_sequences(name) IS
+	'move the other side''s sequences beyond this side''s, as a switchover does; returns how many there are';
+COMMENT ON FUNCTION bluegreen.check_sequences(name) IS
+	'warn of sequences of this side that have reached what the other side hands out since the last move; returns how many';
+COMMENT ON FUNCTION bluegreen.sequence_position(oid) IS
+	'for move_sequences(): where a sequence stands; nulls if the caller may not read it';
+COMMENT ON FUNCTION bluegreen.column_extreme(oid, name, boolean) IS
+	'for move_sequences(): largest or lowest value of a column; null if the caller may not read it';
+COMMENT ON FUNCTION bluegreen.restart_sequences(oid[], bigint[], boolean[],
+	integer) IS
+	'for move_sequences(), on a target: restart sequences, given UPDATE on them, never the wrong way; returns their next values';
 COMMENT ON FUNCTION bluegreen.commit_time() IS
 	'in a transform: commit time of the change on the source';
 COMMENT ON FUNCTION bluegreen.commit_lsn() IS

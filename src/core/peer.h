@@ -107,6 +107,8 @@ extern const PeerOption *peer_options(int *count);	/* all of libpq's */
 /* simple */
 extern PeerResult *peer_query(Peer *peer, const char *sql, int nargs,
 							  const char *const *args);
+extern PeerResult *peer_try_query(Peer *peer, const char *sql, int nargs,
+								  const char *const *args, PeerError *error);
 extern void peer_query_begin(Peer *peer, const char *sql);
 extern PeerResult *peer_query_end(Peer *peer, const char *sql);
 extern int64 peer_command(Peer *peer, const char *sql);

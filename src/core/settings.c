@@ -39,6 +39,7 @@ int			bg_event_retention = 43200;
 int			bg_long_transaction = 60;
 bool		bg_allow_target_writes = false;
 char	   *bg_switchover_stop_at = NULL;
+int			bg_sequence_margin = 1000;
 
 /* One parameter; the default is the variable's initial value. */
 typedef struct Setting
@@ -150,6 +151,12 @@ static const Setting settings[] = {
 		PGC_USERSET, GUC_UNIT_S,
 		"Lets a preflight report transactions that write and are older than this.",
 		NULL
+	},
+	{
+		"bluegreen.sequence_margin", &bg_sequence_margin, 0, INT_MAX,
+		PGC_USERSET, 0,
+		"Sets how many values a switchover leaves out when it moves a sequence.",
+		"Nothing stops nextval() on the side that is closed."
 	}
 };
 

@@ -46,6 +46,9 @@ extern char *bg_switchover_stop_at; /* for tests: name of a step */
 extern int	bg_event_retention; /* minutes */
 extern int	bg_long_transaction;	/* seconds */
 
+/* cutover */
+extern int	bg_sequence_margin; /* values left out of each sequence */
+
 extern void settings_define(void);
 extern int64 settings_restart_delay(int failures);
 

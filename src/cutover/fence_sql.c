@@ -357,6 +357,7 @@ bluegreen_fence_decide(PG_FUNCTION_ARGS)
 	require_writable("bluegreen.fence_decide");
 	fence_decide(fence, PG_GETARG_INT64(1));
 	fence_unmark(fence);
+	fence_notify(fence);
 	ForceSyncCommit();
 	PG_RETURN_VOID();
 }

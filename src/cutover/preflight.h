@@ -188,6 +188,9 @@ extern const char sql_subscriptions_blue[];
 extern const char sql_subscriptions_green[];
 extern const char sql_stream[];
 
+/* check_data.c */
+extern void check_sequences(PreflightRun *run);
+
 /* check_wal.c */
 extern void check_wal_space(PreflightRun *run);
 extern void check_wal_keep(PreflightRun *run);

@@ -355,6 +355,11 @@ const PreflightCheck preflight_checks[] = {
 		QF(sequences)
 	},
 	{
+		"sequence_move", "green", W,
+		"sequences can be moved beyond those of blue",
+		F(check_sequences)
+	},
+	{
 		"unmapped_table", "green", W,
 		"every table with rows is mapped",
 		QF(unmapped)

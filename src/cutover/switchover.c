@@ -71,6 +71,7 @@ const SwitchStep switch_steps_before[] = {
 	"raise the fence, wait for transactions that have written"},
 	{"barrier", "everything is applied", step_barrier, NULL,
 	"wait until everything is applied"},
+	{"sequences", NULL, step_sequences, NULL, "move the sequences"},
 	{"doubt", "ready to decide", step_doubt, NULL,
 	"write down that the decision is about to be made"},
 };
@@ -79,6 +80,7 @@ const int	switch_nsteps_before = lengthof(switch_steps_before);
 /* "decide" is between them */
 const SwitchStep switch_steps_after[] = {
 	{"close", NULL, step_close, NULL, "open the other side, close this one"},
+	{"margin", NULL, step_margin, NULL, NULL},
 	{"tell", NULL, step_tell, NULL, "tell clients"},
 };
 const int	switch_nsteps_after = lengthof(switch_steps_after);

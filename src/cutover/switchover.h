@@ -64,9 +64,11 @@ extern void step_drain(SwitchMove *move);
 extern void step_fence(SwitchMove *move);
 extern void undo_fence(SwitchMove *move);
 extern void step_barrier(SwitchMove *move);
+extern void step_sequences(SwitchMove *move);
 extern void step_doubt(SwitchMove *move);
 extern void switch_wait_standbys(SwitchMove *move);
 extern void step_close(SwitchMove *move);
+extern void step_margin(SwitchMove *move);
 extern void step_tell(SwitchMove *move);
 
 /* switchover_peer.c: the decision, which is on the other side */
@@ -76,6 +78,7 @@ typedef struct FenceView
 	int64		epoch;
 } FenceView;
 
+extern Peer *switch_peer(SwitchMove *move);
 extern FenceView switch_look(Peer *peer, const char *stream);
 extern bool switch_decide(SwitchMove *move);
 extern bool switch_resolve(SwitchMove *move);

@@ -45,9 +45,11 @@ switch_look(Peer *peer, const char *stream)
 	return view;
 }
 
-/* The connection, made when it is needed. */
-static Peer *
-connected(SwitchMove *move)
+/*
+ * The connection, made when it is needed.
+ */
+Peer *
+switch_peer(SwitchMove *move)
 {
 	if (move->peer != NULL && peer_is_alive(move->peer))
 		return move->peer;
@@ -106,7 +108,7 @@ ask_decide(SwitchMove *move)
 	Peer	   *peer;
 
 	switch_wait_standbys(move);
-	peer = connected(move);
+	peer = switch_peer(move);
 	left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
 										   move->row.deadline);
 	peer_command(peer, psprintf("SET lock_timeout = " INT64_FORMAT,
@@ -122,7 +124,7 @@ ask_settle(SwitchMove *move)
 	psprintf(INT64_FORMAT, move->row.epoch)};
 	PeerResult *result;
 
-	result = peer_query(connected(move),
+	result = peer_query(switch_peer(move),
 						"SELECT bluegreen.fence_settle($1, $2)", 2, args);
 	return strcmp(result->values[0][0], "t") == 0;
 }

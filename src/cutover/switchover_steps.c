@@ -11,13 +11,14 @@
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/pg_type.h"
-#include "commands/async.h"
 #include "compat.h"
 #include "core/worker.h"
+#include "cutover/sequence.h"
 #include "cutover/switchover.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #define POLL_MS			20
@@ -58,6 +59,8 @@ step_ready(SwitchMove *move)
 		stream_wake(move->shared);
 		switch_rest(move, POLL_MS);
 	}
+	/* connect while nobody waits for it */
+	(void) switch_peer(move);
 }
 
 /* ---- drain conditions ---- */
@@ -150,6 +153,47 @@ step_barrier(SwitchMove *move)
 	}
 }
 
+/* ---- sequences ---- */
+
+/*
+ * What the other side hands out from now on was not handed out before.  To be
+ * undone it needs nothing: numbers are left out.
+ */
+void
+step_sequences(SwitchMove *move)
+{
+	int64		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+													   move->row.deadline);
+	int			n;
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	n = sequences_move(move->deployment, switch_peer(move),
+					   (int) Max(left, 1));
+	PopActiveSnapshot();
+	switch_commit(move);
+	if (n > 0)
+		appendStringInfo(&move->note, "%d sequences moved", n);
+}
+
+/*
+ * Nothing keeps nextval() on this side from going on: has it reached what the
+ * other side hands out?
+ */
+void
+step_margin(SwitchMove *move)
+{
+	int			n;
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	n = sequences_check_margin(move->deployment);
+	PopActiveSnapshot();
+	switch_commit(move);
+	if (n > 0)
+		appendStringInfo(&move->note,
+						 "%d sequences were used beyond bluegreen.sequence_margin",
+						 n);
+}
+
 /* ---- the decision is near ---- */
 
 void
@@ -220,17 +264,7 @@ step_close(SwitchMove *move)
 void
 step_tell(SwitchMove *move)
 {
-	CatalogAccess access;
-	CatalogArgs args = {0};
-
-	catalog_begin(&access);
-	catalog_arg_name(&args, move->deployment->name);
-	catalog_arg_text(&args, move->to);
-	catalog_arg(&args, INT8OID, Int64GetDatum(move->row.epoch));
-	catalog_run("SELECT pg_notify('bluegreen', json_build_object("
-				"'deployment', $1, 'active', $2, 'epoch', $3)::text)",
-				&args, SPI_OK_SELECT);
-	catalog_end(&access);
+	fence_notify(move->fence);
 	switch_row_set(move->row.deployment,
 				   "state = 'done', finished_at = clock_timestamp()");
 	switch_commit(move);
