@@ -1052,6 +1052,13 @@ CREATE VIEW bluegreen.status AS
 SELECT s.deployment,
 	s.direction,
 	s.state,
+	(SELECT CASE WHEN f.state IN ('open', 'raised') THEN f.side
+			WHEN f.state = 'in_doubt' THEN 'doubt'
+			WHEN f.side = 'blue' THEN 'green'
+			ELSE 'blue' END
+		FROM bluegreen.fence f
+			JOIN bluegreen.deployment d ON d.id = f.deployment
+		WHERE d.name = s.deployment) AS active,
 	(SELECT count(*) FILTER (WHERE t.state = 'streaming') || '/' || count(*)
 		FROM bluegreen.stat_table t
 		WHERE t.deployment = s.deployment) AS tables,
@@ -1314,9 +1321,7 @@ SELECT f.name AS deployment,
 			THEN format('a %s is under way', m.kind)
 		WHEN a.active = 'blue'
 			THEN 'nothing to roll back: blue is the active side'
-		WHEN EXISTS (SELECT FROM pg_replication_slots s
-				WHERE s.plugin = 'pg_bluegreen'
-					AND s.slot_name LIKE 'bluegreen%\_b')
+		WHEN d.opposite IS NOT NULL
 			THEN 'rollback() would move the users back to blue'
 		WHEN f.side = 'blue' OR f.stream IS NOT NULL
 			THEN 'no stream leads back from green: a rollback is not possible'
@@ -1703,6 +1708,8 @@ COMMENT ON COLUMN bluegreen.fence_state.drained IS
 	'no transaction that has written to mapped tables is in flight, and none can begin';
 COMMENT ON COLUMN bluegreen.status.state IS
 	'defined, starting, copying, streaming, stopped, error, lost; standby on a standby';
+COMMENT ON COLUMN bluegreen.status.active IS
+	'the side that takes writes: blue or green; doubt: see view switch_state';
 COMMENT ON COLUMN bluegreen.status.tables IS
 	'how many of the mapped tables are copied and follow';
 COMMENT ON COLUMN bluegreen.status.lag_bytes IS

@@ -137,6 +137,32 @@ require_writable(const char *function)
 }
 
 /*
+ * Error unless this side of a deployment takes writes: what it has is right,
+ * and the other side follows.
+ */
+void
+control_require_active(const Deployment *deployment, const char *what)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	char	   *side = NULL;
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, deployment->id);
+	if (catalog_run("SELECT side FROM bluegreen.fence WHERE deployment = $1 "
+					"AND state NOT IN ('open', 'raised')",
+					&args, SPI_OK_SELECT) > 0)
+		side = catalog_text(&access, 0, 1);
+	catalog_end(&access);
+	if (side != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot %s deployment \"%s\" from %s, which is not the active side",
+						what, deployment->name, side),
+				 errhint("Call it on the other side.")));
+}
+
+/*
  * Begin a procedure that commits: error in a transaction block, or where
  * nothing can be written; SPI that may end transactions.
  */

@@ -87,6 +87,8 @@ extern void registry_remove(Peer *peer, const char *origin);
 
 extern void require_argument(FunctionCallInfo fcinfo, int i, const char *name);
 extern void require_writable(const char *function);
+extern void control_require_active(const Deployment *deployment,
+								   const char *what);
 extern void procedure_begin(FunctionCallInfo fcinfo, const char *name);
 extern void procedure_end(void);
 extern Deployment *procedure_lock(const char *name);

@@ -237,6 +237,24 @@ switch_wait_standbys(SwitchMove *move)
 /* ---- after the decision ---- */
 
 /*
+ * A verification that runs would take rows on their way back for differences.
+ */
+static void
+end_verification(int32 deployment)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, deployment);
+	catalog_run("UPDATE bluegreen.verify_run SET state = 'cancelled', "
+				"finished_at = clock_timestamp() "
+				"WHERE deployment = $1 AND state = 'running'",
+				&args, SPI_OK_UPDATE);
+	catalog_end(&access);
+}
+
+/*
  * The other side is the active one: close this one, with the sign for clients,
  * and have it in the row.  Held writers are disconnected.
  */
@@ -250,6 +268,7 @@ step_close(SwitchMove *move)
 		return;
 	HOLD_INTERRUPTS();
 	fence_mark(move->fence);
+	end_verification(move->row.deployment);
 	switch_row_set(move->row.deployment, "state = 'decided', sqlstate = NULL, "
 				   "message = NULL, detail = NULL, hint = NULL");
 	fence_close(move->fence, epoch);

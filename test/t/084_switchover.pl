@@ -50,10 +50,8 @@ is(state_of($green), 'blue|guarded', 'green says so, too');
 #
 # What is in the way
 #
-fails($green, q{CALL bluegreen.switchover('d')},
-	qr/known here as a target only.*Call this on blue/s, 'called on green');
-fails($blue, q{CALL bluegreen.rollback('d')}, qr/./,
-	'nothing to roll back');
+fails($blue, q{CALL bluegreen.rollback('d')},
+	qr/green is not the active side of deployment "d"/, 'nothing to roll back');
 fails($blue, q{CALL bluegreen.switchover('d', on_drain_timeout => 'x')},
 	qr/Valid values are "abort" and "terminate"/, 'a word that is none');
 fails($blue, q{BEGIN; CALL bluegreen.switchover('d')},
@@ -197,9 +195,12 @@ my $events = $blue->safe_psql(
 	q{SELECT string_agg(message, E'\n' ORDER BY at) FROM bluegreen.event WHERE kind = 'switch'});
 like($events, qr/switchover, epoch \d+: fence raised and drained/, 'events tell');
 like($blue->safe_psql('SELECT advice FROM bluegreen.switch_state'),
-	qr/a rollback is not possible/, 'what a rollback would do');
+	qr/rollback\(\) would move the users back to blue/, 'what a rollback would do');
 fails($blue, q{CALL bluegreen.switchover('d')}, qr/blue is not the active side/,
 	'a second time');
+fails($blue, "SET default_transaction_read_only = off; $_",
+	qr/from blue, which is not the active side/, "not any more: $_")
+  for q{CALL bluegreen.verify('d')}, q{SELECT bluegreen.repair('d')};
 
 # a client with two hosts
 my $two = "host=127.0.0.1,127.0.0.1 port=@{[$blue->port]},@{[$green->port]}"
