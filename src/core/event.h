@@ -30,7 +30,9 @@ typedef enum EventKind
 	EVENT_LOST,
 	EVENT_DROPPED,
 	EVENT_VERIFIED,
-	EVENT_REPAIRED
+	EVENT_REPAIRED,
+	EVENT_SWITCH,				/* a step of a switchover or rollback */
+	EVENT_SEQUENCES				/* moved, or run beyond */
 } EventKind;
 
 extern const char *const event_kind_names[];

@@ -635,19 +635,40 @@ peer_finish(Peer *peer, const char *sql)
 PeerResult *
 peer_query(Peer *peer, const char *sql, int nargs, const char *const *args)
 {
-	PeerResult *result = palloc0(sizeof(PeerResult));
 	PeerError	error;
+	PeerResult *result;
 
-	begin_statement(peer, sql);
-	if (!PQsendQueryParams(peer->conn, sql, nargs, NULL, args, NULL, NULL, 0))
-	{
-		sending_failed(peer);
-		peer_rethrow_sql(&peer->loss, sql);
-	}
-	finish_statement(peer, result, &error);
-	if (error.sqlstate[0] != '\0')
+	peer_require(peer, PEER_IDLE);
+	result = peer_try_query(peer, sql, nargs, args, &error);
+	if (result == NULL)
 		peer_rethrow_sql(&error, sql);
 	return result;
+}
+
+/*
+ * Like peer_query(), but a remote error or a lost connection is returned in
+ * *error with NULL instead of being raised.
+ */
+PeerResult *
+peer_try_query(Peer *peer, const char *sql, int nargs,
+			   const char *const *args, PeerError *error)
+{
+	PeerResult *result = palloc0(sizeof(PeerResult));
+
+	if (!peer_is_alive(peer))
+	{
+		*error = peer->loss;
+		return NULL;
+	}
+	begin_statement(peer, sql);
+	if (PQsendQueryParams(peer->conn, sql, nargs, NULL, args, NULL, NULL, 0))
+		finish_statement(peer, result, error);
+	else
+	{
+		sending_failed(peer);
+		*error = peer->loss;
+	}
+	return error->sqlstate[0] == '\0' ? result : NULL;
 }
 
 /*

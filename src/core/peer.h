@@ -95,6 +95,7 @@ extern Peer *peer_connect(const char *server, Oid userid,
 						  const char *application_name);
 extern void peer_close(Peer *peer);
 extern void peer_keep(Peer *peer);	/* outlive transactions that abort */
+extern void peer_show_notices(Peer *peer);
 extern bool peer_is_alive(Peer *peer);
 extern void peer_check(Peer *peer);
 extern int	peer_server_version(Peer *peer);
@@ -106,6 +107,8 @@ extern const PeerOption *peer_options(int *count);	/* all of libpq's */
 /* simple */
 extern PeerResult *peer_query(Peer *peer, const char *sql, int nargs,
 							  const char *const *args);
+extern PeerResult *peer_try_query(Peer *peer, const char *sql, int nargs,
+								  const char *const *args, PeerError *error);
 extern void peer_query_begin(Peer *peer, const char *sql);
 extern PeerResult *peer_query_end(Peer *peer, const char *sql);
 extern int64 peer_command(Peer *peer, const char *sql);

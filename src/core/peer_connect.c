@@ -311,15 +311,37 @@ check_server(ForeignServer *server, Oid userid)
 					   server->servername);
 }
 
-/* Remote notices are for those who debug; a FATAL is kept as last words. */
+/*
+ * Remote notices are for those who debug, unless somebody wants them; a FATAL
+ * is kept as last words.
+ */
 static void
 peer_notice_receiver(void *arg, const PGresult *res)
 {
+	Peer	   *peer = arg;
+	const char *severity = PQresultErrorField(res,
+											  PG_DIAG_SEVERITY_NONLOCALIZED);
 	PeerError	notice;
 
-	peer_note_error((Peer *) arg, res, &notice);
-	ereport(DEBUG1,
-			(errmsg_internal("message of peer: %s", notice.message)));
+	peer_note_error(peer, res, &notice);
+	if (peer->show_notices && severity != NULL &&
+		(strcmp(severity, "NOTICE") == 0 || strcmp(severity, "WARNING") == 0))
+		ereport(severity[0] == 'W' ? WARNING : NOTICE,
+				(errmsg_internal("%s", notice.message),
+				 notice.detail[0] ? errdetail_internal("%s", notice.detail) : 0,
+				 notice.hint[0] ? errhint("%s", notice.hint) : 0));
+	else
+		ereport(DEBUG1,
+				(errmsg_internal("message of peer: %s", notice.message)));
+}
+
+/*
+ * From now on the caller's client gets the notices and warnings of the peer.
+ */
+void
+peer_show_notices(Peer *peer)
+{
+	peer->show_notices = true;
 }
 
 pg_noreturn static void

@@ -62,6 +62,7 @@ struct Peer
 	PeerMode	mode;
 	bool		is_commit;		/* the simple statement that runs is one */
 	bool		keep;			/* outlives transactions that abort */
+	bool		show_notices;	/* to our own client */
 	SubTransactionId subid;		/* that opened it */
 	char	   *description;
 	int			version;

@@ -3,7 +3,7 @@
  * settings.c
  *		Configuration parameters (bluegreen.*).
  *
- * All but one are integers, so they are one table.  Those that size shared
+ * All but two are integers, so they are one table.  Those that size shared
  * memory can only be fixed while the postmaster starts; where the library is
  * loaded later they are still defined, so that a configuration file which
  * mentions them is not complained about, but they size nothing.
@@ -38,6 +38,8 @@ int			bg_idle_progress_interval = 10000;
 int			bg_event_retention = 43200;
 int			bg_long_transaction = 60;
 bool		bg_allow_target_writes = false;
+char	   *bg_switchover_stop_at = NULL;
+int			bg_sequence_margin = 1000;
 
 /* One parameter; the default is the variable's initial value. */
 typedef struct Setting
@@ -149,6 +151,12 @@ static const Setting settings[] = {
 		PGC_USERSET, GUC_UNIT_S,
 		"Lets a preflight report transactions that write and are older than this.",
 		NULL
+	},
+	{
+		"bluegreen.sequence_margin", &bg_sequence_margin, 0, INT_MAX,
+		PGC_USERSET, 0,
+		"Sets how many values a switchover leaves out when it moves a sequence.",
+		"Nothing stops nextval() on the side that is closed."
 	}
 };
 
@@ -175,6 +183,11 @@ settings_define(void)
 							 "For repairs: what is written may be in the stream's way.",
 							 &bg_allow_target_writes, false,
 							 PGC_SUSET, 0, NULL, NULL, NULL);
+	DefineCustomStringVariable("bluegreen.switchover_stop_at",
+							   "Lets a switchover of this session wait before a step.",
+							   "For tests only: it waits until bluegreen.switch.stop_at is null.",
+							   &bg_switchover_stop_at, "",
+							   PGC_SUSET, GUC_NOT_IN_SAMPLE, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("bluegreen");
 }
 

@@ -39,9 +39,15 @@ extern int	bg_idle_progress_interval;	/* ms between idle progress marks */
 /* fence */
 extern bool bg_allow_target_writes;
 
+/* switchover */
+extern char *bg_switchover_stop_at; /* for tests: name of a step */
+
 /* history */
 extern int	bg_event_retention; /* minutes */
 extern int	bg_long_transaction;	/* seconds */
+
+/* cutover */
+extern int	bg_sequence_margin; /* values left out of each sequence */
 
 extern void settings_define(void);
 extern int64 settings_restart_delay(int failures);

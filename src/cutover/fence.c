@@ -40,7 +40,8 @@
  * The session that raises has a lock of its own for that, which tells it from
  * others that hold ShareLock for some other reason (CREATE INDEX on the table).
  *
- * All functions here need a procedure that may commit (SPI, not atomic).
+ * Functions here that commit need a procedure that may (SPI, not atomic), or a
+ * worker's transaction without a snapshot.
  *
  *-------------------------------------------------------------------------
  */
@@ -63,6 +64,7 @@
 #include "storage/lock.h"
 #include "storage/proc.h"
 #include "storage/procarray.h"
+#include "tcop/pquery.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -240,6 +242,47 @@ fence_find(const char *deployment)
 	return fence;
 }
 
+/*
+ * The fence of a deployment of this database, by its id.
+ */
+int32
+fence_of_deployment(int32 deployment)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	int32		fence;
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, deployment);
+	if (catalog_run("SELECT id FROM bluegreen.fence WHERE deployment = $1",
+					&args, SPI_OK_SELECT) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("deployment %d has no fence", deployment)));
+	fence = DatumGetInt32(catalog_value(0, 1, NULL));
+	catalog_end(&access);
+	return fence;
+}
+
+/*
+ * "blue" or "green".
+ */
+char *
+fence_side(int32 fence)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	char	   *side;
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, fence);
+	catalog_run("SELECT side FROM bluegreen.fence WHERE id = $1", &args,
+				SPI_OK_SELECT);
+	side = catalog_text(&access, 0, 1);
+	catalog_end(&access);
+	return side;
+}
+
 static void
 refuse_move(int32 fence, int64 epoch, FenceState to)
 {
@@ -260,21 +303,37 @@ typedef struct Move
 	FenceState	to;
 	const char *from;
 	bool		begins;			/* an epoch */
+	bool		switches;		/* who is the active side */
 } Move;
 
-static const Move move_raise = {FENCE_RAISED, "{open,raised}", true};
-static const Move move_lower = {FENCE_OPEN, "{raised,in_doubt}", false};
-static const Move move_doubt = {FENCE_IN_DOUBT, "{raised}", false};
-static const Move move_close = {FENCE_CLOSED, "{raised,in_doubt}", false};
-static const Move move_settle = {FENCE_CLOSED, "{in_doubt}", false};
-static const Move move_activate = {FENCE_OPEN, "{guarded,closed}", true};
+static const Move move_raise = {FENCE_RAISED, "{open,raised}", true, false};
+static const Move move_lower = {FENCE_OPEN, "{raised,in_doubt}", false, false};
+static const Move move_doubt = {FENCE_IN_DOUBT, "{raised}", false, false};
+static const Move move_close = {FENCE_CLOSED, "{raised,in_doubt}", false, true};
+static const Move move_settle = {FENCE_CLOSED, "{in_doubt}", false, true};
+static const Move move_activate = {FENCE_OPEN, "{guarded,closed}", true, true};
 
 /*
- * Compare and set a fence's row, and commit, durably.  Errors: it is in another
- * state or epoch.
+ * Commit what a procedure or a worker has written, durably.
+ */
+void
+fence_commit(void)
+{
+	ForceSyncCommit();
+	if (ActivePortal != NULL)
+	{
+		SPI_commit();
+		return;
+	}
+	CommitTransactionCommand();
+	StartTransactionCommand();
+}
+
+/*
+ * Compare and set a fence's row.  Errors: it is in another state or epoch.
  */
 static void
-move_fence(int32 fence, int64 epoch, const Move *move)
+set_fence(int32 fence, int64 epoch, const Move *move)
 {
 	CatalogAccess access;
 	CatalogArgs args = {0};
@@ -286,18 +345,26 @@ move_fence(int32 fence, int64 epoch, const Move *move)
 	catalog_arg(&args, INT8OID, Int64GetDatum(epoch));
 	catalog_arg_text(&args, move->from);
 	catalog_arg(&args, BOOLOID, BoolGetDatum(move->begins));
+	catalog_arg(&args, BOOLOID, BoolGetDatum(move->switches));
 	n = catalog_run("UPDATE bluegreen.fence SET state = $2, epoch = $3, "
 					"since = clock_timestamp(), raised_by = CASE "
 					"WHEN $2 = 'raised' THEN pg_backend_pid() "
-					"WHEN $2 <> 'open' THEN raised_by END "
+					"WHEN $2 <> 'open' THEN raised_by END, "
+					"switched_at = CASE WHEN $6 THEN clock_timestamp() "
+					"ELSE switched_at END "
 					"WHERE id = $1 AND state = ANY ($4::text[]) "
 					"AND CASE WHEN $5 THEN epoch < $3 ELSE epoch = $3 END",
 					&args, SPI_OK_UPDATE);
 	catalog_end(&access);
 	if (n == 0)
 		refuse_move(fence, epoch, move->to);
-	ForceSyncCommit();
-	SPI_commit();
+}
+
+static void
+move_fence(int32 fence, int64 epoch, const Move *move)
+{
+	set_fence(fence, epoch, move);
+	fence_commit();
 }
 
 /*
@@ -374,8 +441,66 @@ fence_close(int32 fence, int64 epoch)
 void
 fence_activate(int32 fence, int64 epoch)
 {
+	fence_decide(fence, epoch);
+	fence_commit();
+}
+
+/*
+ * The same, without the commit: the decision of a switchover, unless the epoch
+ * was settled before.
+ */
+void
+fence_decide(int32 fence, int64 epoch)
+{
 	LockRelationOid(fence_relid(), ExclusiveLock);
-	move_fence(fence, epoch, &move_activate);
+	set_fence(fence, epoch, &move_activate);
+}
+
+/*
+ * Settle an epoch whose decision nobody knows of: from now on it is not
+ * possible any more.  Waits for a decision that is being committed.  True if
+ * this side is the active one, as that epoch was decided: a side that is not
+ * takes part in no later one.  Does not commit.
+ */
+bool
+fence_settle(int32 fence, int64 epoch)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	FenceState	state;
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, fence);
+	catalog_arg(&args, INT8OID, Int64GetDatum(epoch));
+	catalog_run("UPDATE bluegreen.fence SET epoch = $2 WHERE id = $1 "
+				"AND state IN ('guarded', 'closed') AND epoch < $2",
+				&args, SPI_OK_UPDATE);
+	catalog_end(&access);
+	ForceSyncCommit();
+	state = fence_state(fence, NULL);
+	return state == FENCE_OPEN || state == FENCE_RAISED ||
+		state == FENCE_IN_DOUBT;
+}
+
+/*
+ * Have a side open or closed, whatever it was, in a new epoch.  For a human who
+ * knows better; nobody else may have the lock.  Does not commit.
+ */
+void
+fence_force(int32 fence, bool open)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	LockRelationOid(fence_relid(), ExclusiveLock);
+	catalog_begin(&access);
+	catalog_arg_int4(&args, fence);
+	catalog_arg_text(&args, fence_state_names[open ? FENCE_OPEN : FENCE_CLOSED]);
+	catalog_run("UPDATE bluegreen.fence SET state = $2, epoch = epoch + 1, "
+				"since = clock_timestamp(), switched_at = clock_timestamp(), "
+				"raised_by = NULL WHERE id = $1", &args, SPI_OK_UPDATE);
+	catalog_end(&access);
+	ForceSyncCommit();
 }
 
 /* ---- wait ---- */

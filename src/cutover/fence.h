@@ -10,6 +10,7 @@
 #define BG_FENCE_H
 
 #include "datatype/timestamp.h"
+#include "fmgr.h"
 #include "nodes/bitmapset.h"
 
 /*
@@ -26,6 +27,7 @@ typedef enum FenceState
 } FenceState;
 
 extern const char *const fence_state_names[];
+extern const char *const fence_policy_names[];
 
 /* What is about to happen to a relation. */
 typedef enum FenceAccess
@@ -70,8 +72,21 @@ extern void fence_lower(int32 fence, int64 epoch);
 extern void fence_doubt(int32 fence, int64 epoch);
 extern void fence_close(int32 fence, int64 epoch);
 extern void fence_activate(int32 fence, int64 epoch);
+extern void fence_commit(void);
+
+/* ... and these do not */
+extern void fence_decide(int32 fence, int64 epoch);
+extern bool fence_settle(int32 fence, int64 epoch);
+extern void fence_force(int32 fence, bool open);
 extern FenceState fence_state(int32 fence, int64 *epoch);
 extern int32 fence_find(const char *deployment);
+extern int32 fence_of_deployment(int32 deployment);
+extern char *fence_side(int32 fence);
+
+/* fence_sql.c: arguments of procedures */
+extern int	fence_timeout_argument(FunctionCallInfo fcinfo, int i,
+								   const char *name);
+extern FencePolicy fence_policy_argument(FunctionCallInfo fcinfo, int i);
 
 /* fence_check.c: may this be written? */
 extern void fence_check(Oid relid, FenceAccess access);
@@ -84,6 +99,11 @@ extern Oid	fence_cache_relid(void);
 extern const Fence *fence_cache_get(int i);
 extern const Fence *fence_cache_closed(void);
 extern FenceVerdict fence_cache_verdict(Oid relid);
+
+/* fence_mark.c: a sign for clients; these do not commit */
+extern void fence_mark(int32 fence);
+extern void fence_unmark(int32 fence);
+extern void fence_notify(int32 fence);
 
 /* fence_hook.c: who asks */
 extern void fence_hooks_install(void);

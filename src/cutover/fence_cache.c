@@ -4,8 +4,8 @@
  *		What a backend knows of the fences of its database.
  *
  * The truth is in tables: bluegreen.fence, the mapped tables in table_mapping
- * (of a source) and applied_table (of a target), the exceptions in
- * fence_local.  A backend reads them when it first writes, and keeps what it
+ * (what a stream reads here) and applied_table (what one writes here), the
+ * exceptions in fence_local.  A backend reads them when it first writes, and keeps what it
  * has read until it is told that something has changed: each of these tables
  * has a trigger that invalidates bluegreen.fence (bluegreen_fence_changed), so
  * that its relcache message, which goes out with the commit, means all of them.
@@ -69,7 +69,6 @@ static const char *const table_names[NTABLES] = {
 #define FENCE_EPOCH			7
 #define FENCE_SINCE			8
 #define MAPPING_DEPLOYMENT	2
-#define MAPPING_DIRECTION	3
 #define MAPPING_SOURCE		4
 #define APPLIED_STREAM		1
 #define APPLIED_SCHEMA		3
@@ -233,9 +232,6 @@ read_mapping(HeapTuple tuple, TupleDesc desc)
 	int32		deployment = DatumGetInt32(value(tuple, desc,
 												 MAPPING_DEPLOYMENT));
 
-	/* what a backward mapping calls its source is on the other side */
-	if (strcmp(text_value(tuple, desc, MAPPING_DIRECTION), "forward") != 0)
-		return;
 	for (int i = 0; i < nfences; i++)
 	{
 		if (fences[i].deployment == deployment)
@@ -262,8 +258,7 @@ read_applied(HeapTuple tuple, TupleDesc desc)
 		return;
 	for (int i = 0; i < nfences; i++)
 	{
-		/* of a target only: what a stream writes to a source is the source's */
-		if (fences[i].stream != NULL && fences[i].deployment == 0 &&
+		if (fences[i].stream != NULL &&
 			strcmp(fences[i].stream, stream) == 0)
 			name_table(relid, i);
 	}

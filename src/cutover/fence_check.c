@@ -102,6 +102,9 @@ disconnect(const Fence *fence)
 {
 	ereport(FATAL,
 			(errcode(ERRCODE_ADMIN_SHUTDOWN),
+			 fence->state == FENCE_IN_DOUBT ?
+			 errmsg("terminating connection because it is in doubt whether this side of deployment \"%s\" is the active one",
+					fence->name) :
 			 errmsg("terminating connection because this side of deployment \"%s\" is closed",
 					fence->name),
 			 errdetail("The transaction was rolled back. It had not written to any mapped table."),
@@ -254,7 +257,9 @@ check_applier(Oid relid, FenceAccess access, bool own)
 	{
 		const Fence *fence = fence_cache_get(i);
 
-		if (is_own(fence, stream) != own || (!own && fence->deployment == 0))
+		if (is_own(fence, stream) != own ||
+			(!own && (fence->deployment == 0 ||
+					  fence->state == FENCE_GUARDED)))
 			continue;
 		found = true;
 		if (own)

@@ -5,9 +5,10 @@
  *		the triggers that keep its rows.
  *
  * A fence comes with what it belongs to, and goes with it: a row of
- * bluegreen.deployment on the source, of bluegreen.applied_stream on the target
- * (which start() writes over its connection to the peer).  But a side that is
- * closed stays closed: its row stays behind as retired, until reopen().
+ * bluegreen.deployment where a stream begins, of bluegreen.applied_stream where
+ * one ends (which start() writes over its connection to the peer).  With a
+ * stream in each direction a side has both, and one fence for them.  But a side
+ * that is closed stays closed: its row stays behind as retired, until reopen().
  *
  *-------------------------------------------------------------------------
  */
@@ -15,6 +16,8 @@
 
 #include <limits.h>
 
+#include "access/htup_details.h"
+#include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
@@ -24,6 +27,7 @@
 #include "cutover/fence.h"
 #include "executor/spi.h"
 #include "fmgr.h"
+#include "funcapi.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -38,10 +42,13 @@ PG_FUNCTION_INFO_V1(bluegreen_fence_lower);
 PG_FUNCTION_INFO_V1(bluegreen_fence_doubt);
 PG_FUNCTION_INFO_V1(bluegreen_fence_close);
 PG_FUNCTION_INFO_V1(bluegreen_fence_activate);
+PG_FUNCTION_INFO_V1(bluegreen_fence_look);
+PG_FUNCTION_INFO_V1(bluegreen_fence_decide);
+PG_FUNCTION_INFO_V1(bluegreen_fence_settle);
 PG_FUNCTION_INFO_V1(bluegreen_set_local);
 PG_FUNCTION_INFO_V1(bluegreen_reopen);
 
-static const char *const policy_names[] = {"abort", "terminate"};
+const char *const fence_policy_names[] = {"abort", "terminate"};
 
 /* ---- triggers ---- */
 
@@ -59,34 +66,56 @@ bluegreen_fence_changed(PG_FUNCTION_ARGS)
 	return PointerGetDatum(NULL);
 }
 
-/* A kind of row that has a fence. */
+/*
+ * A kind of row that has a fence; $1 is its key.  A side whose deployment has a
+ * stream back has rows of both kinds and one fence: adopt joins the second one,
+ * and is tried before create.
+ */
 typedef struct Follows
 {
 	const char *table;
 	const char *key;
+	const char *name;			/* $2 of create */
+	const char *other;			/* $3: by what the other kind is found */
+	const char *adopt;
 	const char *create;
-	const char *retire;
-	const char *forget;
+	const char *gone[3];		/* in this order, when the row is deleted */
 } Follows;
 
 static const Follows follows[] = {
 	{
-		"deployment", "id",
+		"deployment", "id", "name", "opposite",
+		"UPDATE bluegreen.fence SET deployment = $1::integer "
+		"WHERE stream = $3 AND deployment IS NULL",
 		"INSERT INTO bluegreen.fence (name, side, deployment, state) "
-		"VALUES ($2::name, 'source', $1::integer, 'open')",
-		"UPDATE bluegreen.fence SET state = 'retired', deployment = NULL, "
-		"stream = NULL WHERE deployment = $1::integer "
-		"AND state IN ('closed', 'in_doubt')",
-		"DELETE FROM bluegreen.fence WHERE deployment = $1::integer"
+		"SELECT $2::name, side, id, 'open' FROM bluegreen.deployment "
+		"WHERE id = $1::integer",
+		{
+			"UPDATE bluegreen.fence SET state = 'retired', deployment = NULL, "
+			"stream = NULL WHERE deployment = $1::integer "
+			"AND state IN ('closed', 'in_doubt', 'retired')",
+			"UPDATE bluegreen.fence SET deployment = NULL "
+			"WHERE deployment = $1::integer AND stream IS NOT NULL",
+			"DELETE FROM bluegreen.fence WHERE deployment = $1::integer"
+		}
 	},
 	{
-		"applied_stream", "name",
+		"applied_stream", "name", "deployment", "name",
+		"UPDATE bluegreen.fence f SET stream = $1, "
+		"state = CASE WHEN f.side = 'green' AND f.state = 'open' "
+		"THEN 'guarded' ELSE f.state END "
+		"FROM bluegreen.deployment d WHERE d.id = f.deployment "
+		"AND d.opposite = $3",
 		"INSERT INTO bluegreen.fence (name, side, stream, state) "
-		"VALUES ($2::name, 'target', $1, 'guarded')",
-		"UPDATE bluegreen.fence SET state = 'retired', stream = NULL "
-		"WHERE stream = $1 AND side = 'target' "
-		"AND state IN ('closed', 'in_doubt')",
-		"DELETE FROM bluegreen.fence WHERE stream = $1 AND side = 'target'"
+		"VALUES ($2::name, 'green', $1, 'guarded')",
+		{
+			"UPDATE bluegreen.fence SET state = 'retired', stream = NULL "
+			"WHERE stream = $1 AND state IN ('closed', 'in_doubt', 'retired')",
+			"UPDATE bluegreen.fence SET stream = NULL, state = CASE state "
+			"WHEN 'guarded' THEN 'open' ELSE state END "
+			"WHERE stream = $1 AND deployment IS NOT NULL",
+			"DELETE FROM bluegreen.fence WHERE stream = $1"
+		}
 	}
 };
 
@@ -100,23 +129,24 @@ static void
 follow_row(const Follows *f, const TriggerData *trigger)
 {
 	TupleDesc	desc = RelationGetDescr(trigger->tg_relation);
+	HeapTuple	tuple = trigger->tg_trigtuple;
 	CatalogAccess access;
 	CatalogArgs args = {0};
 
 	catalog_begin(&access);
-	catalog_arg_text(&args, column_text(trigger->tg_trigtuple, desc, f->key));
+	catalog_arg_text(&args, column_text(tuple, desc, f->key));
 	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
 	{
-		bool		is_source = f == &follows[0];
-
-		catalog_arg_text(&args, column_text(trigger->tg_trigtuple, desc,
-											is_source ? "name" : "deployment"));
-		catalog_run(f->create, &args, SPI_OK_INSERT);
+		catalog_arg_text(&args, column_text(tuple, desc, f->name));
+		catalog_arg_text(&args, column_text(tuple, desc, f->other));
+		if (catalog_run(f->adopt, &args, SPI_OK_UPDATE) == 0)
+			catalog_run(f->create, &args, SPI_OK_INSERT);
 	}
 	else
 	{
-		catalog_run(f->retire, &args, SPI_OK_UPDATE);
-		catalog_run(f->forget, &args, SPI_OK_DELETE);
+		for (int i = 0; i < lengthof(f->gone); i++)
+			catalog_run(f->gone[i], &args, strncmp(f->gone[i], "DELETE", 6) == 0 ?
+						SPI_OK_DELETE : SPI_OK_UPDATE);
 	}
 	catalog_end(&access);
 }
@@ -165,40 +195,45 @@ move_by_name(FunctionCallInfo fcinfo, const char *function, FenceMove move)
 	PG_RETURN_VOID();
 }
 
-/* An interval as milliseconds. */
-static int
-timeout_argument(FunctionCallInfo fcinfo, int i)
+/*
+ * An argument that is an interval, as milliseconds.
+ */
+int
+fence_timeout_argument(FunctionCallInfo fcinfo, int i, const char *name)
 {
 	Interval   *interval;
 	double		ms;
 
-	require_argument(fcinfo, i, "drain_timeout");
+	require_argument(fcinfo, i, name);
 	interval = PG_GETARG_INTERVAL_P(i);
 	ms = (interval->time / 1000.0) +
 		(interval->day + interval->month * 30.0) * 24 * 3600 * 1000;
 	if (ms < 0 || ms > INT_MAX / 2)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("drain_timeout is out of range")));
+				 errmsg("%s is out of range", name)));
 	return (int) ms;
 }
 
-static FencePolicy
-policy_argument(FunctionCallInfo fcinfo, int i)
+/*
+ * The argument on_drain_timeout.
+ */
+FencePolicy
+fence_policy_argument(FunctionCallInfo fcinfo, int i)
 {
 	const char *word;
 	int			policy;
 
 	require_argument(fcinfo, i, "on_drain_timeout");
 	word = text_to_cstring(PG_GETARG_TEXT_PP(i));
-	policy = enum_lookup(policy_names, lengthof(policy_names), word);
+	policy = enum_lookup(fence_policy_names, lengthof(fence_policy_names), word);
 	if (policy < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid value for argument \"%s\": \"%s\"",
 						"on_drain_timeout", word),
 				 errhint("Valid values are \"%s\" and \"%s\".",
-						 policy_names[0], policy_names[1])));
+						 fence_policy_names[0], fence_policy_names[1])));
 	return policy;
 }
 
@@ -208,8 +243,8 @@ wait_by_name(FunctionCallInfo fcinfo, const char *function, FenceMove move)
 {
 	int32		fence;
 	int64		epoch;
-	int			timeout = timeout_argument(fcinfo, 2);
-	FencePolicy policy = policy_argument(fcinfo, 3);
+	int			timeout = fence_timeout_argument(fcinfo, 2, "drain_timeout");
+	FencePolicy policy = fence_policy_argument(fcinfo, 3);
 
 	require_argument(fcinfo, 1, "epoch");
 	procedure_begin(fcinfo, function);
@@ -262,6 +297,82 @@ Datum
 bluegreen_fence_activate(PG_FUNCTION_ARGS)
 {
 	return move_by_name(fcinfo, "bluegreen.fence_activate", fence_activate);
+}
+
+/* ---- for the other side, which knows its stream's name ---- */
+
+/*
+ * The fence of a stream's target.  Error if there is none.
+ */
+static int32
+fence_of_stream(const char *stream)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	int32		fence;
+
+	catalog_begin(&access);
+	catalog_arg_text(&args, stream);
+	if (catalog_run("SELECT id FROM bluegreen.fence WHERE stream = $1", &args,
+					SPI_OK_SELECT) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("stream \"%s\" has no fence in this database", stream),
+				 errdetail("It has been started into another database, or has been removed from this one.")));
+	fence = DatumGetInt32(catalog_value(0, 1, NULL));
+	catalog_end(&access);
+	return fence;
+}
+
+/*
+ * bluegreen.fence_look(stream text, OUT state text, OUT epoch bigint)
+ */
+Datum
+bluegreen_fence_look(PG_FUNCTION_ARGS)
+{
+	int32		fence = fence_of_stream(text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	TupleDesc	desc;
+	Datum		values[2];
+	bool		nulls[2] = {false};
+	int64		epoch;
+	FenceState	state = fence_state(fence, &epoch);
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	values[0] = CStringGetTextDatum(fence_state_names[state]);
+	values[1] = Int64GetDatum(epoch);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc),
+													  values, nulls)));
+}
+
+/*
+ * bluegreen.fence_decide(stream text, epoch bigint) returns void: the decision
+ * of a switchover: this side is the active one from the commit on.
+ */
+Datum
+bluegreen_fence_decide(PG_FUNCTION_ARGS)
+{
+	int32		fence = fence_of_stream(text_to_cstring(PG_GETARG_TEXT_PP(0)));
+
+	require_writable("bluegreen.fence_decide");
+	fence_decide(fence, PG_GETARG_INT64(1));
+	fence_unmark(fence);
+	fence_notify(fence);
+	ForceSyncCommit();
+	PG_RETURN_VOID();
+}
+
+/*
+ * bluegreen.fence_settle(stream text, epoch bigint) returns boolean: was it
+ * decided?  If not it cannot be any more, once this commits.
+ */
+Datum
+bluegreen_fence_settle(PG_FUNCTION_ARGS)
+{
+	int32		fence = fence_of_stream(text_to_cstring(PG_GETARG_TEXT_PP(0)));
+
+	require_writable("bluegreen.fence_settle");
+	PG_RETURN_BOOL(fence_settle(fence, PG_GETARG_INT64(1)));
 }
 
 /* ---- for administrators ---- */
@@ -334,6 +445,7 @@ bluegreen_reopen(PG_FUNCTION_ARGS)
 	uint64		n;
 
 	require_writable("bluegreen.reopen");
+	fence_unmark(0);
 	catalog_begin(&access);
 	n = catalog_run("UPDATE bluegreen.fence SET state = 'open', "
 					"since = clock_timestamp(), raised_by = NULL "

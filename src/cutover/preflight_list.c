@@ -234,6 +234,11 @@ const PreflightCheck preflight_checks[] = {
 		Q(back_origins)
 	},
 	{
+		"way_back", "green", W,
+		"every mapped table has a way back",
+		F(check_way_back)
+	},
+	{
 		"collation_version", "blue", SW,
 		"collations are as when they were made",
 		Q(collation_version_blue)
@@ -348,6 +353,11 @@ const PreflightCheck preflight_checks[] = {
 		"sequence", "green", W,
 		"sequences have one like them",
 		QF(sequences)
+	},
+	{
+		"sequence_move", "green", W,
+		"sequences can be moved beyond those of blue",
+		F(check_sequences)
 	},
 	{
 		"unmapped_table", "green", W,

@@ -39,6 +39,7 @@
 #include "core/lost.h"
 #include "core/partition.h"
 #include "core/place.h"
+#include "core/switch_row.h"
 #include "core/target.h"
 #include "core/worker.h"
 #include "miscadmin.h"
@@ -111,12 +112,13 @@ load_mappings(StreamWorker *worker)
 	worker->repair_rows = repair_row_relid();
 	worker->deployments =
 		get_relname_relid("deployment", get_namespace_oid("bluegreen", false));
+	worker->left_out = origin_filter_load(deployment);
 	worker->origin = stream_origin_name(deployment->system_identifier,
 										MyDatabaseId, deployment->id,
 										shared->direction);
 	worker->application_name =
 		psprintf("%s %s", stream_application_name(deployment),
-				 shared->direction == 'f' ? "forward" : "backward");
+				 direction_name(shared->direction));
 }
 
 /*
@@ -242,6 +244,7 @@ prepare(StreamWorker *worker)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	MemoryContextSwitchTo(worker->context);
 	load_mappings(worker);
+	switch_schedule(shared);
 	check_slot(worker);			/* whatever the peer is up to */
 	connect_peer(worker);
 	verify_schedule(shared);
@@ -338,6 +341,8 @@ begin_decoding(StreamWorker *worker)
 	worker->decode->deployments = worker->deployments;
 	worker->decode->deployment = worker->deployment->id;
 	worker->decode->mapping_version = worker->deployment->mapping_version;
+	worker->decode->left_out = worker->left_out;
+	worker->decode->left_out_from = worker->deployment->opposite_lsn;
 	gate_init_decode(worker->gate, &worker->decode->gate);
 
 	worker_use_decoding_memory();
@@ -394,6 +399,8 @@ decode_loop(StreamWorker *worker)
 		/* behind: look after things without waiting for the end of WAL */
 		if (worker->shared->stop_requested || worker->shared->reload)
 			reader_stop(worker);
+		/* nothing of all that may have been for us */
+		reader_publish(worker);
 		reader_tick(worker);
 	}
 }

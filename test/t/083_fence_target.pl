@@ -30,11 +30,11 @@ $session->query('INSERT INTO other VALUES (1, 1); BEGIN; SELECT count(*) FROM t'
 is($green->safe_psql('SELECT count(*) FROM bluegreen.fence_state'), 0,
 	'before the start there is no fence on green');
 is( $blue->safe_psql('SELECT deployment, side, state FROM bluegreen.fence_state'),
-	'd|source|open', 'there is one on blue, which is open');
+	'd|blue|open', 'there is one on blue, which is open');
 $blue->safe_psql(q{CALL bluegreen.start('d')});
 wait_for_sync('d');
 is( $green->safe_psql('SELECT deployment, side, state FROM bluegreen.fence_state'),
-	'd|target|guarded', 'start() guards green');
+	'd|green|guarded', 'start() guards green');
 
 # every stray write
 my $refused =
