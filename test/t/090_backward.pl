@@ -266,6 +266,9 @@ wait_for_both('d');
 is($green->safe_psql('SELECT state FROM bluegreen.stat_stream'),
 	'streaming', 'then there is a way back');
 $blue->safe_psql(q{SELECT bluegreen.drop_deployment('d')});
+# but for what the warning of the drop by force has named
+$green->safe_psql(q{DELETE FROM bluegreen.applied_stream;
+	SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin;});
 is($green->safe_psql($left), '0|0|0|0|0|0|0|0', 'and nothing is left');
 
 #
