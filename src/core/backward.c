@@ -388,11 +388,11 @@ step_call(BackwardCall *call)
 }
 
 /*
- * Run a step; an error becomes a warning, since the stream forward is as it
- * should be by now.  False after an error.
+ * Run a step; an error becomes a message of this level, a warning for instance,
+ * since the stream forward is as it should be.  False after an error.
  */
 static bool
-try_step(BackwardCall *call, BackwardStep step)
+try_step(BackwardCall *call, BackwardStep step, int elevel)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -416,7 +416,7 @@ try_step(BackwardCall *call, BackwardStep step)
 		RollbackAndReleaseCurrentSubTransaction();
 		if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
 			ReThrowError(error);
-		ereport(WARNING,
+		ereport(elevel,
 				(errcode(error->sqlerrcode),
 				 errmsg("stream back of deployment \"%s\" could not be %s: %s",
 						call->deployment->name,
@@ -434,6 +434,33 @@ try_step(BackwardCall *call, BackwardStep step)
 	return done;
 }
 
+static void
+step_expect(BackwardCall *call)
+{
+	call->peer = backward_connect(call->deployment);
+	(void) backward_join(call->deployment, call->peer);
+}
+
+/*
+ * For start(), before anything is copied: have green's row, if there is a way
+ * back.  The copy needs to know (saved_index.c): a stream back finds rows by
+ * keys that it would put aside.  What fails is told by backward_start().
+ * Commits.
+ */
+void
+backward_expect(const char *name)
+{
+	BackwardCall call = {.procedure = "bluegreen.start"};
+
+	call.deployment = deployment_lock(name);
+	if (call.deployment->direction == 'f' &&
+		XLogRecPtrIsInvalid(call.deployment->slot_lsn))
+		(void) try_step(&call, step_expect, DEBUG1);
+	if (call.peer != NULL && peer_is_alive(call.peer))
+		peer_close(call.peer);
+	SPI_commit();
+}
+
 /*
  * For start(): have the stream back, its mappings included, and start it; a
  * warning if that fails, nothing if there is no way back.  Waits for green's
@@ -447,10 +474,10 @@ backward_start(const char *name)
 	call.deployment = deployment_lock(name);
 	if (call.deployment->direction != 'f')
 		return;
-	if (try_step(&call, step_join) && call.ready)
+	if (try_step(&call, step_join, WARNING) && call.ready)
 	{
 		SPI_commit();			/* what green's stream writes under is known */
-		(void) try_step(&call, step_call);
+		(void) try_step(&call, step_call, WARNING);
 	}
 	if (call.peer != NULL && peer_is_alive(call.peer))
 		peer_close(call.peer);
@@ -492,8 +519,8 @@ backward_stop(const char *name)
 	call.deployment = deployment_load_by_name(name, false);
 	if (call.deployment->direction != 'f' || call.deployment->opposite == NULL)
 		return;
-	if (try_step(&call, step_connect) && call.ready)
-		(void) try_step(&call, step_call);
+	if (try_step(&call, step_connect, WARNING) && call.ready)
+		(void) try_step(&call, step_call, WARNING);
 	if (call.peer != NULL && peer_is_alive(call.peer))
 		peer_close(call.peer);
 }

@@ -136,6 +136,7 @@ extern void backward_mappings_changed(const Deployment *deployment);
 extern int32 backward_call_integer(const Deployment *deployment,
 								   const char *sql, int nargs,
 								   const char *const *args);
+extern void backward_expect(const char *name);
 extern void backward_start(const char *name);
 extern void backward_require(const char *name);
 extern void backward_stop(const char *name);

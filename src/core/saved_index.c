@@ -92,7 +92,9 @@ static const char key_query[] =
 " AND NOT EXISTS (SELECT FROM pg_catalog.pg_publication_tables p"
 "  WHERE p.schemaname = n.nspname AND p.tablename = c.relname)"
 " AND NOT EXISTS (SELECT FROM bluegreen.table_mapping m"
-"  WHERE m.source = c.oid)";
+"  WHERE m.source = c.oid)"
+" AND NOT EXISTS (SELECT FROM bluegreen.deployment d"
+"  WHERE d.opposite = $2)";
 
 /* A mapping, as a stream names it, and its target. */
 typedef struct Mapping

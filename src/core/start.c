@@ -317,6 +317,7 @@ bluegreen_start(PG_FUNCTION_ARGS)
 	id = plan->deployment->id;
 	PG_TRY();
 	{
+		backward_expect(name);
 		start_locked(plan);
 		backward_start(name);
 	}

@@ -83,7 +83,7 @@ sub indexes
 	my ($table) = @_;
 	return $green->safe_psql(
 		"SELECT coalesce(string_agg(indexrelid::regclass::text, ' '
-				ORDER BY 1) FILTER (WHERE indisready AND indisvalid), '')
+				ORDER BY indexrelid::regclass::text) FILTER (WHERE indisready AND indisvalid), '')
 			|| '|' || (SELECT count(*) FROM bluegreen.saved_index)
 			|| '|' || (SELECT count(*) FROM bluegreen.applied_table
 				WHERE key_aside)
@@ -222,5 +222,19 @@ SKIP:
 	$lock->query('COMMIT');
 	follows('waits', 'and goes on');
 }
+
+#
+# Where a stream leads back, it finds rows by the key
+#
+connect_nodes($green, $blue, 'blue');
+hold(500);
+deploy('back');
+ok(wait_held('back'), 'a table with a way back: all but one chunk are copied');
+is(indexes('back'), 'back_pkey|1|0', 'and its key is in use all the time');
+is($blue->safe_psql(q{SELECT count(*) FROM bluegreen.mapping
+		WHERE direction = 'backward' AND deployment = 'back'}),
+	1, 'it was mapped back meanwhile');
+let_go(500);
+follows('back', 'and goes on');
 
 done_testing();
