@@ -1050,8 +1050,6 @@ ORDER BY d.name, m.id;
 
 CREATE VIEW bluegreen.status AS
 SELECT s.deployment,
-	s.direction,
-	s.state,
 	(SELECT CASE WHEN f.state IN ('open', 'raised') THEN f.side
 			WHEN f.state = 'in_doubt' THEN 'doubt'
 			WHEN f.side = 'blue' THEN 'green'
@@ -1059,6 +1057,7 @@ SELECT s.deployment,
 		FROM bluegreen.fence f
 			JOIN bluegreen.deployment d ON d.id = f.deployment
 		WHERE d.name = s.deployment) AS active,
+	s.state,
 	(SELECT count(*) FILTER (WHERE t.state = 'streaming') || '/' || count(*)
 		FROM bluegreen.stat_table t
 		WHERE t.deployment = s.deployment) AS tables,
