@@ -323,7 +323,8 @@ stream_has_processes(StreamShared *s)
 
 /*
  * End the stream's worker wherever it waits: for a peer that is slow or gone,
- * most likely.  It takes its copy workers with it.
+ * most likely.  It takes its copy workers with it, but for one that was on its
+ * way when the worker ended, and that may wait for our very transaction.
  */
 static void
 terminate_worker(StreamShared *s)
@@ -339,6 +340,11 @@ terminate_worker(StreamShared *s)
 		(void) kill(pid, SIGTERM);
 	if (verify_pid != 0)
 		(void) kill(verify_pid, SIGTERM);
+	LWLockAcquire(shared_chunk_lock(), LW_SHARED);
+	for (int i = 0; i < BG_MAX_COPY_WORKERS; i++)
+		if (s->copy[i].pid != 0)
+			(void) kill(s->copy[i].pid, SIGTERM);
+	LWLockRelease(shared_chunk_lock());
 }
 
 /*

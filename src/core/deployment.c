@@ -226,6 +226,30 @@ deployment_drop_local(Deployment *deployment)
 }
 
 /*
+ * What the stream back has left here, if green could not take it away: from now
+ * on it is turned away.
+ */
+static void
+forget_opposite(const Deployment *deployment)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	CatalogArgs name = {0};
+
+	catalog_begin(&access);
+	catalog_arg_text(&args, deployment->opposite);
+	catalog_run("DELETE FROM bluegreen.applied_stream WHERE name = $1", &args,
+				SPI_OK_DELETE);
+	catalog_arg_text(&name, psprintf("%s backward",
+									 stream_application_name(deployment)));
+	catalog_run("SELECT pg_terminate_backend(pid, 5000) "
+				"FROM pg_stat_activity WHERE application_name = $1 "
+				"AND datname = current_database()", &name, SPI_OK_SELECT);
+	catalog_end(&access);
+	replorigin_drop_by_name(deployment->opposite, true, true);
+}
+
+/*
  * Drop a deployment whose owner the caller is.
  */
 void
@@ -250,7 +274,7 @@ deployment_drop(Deployment *deployment, bool force)
 			clean_peer(deployment, false);
 	}
 	if (deployment->opposite != NULL && deployment->direction == 'f')
-		replorigin_drop_by_name(deployment->opposite, true, true);
+		forget_opposite(deployment);
 	deployment_drop_local(deployment);
 }
 

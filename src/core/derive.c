@@ -20,6 +20,7 @@
  */
 #include "postgres.h"
 
+#include "access/table.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "core/definition.h"
@@ -28,6 +29,7 @@
 #include "stream/transform.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
+#include "utils/rel.h"
 
 /* ---- types ---- */
 
@@ -145,6 +147,7 @@ typedef struct Derivation
 {
 	DerivedMapping *result;
 	Transform  *transform;
+	TupleDesc	desc;			/* of the source, with its constraints */
 	int		   *from;			/* by the source's column: its place among the
 								 * target's columns, from 1; 0 = none */
 	AttrNumber *alone;			/* by the target's column, see column_alone() */
@@ -154,7 +157,7 @@ static void
 find_columns(Derivation *d)
 {
 	Transform  *transform = d->transform;
-	TupleDesc	desc = transform->source_desc;
+	TupleDesc	desc = d->desc;
 	ListCell   *lc;
 	int			i = 0;
 
@@ -184,7 +187,7 @@ find_columns(Derivation *d)
 static char *
 lost_columns(const Derivation *d)
 {
-	TupleDesc	desc = d->transform->source_desc;
+	TupleDesc	desc = d->desc;
 	StringInfoData buf;
 
 	initStringInfo(&buf);
@@ -219,7 +222,7 @@ find_key(Derivation *d)
 			return false;
 		d->result->key =
 			lappend(d->result->key,
-					pstrdup(NameStr(TupleDescAttr(transform->source_desc,
+					pstrdup(NameStr(TupleDescAttr(d->desc,
 												  d->alone[i] - 1)->attname)));
 	}
 	return true;
@@ -228,7 +231,7 @@ find_key(Derivation *d)
 static void
 write_transform(Derivation *d)
 {
-	TupleDesc	desc = d->transform->source_desc;
+	TupleDesc	desc = d->desc;
 	StringInfoData sql;
 	StringInfoData types;
 
@@ -300,6 +303,7 @@ derive(MappingRow *row, List *rows)
 {
 	DerivedMapping *result = palloc0_object(DerivedMapping);
 	Derivation	d = {.result = result};
+	Relation	source;
 	char	   *lost;
 
 	result->forward = row;
@@ -311,7 +315,10 @@ derive(MappingRow *row, List *rows)
 	result->problem = find_obstacle(row, rows, d.transform);
 	if (result->problem != NULL)
 		return result;
-	d.from = palloc0_array(int, Max(d.transform->source_desc->natts, 1));
+	source = table_open(row->source, AccessShareLock);
+	d.desc = CreateTupleDescCopyConstr(RelationGetDescr(source));
+	table_close(source, NoLock);
+	d.from = palloc0_array(int, Max(d.desc->natts, 1));
 	d.alone = palloc0_array(AttrNumber, Max(d.transform->ncolumns, 1));
 	find_columns(&d);
 	lost = lost_columns(&d);

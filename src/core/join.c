@@ -228,7 +228,10 @@ find_joined(const char *name, const char *opposite)
 			 errdetail(deployment->direction == 'b' ?
 					   "It goes back to another server, or was left there by a deployment that was dropped with force." :
 					   "The peer is the source of that one."),
-			 errhint("Give one of the two another name, or drop it there.")));
+			 deployment->direction == 'b' ?
+			 errhint("If nobody needs it, use SELECT bluegreen.drop_deployment(%s, force => true); there. Or choose another name.",
+					 quote_literal_cstr(name)) :
+			 errhint("Choose another name.")));
 	return NULL;				/* keep compiler quiet */
 }
 

@@ -57,8 +57,10 @@ add_no_way(PreflightRun *run, const char *role, bool may_join, bool has_server)
 						 quote_identifier(role));
 	if (!has_server)
 		appendStringInfo(&hint, "CREATE SERVER blue FOREIGN DATA WRAPPER %s OPTIONS (host '...', port '...', dbname '...');\n"
+						 "GRANT USAGE ON FOREIGN SERVER blue TO %s;\n"
 						 "CREATE USER MAPPING FOR %s SERVER blue OPTIONS (user '...', password '...');\n",
-						 BG_EXTENSION, quote_identifier(role));
+						 BG_EXTENSION, quote_identifier(role),
+						 quote_identifier(role));
 	appendStringInfo(&hint, "-- on blue\nCALL bluegreen.start(%s);",
 					 quote_literal_cstr(deployment->name));
 	row.hint = hint.data;

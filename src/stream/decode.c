@@ -453,5 +453,7 @@ _PG_output_plugin_init(OutputPluginCallbacks *cb)
 	cb->truncate_cb = plugin_truncate;
 	cb->message_cb = plugin_message;
 	cb->commit_cb = plugin_commit;
-	cb->filter_by_origin_cb = origin_filter;
+	/* core asks it for every record: not without need */
+	if (attached != NULL && attached->left_out != NIL)
+		cb->filter_by_origin_cb = origin_filter;
 }

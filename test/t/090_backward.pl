@@ -237,6 +237,41 @@ is($blue->safe_psql($left), '0|0|0|0|0|0|0|0', 'drop leaves nothing on blue');
 is($green->safe_psql($left), '0|0|0|0|0|0|0|0', 'nor on green');
 
 #
+# A deployment that is dropped by force while green is away
+#
+$green->safe_psql('TRUNCATE thing, log');
+$blue->safe_psql(q{SELECT bluegreen.create_deployment('d', 'green');
+	SELECT bluegreen.map_table('d', 'log');
+	CALL bluegreen.start('d');});
+wait_for_both('d');
+$green->stop;
+$blue->safe_psql(q{SELECT bluegreen.drop_deployment('d', force => true)});
+is($blue->safe_psql($left), '0|0|0|0|0|0|0|0', 'leaves nothing on blue');
+$green->start;
+$green->safe_psql(q{INSERT INTO log VALUES ('green', 99)});
+ok( $green->poll_query_until(q{SELECT error_message ~ 'does not know the stream'
+		FROM bluegreen.stat_stream WHERE state = 'error'}),
+	'green\'s stream is turned away');
+is($blue->safe_psql('SELECT count(*) FROM log WHERE what = 99'),
+	0, 'and writes nothing');
+(undef, undef, $error) = $blue->psql(q{
+	SELECT bluegreen.create_deployment('d', 'green');
+	SELECT bluegreen.map_table('d', 'log');
+	CALL bluegreen.start('d', allow_nonempty => true);});
+like($error, qr/exists on the peer and is another one.*drop_deployment\('d', force => true\)/s,
+	'the name is taken there until the row is dropped');
+$green->safe_psql(q{SELECT bluegreen.drop_deployment('d', force => true)});
+$blue->safe_psql(q{CALL bluegreen.start('d')});
+wait_for_both('d');
+is($green->safe_psql('SELECT state FROM bluegreen.stat_stream'),
+	'streaming', 'then there is a way back');
+$blue->safe_psql(q{SELECT bluegreen.drop_deployment('d')});
+# but for what the warning of the drop by force has named
+$green->safe_psql(q{DELETE FROM bluegreen.applied_stream;
+	SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin;});
+is($green->safe_psql($left), '0|0|0|0|0|0|0|0', 'and nothing is left');
+
+#
 # Without a way back all is as ever; with one that leads elsewhere, too
 #
 $green->safe_psql(q{DROP SERVER blue CASCADE; TRUNCATE thing, log;});

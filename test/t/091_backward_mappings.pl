@@ -36,6 +36,10 @@ my @cases = (
 	[ 'generated', 'id int PRIMARY KEY, v int, d int GENERATED ALWAYS AS (v * 2) STORED',
 		'id int PRIMARY KEY, v int, d int GENERATED ALWAYS AS (v * 3) STORED',
 		undef, 'id AS id, v AS v' ],
+	[ 'half_generated', 'id int PRIMARY KEY, v int, d int GENERATED ALWAYS AS (v * 2) STORED',
+		'id int PRIMARY KEY, v int, d int', undef, 'id AS id, v AS v' ],
+	[ 'optional', q{id int PRIMARY KEY, v text NOT NULL DEFAULT 'x'},
+		'id int PRIMARY KEY', 'SELECT id FROM %s', 'id AS id' ],
 	[ 'domain', 'id int PRIMARY KEY, v positive', 'id int PRIMARY KEY, v int',
 		undef, 'id AS id, v AS v' ],
 	[ 'keyless', 'v text', 'v text', undef, 'v AS v' ],
@@ -102,9 +106,9 @@ my %after = problems();
 foreach my $case (@cases)
 {
 	my ($name, undef, undef, undef, $expected) = @$case;
-	my $transform = $green->safe_psql(qq{SELECT derived, regexp_replace(
-			transform, '\\s+', ' ', 'g') FROM bluegreen.mapping
-		WHERE target = 'public.$name' AND direction = 'backward'});
+	my $transform = $green->safe_psql(qq{SELECT derived_from
+		FROM bluegreen.table_mapping
+		WHERE target_table = '$name' AND direction = 'backward'});
 	if (ref $expected)
 	{
 		like($before{$name}, $expected, "$name: the preflight names why");
@@ -112,12 +116,8 @@ foreach my $case (@cases)
 		is($transform, '', "$name: nothing is derived");
 		next;
 	}
-	$expected =~ s/(\w+) AS (\w+|"[^"]+")/
-		($1 eq $2 ? "$name.$1" : "$name.$1 AS $2")/ge;
-	$transform =~ s/(\w+)\.(\w+) AS \2\b/$1.$2/g;
-	# a column list with one table may be deparsed without its name
-	$transform =~ s/(SELECT|,) (\w+)( AS |,| FROM)/$1 $name.$2$3/g for 1 .. 9;
-	is($transform, "t| SELECT $expected FROM public.$name;", "$name: derived");
+	like($transform, qr/^SELECT \Q$expected\E FROM public\.$name; /,
+		"$name: derived");
 	is($before{$name} // $after{$name}, undef, "$name: the preflight is content");
 }
 
@@ -138,9 +138,9 @@ is( $blue->safe_psql(q{SELECT w::text, r::text, g::text, m::text, n::text,
 	'rows come back as they would be on blue');
 my @misfits = (
 	[ q{INSERT INTO wider VALUES (2147483648, 0, '', 0)}, '22003' ],
-	[ q{INSERT INTO wider VALUES (1, 32768, '', 0)}, '22003' ],
-	[ q{INSERT INTO wider VALUES (1, 0, 'more than ten', 0)}, '22001' ],
-	[ q{INSERT INTO wider VALUES (1, 0, '', 12345678.90)}, '22003' ],
+	[ q{INSERT INTO wider VALUES (2, 32768, '', 0)}, '22003' ],
+	[ q{INSERT INTO wider VALUES (3, 0, 'more than ten', 0)}, '22001' ],
+	[ q{INSERT INTO wider VALUES (4, 0, '', 12345678.90)}, '22003' ],
 	[ q{INSERT INTO domain VALUES (1, -1)}, '23514' ],
 );
 foreach my $misfit (@misfits)
