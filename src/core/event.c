@@ -98,7 +98,8 @@ const char *const event_kind_names[] = {
 	[EVENT_DROPPED] = "dropped",
 	[EVENT_VERIFIED] = "verified",
 	[EVENT_REPAIRED] = "repaired",
-	[EVENT_SEQUENCES] = "sequences"
+	[EVENT_SEQUENCES] = "sequences",
+	[EVENT_ROUTERS] = "routers"
 };
 
 static EventRing *ring = NULL;

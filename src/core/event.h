@@ -31,7 +31,8 @@ typedef enum EventKind
 	EVENT_DROPPED,
 	EVENT_VERIFIED,
 	EVENT_REPAIRED,
-	EVENT_SEQUENCES				/* moved, or run beyond */
+	EVENT_SEQUENCES,			/* moved, or run beyond */
+	EVENT_ROUTERS				/* did not do it, or were left paused */
 } EventKind;
 
 extern const char *const event_kind_names[];

@@ -39,6 +39,8 @@ int			bg_event_retention = 43200;
 int			bg_long_transaction = 60;
 bool		bg_allow_target_writes = false;
 int			bg_sequence_margin = 1000;
+char	   *bg_router_command = NULL;
+int			bg_router_command_timeout = 10000;
 
 /* One parameter; the default is the variable's initial value. */
 typedef struct Setting
@@ -156,6 +158,13 @@ static const Setting settings[] = {
 		PGC_USERSET, 0,
 		"Sets how many values a switchover leaves out when it moves a sequence.",
 		"Nothing stops nextval() on the side that is closed."
+	},
+	{
+		"bluegreen.router_command_timeout", &bg_router_command_timeout,
+		100, 3600 * 1000,
+		PGC_SIGHUP, GUC_UNIT_MS,
+		"Ends commands that change a route after this time.",
+		"Those of bluegreen.router_command and of add_router()."
 	}
 };
 
@@ -182,6 +191,12 @@ settings_define(void)
 							 "For repairs: what is written may be in the stream's way.",
 							 &bg_allow_target_writes, false,
 							 PGC_SUSET, 0, NULL, NULL, NULL);
+	DefineCustomStringVariable("bluegreen.router_command",
+							   "Sets the shell command that brings clients to the side that is activated.",
+							   "It is run on the side that is left, after the decision.",
+							   &bg_router_command, "",
+							   PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+							   NULL, NULL, NULL);
 	MarkGUCPrefixReserved("bluegreen");
 }
 

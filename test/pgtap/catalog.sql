@@ -30,12 +30,12 @@ SELECT set_eq($$SELECT relname::text FROM pg_class
 		'chunk_log', 'preflight_result', 'accepted', 'applied_stream', 'applied_table',
 		'applied_chunk', 'saved_index', 'conflict_log', 'verify_run', 'verify_table',
 		'verify_difference', 'repair_row', 'fence', 'fence_local',
-		'sequence_move'],
+		'sequence_move', 'router_route'],
 	'tables of the extension');
 SELECT set_eq($$SELECT relname::text FROM pg_class
 	WHERE relnamespace = 'bluegreen'::regnamespace AND relkind = 'v'$$,
 	ARRAY['stat_stream', 'stat_table', 'status', 'copy_progress', 'chunk',
-		'conflict', 'event', 'mapping', 'verification', 'difference',
+		'conflict', 'event', 'mapping', 'verification', 'difference', 'router',
 		'fence_state', 'fence_writer'],
 	'views of the extension');
 SELECT set_eq($$SELECT conrelid::regclass::text FROM pg_constraint
@@ -94,6 +94,9 @@ SELECT set_eq($$SELECT signature FROM routine
 		('bluegreen.checksum_add(internal,integer,integer,text,"any")'),
 		('bluegreen.checksum_final(internal)'),
 		('bluegreen.sequences(name)'),
+		('bluegreen.add_router(name,text,name,name,text,text,text,text)'),
+		('bluegreen.drop_router(name,name,name)'),
+		('bluegreen.is_active(name)'),
 		('bluegreen.move_sequences(name)'),
 		('bluegreen.check_sequences(name)'),
 		('bluegreen.sequence_position(oid)'),
@@ -116,6 +119,9 @@ SELECT set_eq($$SELECT signature FROM routine
 	$$SELECT f FROM (VALUES
 		('bluegreen.start(name,boolean)'),
 		('bluegreen.stop(name)'),
+		('bluegreen.routers_pause(name,interval)'),
+		('bluegreen.routers_switch(name,text)'),
+		('bluegreen.routers_resume(name)'),
 		('bluegreen.verify(name,regclass,interval,boolean)'),
 		('bluegreen.fence_raise(name,bigint,interval,text)'),
 		('bluegreen.fence_adopt(name,bigint,interval,text)'),
@@ -156,6 +162,12 @@ SELECT set_eq($$SELECT proname::text,
 	('confirm_source', 'deployment name', 'void'),
 	('sequences', 'deployment name, OUT sequence text, OUT source text, OUT source_value text, OUT value bigint, OUT next_value bigint, OUT action text, OUT message text, OUT hint text', 'SETOF record'),
 	('move_sequences', 'deployment name', 'integer'),
+	('add_router', 'deployment name, kind text, server name, database name, blue_route text, green_route text, route_file text DEFAULT NULL::text, route_command text DEFAULT NULL::text', 'integer'),
+	('drop_router', 'deployment name, server name, database name DEFAULT NULL::name', 'integer'),
+	('is_active', 'deployment name DEFAULT NULL::name', 'boolean'),
+	('routers_pause', 'IN deployment name, IN timeout interval DEFAULT ''00:00:01''::interval', NULL),
+	('routers_switch', 'IN deployment name, IN side text', NULL),
+	('routers_resume', 'IN deployment name', NULL),
 	('check_sequences', 'deployment name', 'integer'),
 	('sequence_position', 'sequence oid, OUT last_value bigint, OUT is_called boolean', 'record'),
 	('column_extreme', 'relation oid, "column" name, lowest boolean', 'bigint'),
@@ -240,6 +252,7 @@ SELECT is_empty($$SELECT description FROM pg_description d
 SELECT set_eq($$SELECT signature FROM routine
 	WHERE has_function_privilege('public', oid, 'EXECUTE')$$,
 	ARRAY['bluegreen.commit_time()', 'bluegreen.commit_lsn()',
+		'bluegreen.is_active(name)',
 		'bluegreen.image_hash("any")', 'bluegreen.note_row(text)',
 		'bluegreen.row_hash(text,"any")',
 		'bluegreen.row_bucket(integer,text,"any")',
@@ -251,6 +264,7 @@ SELECT set_eq($$SELECT signature FROM routine
 SELECT set_eq($$SELECT signature FROM routine
 	WHERE has_function_privilege('pg_monitor', oid, 'EXECUTE')$$,
 	ARRAY['bluegreen.commit_time()', 'bluegreen.commit_lsn()',
+		'bluegreen.is_active(name)',
 		'bluegreen.image_hash("any")', 'bluegreen.note_row(text)',
 		'bluegreen.row_hash(text,"any")',
 		'bluegreen.row_bucket(integer,text,"any")',
@@ -323,6 +337,9 @@ SELECT set_eq($$SELECT signature FROM routine
 		'bluegreen.map_table(name,regclass,text,text,text[],text,text,text,text)',
 		'bluegreen.alter_mapping(name,regclass,text,text,text[],text,text)',
 		'bluegreen.verify(name,regclass,interval,boolean)',
+		'bluegreen.routers_pause(name,interval)',
+		'bluegreen.routers_switch(name,text)',
+		'bluegreen.routers_resume(name)',
 		'bluegreen.row_hash(text,"any")',
 		'bluegreen.row_bucket(integer,text,"any")',
 		'bluegreen.key_text("any")',
@@ -463,6 +480,8 @@ SELECT set_eq($$SELECT name, context,
 	('bluegreen.peer_timeout', 'user', '30000', 'ms'),
 	('bluegreen.restart_delay', 'sighup', '1000', 'ms'),
 	('bluegreen.restart_delay_max', 'sighup', '60000', 'ms'),
+	('bluegreen.router_command', 'sighup', '', NULL),
+	('bluegreen.router_command_timeout', 'sighup', '10000', 'ms'),
 	('bluegreen.sequence_margin', 'user', '1000', NULL),
 	('bluegreen.verify_rate', 'sighup', '100000', NULL)) v (a, b, c, d)$$,
 	'settings with their context, default and unit');
@@ -473,8 +492,9 @@ SELECT is_empty($$SELECT name, short_desc FROM pg_settings
 	'every setting has a description: a sentence');
 SELECT is_empty($$SELECT name FROM pg_settings
 	WHERE name LIKE 'bluegreen.%' AND vartype <> 'integer'
-		AND name <> 'bluegreen.allow_target_writes'$$,
-	'all but one are integers');
+		AND name NOT IN ('bluegreen.allow_target_writes',
+			'bluegreen.router_command')$$,
+	'all but two are integers');
 SELECT throws_ok('SET bluegreen.no_such_setting = 1', '42602', NULL,
 	'the prefix is reserved');
 SELECT throws_ok('SET bluegreen.connect_timeout = 0', '22023', NULL,
