@@ -20,18 +20,22 @@ foreach my $node ($blue, $green)
 my %route = map {
 	$_->name => "host=127.0.0.1 port=" . $_->port . " dbname=postgres"
 } $blue, $green;
-my $bouncer = BlueGreen::PgBouncer->new($blue, '', 'pool_mode = transaction');
-my $file = $bouncer->dir . '/app.ini';
-my $sessions = $bouncer->dir . '/sessions.ini';
-$bouncer->_write('pgbouncer.ini',
-	BlueGreen::Node::slurp($bouncer->dir . '/pgbouncer.ini')
-	  =~ s/\[databases\]\n/[databases]\n%include $file\n%include $sessions\n/r);
-my $server = sprintf q{CREATE SERVER %%s FOREIGN DATA WRAPPER pg_bluegreen
-		OPTIONS (host '127.0.0.1', port '%s');
-	CREATE USER MAPPING FOR CURRENT_USER SERVER %%1$s
-		OPTIONS (user 'console', password '%s');}, $bouncer->port,
-  $bouncer->password;
-$blue->safe_psql(sprintf($server, 'bouncer')
+my ($bouncer, $second) = map {
+	BlueGreen::PgBouncer->new($blue, $_, 'pool_mode = transaction')
+} [ 'app', 'sessions' ], ['app'];
+my $file = $bouncer->route_file('app');
+my $sessions = $bouncer->route_file('sessions');
+
+sub server
+{
+	my ($name, $node) = @_;
+	my ($port, $password) = ($node->port, $node->password);
+	return "CREATE SERVER $name FOREIGN DATA WRAPPER pg_bluegreen
+			OPTIONS (host '127.0.0.1', port '$port');
+		CREATE USER MAPPING FOR CURRENT_USER SERVER $name
+			OPTIONS (user 'console', password '$password');";
+}
+$blue->safe_psql(server('bouncer', $bouncer)
 	  . q{SELECT bluegreen.create_deployment('d', 'green');
 		SELECT bluegreen.map_table('d', 'mapped');});
 $blue->safe_psql(q{CALL bluegreen.start('d')});
@@ -170,7 +174,11 @@ is( $blue->safe_psql(q{SELECT count(*) FROM bluegreen.event
 		WHERE kind = 'routers' AND message ~ 'left paused, to blue'}),
 	1, 'and that is in the history');
 
-# a transaction that does not end
+# a transaction that does not end; and there are two of them
+$blue->safe_psql(server('second', $second)
+	  . add('app', $second->route_file('app'), 'transaction') =~
+	  s/'bouncer'/'second'/r);
+$second->start;
 my $long = $bouncer->session;
 $long->query(q{BEGIN; INSERT INTO hits VALUES ('long')});
 $begin = time;
@@ -180,6 +188,8 @@ refused(
 	'a pause that does not come to be is an error');
 cmp_ok(time - $begin, '<', 30, '... soon');
 is(paused(), 0, '... and is taken back');
+is($second->show('DATABASES', 'paused', name => 'app'),
+	0, '... also of the other router');
 $long->query('COMMIT');
 is($long->errors, '', '... without an error for anybody');
 foreach my $load (@load)
@@ -188,6 +198,15 @@ foreach my $load (@load)
 	unlike($load->{out}, qr/aborted|ERROR|FATAL/, 'no client has seen an error');
 }
 $long->quit;
+$driver = $blue->session;
+$driver->query(q{CALL bluegreen.routers_pause('d', '60 s')});
+is(paused() . $second->show('DATABASES', 'paused', name => 'app'),
+	11, 'both are paused');
+$driver->query(q{CALL bluegreen.routers_resume('d')});
+is(paused() . $second->show('DATABASES', 'paused', name => 'app'),
+	'00', 'and resumed');
+$blue->safe_psql(q{SELECT bluegreen.drop_router('d', 'second')});
+$driver->quit;
 
 #
 # Sessions

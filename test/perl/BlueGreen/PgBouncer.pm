@@ -3,7 +3,9 @@ package BlueGreen::PgBouncer;
 # A PgBouncer of a test, on a free port of 127.0.0.1, beside a node's server
 # and run by the same user.  To psql, session and pgbench_start it is a node.
 #
-#	my $bouncer = BlueGreen::PgBouncer->new($blue, 'lines of [databases]');
+#	my $bouncer = BlueGreen::PgBouncer->new($blue, ['app'], 'pool_mode = ...');
+#	... add_router(..., route_file => $bouncer->route_file('app')) ...
+#	$bouncer->start;
 #	$bouncer->console('SHOW POOLS')
 #
 # Clients and the console's user ("console") have the password "open sesame".
@@ -35,9 +37,11 @@ sub new
 	$node->_server_owns($self->{dir});
 	$self->_write('users', qq{"postgres" "$password"\n"console" "$password"\n});
 	$settings //= '';
+	my $includes = join '', map { '%include ' . $self->route_file($_) . "\n" }
+	  @$databases;
 	$self->_write('pgbouncer.ini', <<"INI");
 [databases]
-$databases
+$includes
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = $port
@@ -54,7 +58,13 @@ INI
 	return $self;
 }
 
-sub dir { return $_[0]{dir} }
+# The file that its configuration includes for a database.
+sub route_file
+{
+	my ($self, $database) = @_;
+	return "$self->{dir}/$database.ini";
+}
+
 sub password { return $password }
 
 sub _write
