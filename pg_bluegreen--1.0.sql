@@ -142,6 +142,26 @@ CREATE TABLE bluegreen.sequence_move (
 	PRIMARY KEY (deployment, sequence, target)
 );
 
+-- What stands between clients and the two sides (cutover/router.c).
+CREATE TABLE bluegreen.router_route (
+	id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	deployment integer NOT NULL
+		REFERENCES bluegreen.deployment ON DELETE CASCADE,
+	kind text NOT NULL CHECK (kind = 'pgbouncer'),
+	server name NOT NULL,			-- foreign server: the admin console
+	database name NOT NULL,			-- as the router calls it
+	blue_route text NOT NULL,
+	green_route text NOT NULL,
+	route_file text,
+	route_command text,
+	leads_to text CHECK (leads_to IN ('blue', 'green')),
+	changed_at timestamptz,
+	paused_at timestamptz,			-- NULL = it is not, nor will be at once
+	login_retry text,				-- what is to be set again then
+	UNIQUE (deployment, server, database),
+	CHECK (num_nonnulls(route_file, route_command) = 1)
+);
+
 -- Comparisons of both sides (stream/verify_log.c).
 CREATE TABLE bluegreen.verify_run (
 	deployment integer PRIMARY KEY
@@ -452,6 +472,42 @@ RETURNS void
 AS 'MODULE_PATHNAME', 'bluegreen_accept'
 LANGUAGE C
 SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.add_router(deployment name, kind text, server name,
+	database name, blue_route text, green_route text,
+	route_file text DEFAULT NULL, route_command text DEFAULT NULL)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_add_router'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.drop_router(deployment name, server name,
+	database name DEFAULT NULL)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_drop_router'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+-- For health checks, of whoever: it tells what a write would.
+CREATE FUNCTION bluegreen.is_active(deployment name DEFAULT NULL)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'bluegreen_is_active'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+-- Steps of a switchover, for who has to do one by hand.
+CREATE PROCEDURE bluegreen.routers_pause(deployment name,
+	timeout interval DEFAULT '1 second')
+AS 'MODULE_PATHNAME', 'bluegreen_routers_pause'
+LANGUAGE C;
+
+CREATE PROCEDURE bluegreen.routers_switch(deployment name, side text)
+AS 'MODULE_PATHNAME', 'bluegreen_routers_switch'
+LANGUAGE C;
+
+CREATE PROCEDURE bluegreen.routers_resume(deployment name)
+AS 'MODULE_PATHNAME', 'bluegreen_routers_resume'
+LANGUAGE C;
 
 CREATE FUNCTION bluegreen.sequences(deployment name,
 	OUT sequence text, OUT source text, OUT source_value text,
@@ -1078,8 +1134,6 @@ ORDER BY d.name, m.id;
 
 CREATE VIEW bluegreen.status AS
 SELECT s.deployment,
-	s.direction,
-	s.state,
 	(SELECT CASE WHEN f.state IN ('open', 'raised') THEN f.side
 			WHEN f.state = 'in_doubt' THEN 'doubt'
 			WHEN f.side = 'blue' THEN 'green'
@@ -1087,6 +1141,7 @@ SELECT s.deployment,
 		FROM bluegreen.fence f
 			JOIN bluegreen.deployment d ON d.id = f.deployment
 		WHERE d.name = s.deployment) AS active,
+	s.state,
 	(SELECT count(*) FILTER (WHERE t.state = 'streaming') || '/' || count(*)
 		FROM bluegreen.stat_table t
 		WHERE t.deployment = s.deployment) AS tables,
@@ -1238,6 +1293,21 @@ SELECT e.at,
 FROM bluegreen.event_log e
 	LEFT JOIN bluegreen.deployment d ON d.id = e.deployment
 ORDER BY e.id;
+
+CREATE VIEW bluegreen.router AS
+SELECT d.name AS deployment,
+	r.kind,
+	r.server,
+	r.database,
+	r.leads_to,
+	r.changed_at,
+	r.paused_at,
+	r.blue_route,
+	r.green_route,
+	coalesce('file ' || r.route_file, 'command') AS route_by
+FROM bluegreen.router_route r
+	JOIN bluegreen.deployment d ON d.id = r.deployment
+ORDER BY d.name, r.id;
 
 CREATE VIEW bluegreen.mapping AS
 SELECT d.name AS deployment,
@@ -1400,6 +1470,12 @@ REVOKE ALL ON FUNCTION bluegreen.joined_mappings(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.preview(name, regclass, integer) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.preflight(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.accept(name, text, text, boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.add_router(name, text, name, name, text, text,
+	text, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.drop_router(name, name, name) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.routers_pause(name, interval) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.routers_switch(name, text) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.routers_resume(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.sequences(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.move_sequences(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.check_sequences(name) FROM PUBLIC;
@@ -1478,7 +1554,7 @@ GRANT SELECT ON bluegreen.status, bluegreen.stat_stream, bluegreen.stat_table,
 	bluegreen.copy_progress, bluegreen.chunk, bluegreen.conflict,
 	bluegreen.event, bluegreen.mapping, bluegreen.verification,
 	bluegreen.difference, bluegreen.fence_state, bluegreen.fence_writer,
-	bluegreen.switch_state, bluegreen.drain TO pg_monitor;
+	bluegreen.switch_state, bluegreen.drain, bluegreen.router TO pg_monitor;
 
 --
 -- Comments
@@ -1506,6 +1582,8 @@ COMMENT ON TABLE bluegreen.preflight_result IS
 	'worst severity of each deployment''s last preflight; see view status';
 COMMENT ON TABLE bluegreen.accepted IS
 	'findings of preflights that somebody has accepted';
+COMMENT ON TABLE bluegreen.router_route IS
+	'routers of deployments; see view router';
 COMMENT ON TABLE bluegreen.sequence_move IS
 	'where the other side''s sequences were moved to last, for check_sequences()';
 COMMENT ON TABLE bluegreen.verify_run IS
@@ -1577,6 +1655,19 @@ COMMENT ON FUNCTION bluegreen.preflight(name) IS
 	'every reason why a start or a switchover would fail or lose something, with what mends it';
 COMMENT ON FUNCTION bluegreen.accept(name, text, text, boolean) IS
 	'count what a check of preflight() finds about an object as a notice; accepted => false: not any more';
+COMMENT ON FUNCTION bluegreen.add_router(name, text, name, name, text, text,
+	text, text) IS
+	'have a switchover pause a database of a PgBouncer and change its route; server: its admin console; returns its id';
+COMMENT ON FUNCTION bluegreen.drop_router(name, name, name) IS
+	'leave a router, or one database of it, alone again; returns how many';
+COMMENT ON FUNCTION bluegreen.is_active(name) IS
+	'does this database take the application''s writes; without a deployment: in all of them';
+COMMENT ON PROCEDURE bluegreen.routers_pause(name, interval) IS
+	'step of a switchover: let transactions through routers end and hold the next ones';
+COMMENT ON PROCEDURE bluegreen.routers_switch(name, text) IS
+	'step of a switchover: have routers lead to blue or green';
+COMMENT ON PROCEDURE bluegreen.routers_resume(name) IS
+	'step of a switchover: let clients through routers again';
 COMMENT ON FUNCTION bluegreen.sequences(name) IS
 	'sequences of the other side that mapped tables use, those of this side that go with them, and what a move would do';
 COMMENT ON FUNCTION bluegreen.move_sequences(name) IS
@@ -1732,6 +1823,8 @@ COMMENT ON VIEW bluegreen.difference IS
 	'keys whose rows verify() has found wrong, and which of them are repaired';
 COMMENT ON VIEW bluegreen.event IS
 	'history of the deployments';
+COMMENT ON VIEW bluegreen.router IS
+	'routers of the deployments: where they lead to, and since when they are paused';
 COMMENT ON VIEW bluegreen.mapping IS
 	'mappings with their transforms';
 

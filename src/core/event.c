@@ -99,7 +99,8 @@ const char *const event_kind_names[] = {
 	[EVENT_VERIFIED] = "verified",
 	[EVENT_REPAIRED] = "repaired",
 	[EVENT_SWITCH] = "switch",
-	[EVENT_SEQUENCES] = "sequences"
+	[EVENT_SEQUENCES] = "sequences",
+	[EVENT_ROUTERS] = "routers"
 };
 
 static EventRing *ring = NULL;

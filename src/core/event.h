@@ -32,7 +32,8 @@ typedef enum EventKind
 	EVENT_VERIFIED,
 	EVENT_REPAIRED,
 	EVENT_SWITCH,				/* a step of a switchover or rollback */
-	EVENT_SEQUENCES				/* moved, or run beyond */
+	EVENT_SEQUENCES,			/* moved, or run beyond */
+	EVENT_ROUTERS				/* did not do it, or were left paused */
 } EventKind;
 
 extern const char *const event_kind_names[];

@@ -66,6 +66,8 @@ struct Peer
 	SubTransactionId subid;		/* that opened it */
 	char	   *description;
 	int			version;
+	bool		simple;			/* knows the simple protocol only: a console */
+	TimestampTz deadline;		/* of what runs; 0 = none */
 	char		backend_pid[16];	/* the peer's process; "" until known */
 	char		backend_start[64];
 

@@ -40,6 +40,8 @@ int			bg_long_transaction = 60;
 bool		bg_allow_target_writes = false;
 char	   *bg_switchover_stop_at = NULL;
 int			bg_sequence_margin = 1000;
+char	   *bg_router_command = NULL;
+int			bg_router_command_timeout = 10000;
 
 /* One parameter; the default is the variable's initial value. */
 typedef struct Setting
@@ -157,6 +159,13 @@ static const Setting settings[] = {
 		PGC_USERSET, 0,
 		"Sets how many values a switchover leaves out when it moves a sequence.",
 		"Nothing stops nextval() on the side that is closed."
+	},
+	{
+		"bluegreen.router_command_timeout", &bg_router_command_timeout,
+		100, 3600 * 1000,
+		PGC_SIGHUP, GUC_UNIT_MS,
+		"Ends commands that change a route after this time.",
+		"Those of bluegreen.router_command and of add_router()."
 	}
 };
 
@@ -188,6 +197,12 @@ settings_define(void)
 							   "For tests only: it waits until bluegreen.switch.stop_at is null.",
 							   &bg_switchover_stop_at, "",
 							   PGC_SUSET, GUC_NOT_IN_SAMPLE, NULL, NULL, NULL);
+	DefineCustomStringVariable("bluegreen.router_command",
+							   "Sets the shell command that brings clients to the side that is activated.",
+							   "It is run on the side that is left, after the decision.",
+							   &bg_router_command, "",
+							   PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+							   NULL, NULL, NULL);
 	MarkGUCPrefixReserved("bluegreen");
 }
 

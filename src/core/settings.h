@@ -48,6 +48,8 @@ extern int	bg_long_transaction;	/* seconds */
 
 /* cutover */
 extern int	bg_sequence_margin; /* values left out of each sequence */
+extern char *bg_router_command; /* shell command; "" = none */
+extern int	bg_router_command_timeout;	/* ms */
 
 extern void settings_define(void);
 extern int64 settings_restart_delay(int failures);

@@ -103,7 +103,6 @@ extern FenceVerdict fence_cache_verdict(Oid relid);
 /* fence_mark.c: a sign for clients; these do not commit */
 extern void fence_mark(int32 fence);
 extern void fence_unmark(int32 fence);
-extern void fence_notify(int32 fence);
 
 /* fence_hook.c: who asks */
 extern void fence_hooks_install(void);

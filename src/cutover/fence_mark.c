@@ -122,25 +122,3 @@ fence_unmark(int32 fence)
 	if (was_marked && !is_marked())
 		alter_database("RESET " SIGN);
 }
-
-/*
- * Tell who listens on channel bluegreen which side is the active one, when this
- * commits.
- */
-void
-fence_notify(int32 fence)
-{
-	CatalogAccess access;
-	CatalogArgs args = {0};
-
-	catalog_begin(&access);
-	catalog_arg_int4(&args, fence);
-	catalog_run("SELECT pg_notify('bluegreen', json_build_object("
-				"'deployment', name, 'active', CASE "
-				"WHEN state IN ('open', 'raised') THEN side "
-				"WHEN side = 'blue' THEN 'green' ELSE 'blue' END, "
-				"'epoch', epoch)::text) "
-				"FROM bluegreen.fence WHERE id = $1",
-				&args, SPI_OK_SELECT);
-	catalog_end(&access);
-}

@@ -25,6 +25,7 @@
 #include "compat.h"
 #include "core/definition.h"
 #include "cutover/fence.h"
+#include "cutover/router.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
@@ -346,6 +347,30 @@ bluegreen_fence_look(PG_FUNCTION_ARGS)
 }
 
 /*
+ * Who listens here is told, too.
+ */
+static void
+notify_decided(int32 fence, int64 epoch)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	Deployment *deployment;
+	bool		is_green;
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, fence);
+	catalog_run("SELECT coalesce(deployment, 0) FROM bluegreen.fence "
+				"WHERE id = $1", &args, SPI_OK_SELECT);
+	deployment = deployment_load(DatumGetInt32(catalog_value(0, 1, NULL)));
+	catalog_end(&access);
+	if (deployment == NULL)
+		return;
+	is_green = deployment->direction == 'b';
+	routers_notify(deployment, is_green ? "switchover" : "rollback",
+				   is_green ? SIDE_GREEN : SIDE_BLUE, epoch);
+}
+
+/*
  * bluegreen.fence_decide(stream text, epoch bigint) returns void: the decision
  * of a switchover: this side is the active one from the commit on.
  */
@@ -357,7 +382,7 @@ bluegreen_fence_decide(PG_FUNCTION_ARGS)
 	require_writable("bluegreen.fence_decide");
 	fence_decide(fence, PG_GETARG_INT64(1));
 	fence_unmark(fence);
-	fence_notify(fence);
+	notify_decided(fence, PG_GETARG_INT64(1));
 	ForceSyncCommit();
 	PG_RETURN_VOID();
 }

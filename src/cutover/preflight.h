@@ -191,6 +191,9 @@ extern const char sql_stream[];
 /* check_data.c */
 extern void check_sequences(PreflightRun *run);
 
+/* router_sql.c */
+extern void check_routers(PreflightRun *run);
+
 /* check_wal.c */
 extern void check_wal_space(PreflightRun *run);
 extern void check_wal_keep(PreflightRun *run);

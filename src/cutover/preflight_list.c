@@ -370,6 +370,11 @@ const PreflightCheck preflight_checks[] = {
 		QF(new_columns)
 	},
 	{
+		"router", "blue", W,
+		"routers answer and lead to the active side",
+		F(check_routers)
+	},
+	{
 		"subscription", "blue", W,
 		"no subscription writes to mapped tables",
 		Q(subscriptions_blue)

@@ -67,6 +67,7 @@ const SwitchStep switch_steps_before[] = {
 	{"ready", "the stream follows closely", step_ready, NULL,
 	"wait until the stream follows closely"},
 	{"drain", NULL, step_drain, NULL, NULL},
+	{"pause", NULL, step_pause, undo_pause, "pause the routers, if there are any"},
 	{"fence", "fence raised and drained", step_fence, undo_fence,
 	"raise the fence, wait for transactions that have written"},
 	{"barrier", "everything is applied", step_barrier, NULL,
@@ -80,6 +81,8 @@ const int	switch_nsteps_before = lengthof(switch_steps_before);
 /* "decide" is between them */
 const SwitchStep switch_steps_after[] = {
 	{"close", NULL, step_close, NULL, "open the other side, close this one"},
+	{"routers", NULL, step_routers, NULL,
+	"have the routers lead there, and resume them"},
 	{"margin", NULL, step_margin, NULL, NULL},
 	{"tell", NULL, step_tell, NULL, "tell clients"},
 };

@@ -61,6 +61,8 @@ extern void switch_stop_at(SwitchMove *move, const char *step);
 /* switchover_steps.c */
 extern void step_ready(SwitchMove *move);
 extern void step_drain(SwitchMove *move);
+extern void step_pause(SwitchMove *move);
+extern void undo_pause(SwitchMove *move);
 extern void step_fence(SwitchMove *move);
 extern void undo_fence(SwitchMove *move);
 extern void step_barrier(SwitchMove *move);
@@ -68,6 +70,7 @@ extern void step_sequences(SwitchMove *move);
 extern void step_doubt(SwitchMove *move);
 extern void switch_wait_standbys(SwitchMove *move);
 extern void step_close(SwitchMove *move);
+extern void step_routers(SwitchMove *move);
 extern void step_margin(SwitchMove *move);
 extern void step_tell(SwitchMove *move);
 

@@ -13,6 +13,7 @@
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "core/worker.h"
+#include "cutover/router.h"
 #include "cutover/sequence.h"
 #include "cutover/switchover.h"
 #include "executor/spi.h"
@@ -24,6 +25,8 @@
 #define POLL_MS			20
 #define SMALL_LAG		(1024 * 1024)	/* bytes, before anybody is held up */
 #define BARRIER			"bluegreen barrier"
+#define ROUTER_TRIES	10
+#define ROUTER_REST_MS	500
 
 /* ---- ready ---- */
 
@@ -234,6 +237,64 @@ switch_wait_standbys(SwitchMove *move)
 	} while (n > 0);
 }
 
+/* ---- routers ---- */
+
+static RouterSide
+switch_to(const SwitchMove *move)
+{
+	return move->row.kind == SWITCH_SWITCHOVER ? SIDE_GREEN : SIDE_BLUE;
+}
+
+/*
+ * Clients of poolers wait there, and have no error.  Their transactions may go
+ * on for as long as any other.
+ */
+void
+step_pause(SwitchMove *move)
+{
+	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+												  move->row.drain_timeout);
+
+	if (routers_load(move->deployment->id) == NIL)
+		return;
+	routers_pause(move->deployment, Min(end, move->row.deadline));
+	MemoryContextSwitchTo(move->context);
+	appendStringInfoString(&move->note, "routers are paused");
+}
+
+void
+undo_pause(SwitchMove *move)
+{
+	(void) routers_resume(move->deployment);
+	MemoryContextSwitchTo(move->context);
+}
+
+/*
+ * They lead to the other side now, and let clients through.  One that cannot be
+ * reached is tried for some time; whoever looks after it finds an event.
+ */
+void
+step_routers(SwitchMove *move)
+{
+	int			n = 0;
+
+	for (int i = 0; i < ROUTER_TRIES; i++)
+	{
+		if (i > 0)
+			switch_rest(move, ROUTER_REST_MS);
+		n = routers_switch(move->deployment, switch_to(move));
+		n += routers_resume(move->deployment);
+		MemoryContextSwitchTo(move->context);
+		if (n == 0)
+			break;
+	}
+	if (n > 0)
+		appendStringInfo(&move->note, "%d routers did not do it, see events",
+						 n);
+	else if (routers_load(move->deployment->id) != NIL)
+		appendStringInfo(&move->note, "routers lead to %s", move->to);
+}
+
 /* ---- after the decision ---- */
 
 /*
@@ -283,7 +344,8 @@ step_close(SwitchMove *move)
 void
 step_tell(SwitchMove *move)
 {
-	fence_notify(move->fence);
+	routers_notify(move->deployment, switch_kind_names[move->row.kind],
+				   switch_to(move), move->row.epoch);
 	switch_row_set(move->row.deployment,
 				   "state = 'done', finished_at = clock_timestamp()");
 	switch_commit(move);

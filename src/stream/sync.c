@@ -245,6 +245,8 @@ prepare(StreamWorker *worker)
 	MemoryContextSwitchTo(worker->context);
 	load_mappings(worker);
 	switch_schedule(shared);
+	if (routers_paused(shared->deployment))
+		router_watch(shared->deployment);	/* whoever did that is gone */
 	check_slot(worker);			/* whatever the peer is up to */
 	connect_peer(worker);
 	verify_schedule(shared);

@@ -30,13 +30,13 @@ SELECT set_eq($$SELECT relname::text FROM pg_class
 		'chunk_log', 'preflight_result', 'accepted', 'applied_stream', 'applied_table',
 		'applied_chunk', 'saved_index', 'conflict_log', 'verify_run', 'verify_table',
 		'verify_difference', 'repair_row', 'fence', 'fence_local',
-		'switch', 'drain_condition', 'sequence_move'],
+		'switch', 'drain_condition', 'sequence_move', 'router_route'],
 	'tables of the extension');
 SELECT set_eq($$SELECT relname::text FROM pg_class
 	WHERE relnamespace = 'bluegreen'::regnamespace AND relkind = 'v'$$,
 	ARRAY['stat_stream', 'stat_table', 'status', 'copy_progress', 'chunk',
 		'conflict', 'event', 'mapping', 'verification', 'difference',
-		'fence_state', 'fence_writer', 'switch_state', 'drain'],
+		'fence_state', 'fence_writer', 'switch_state', 'drain', 'router'],
 	'views of the extension');
 SELECT set_eq($$SELECT conrelid::regclass::text FROM pg_constraint
 	WHERE connamespace = 'bluegreen'::regnamespace AND contype = 'p'$$,
@@ -107,6 +107,9 @@ SELECT set_eq($$SELECT signature FROM routine
 		('bluegreen.checksum_add(internal,integer,integer,text,"any")'),
 		('bluegreen.checksum_final(internal)'),
 		('bluegreen.sequences(name)'),
+		('bluegreen.add_router(name,text,name,name,text,text,text,text)'),
+		('bluegreen.drop_router(name,name,name)'),
+		('bluegreen.is_active(name)'),
 		('bluegreen.move_sequences(name)'),
 		('bluegreen.check_sequences(name)'),
 		('bluegreen.sequence_position(oid)'),
@@ -135,6 +138,9 @@ SELECT set_eq($$SELECT signature FROM routine
 	$$SELECT f FROM (VALUES
 		('bluegreen.start(name,boolean)'),
 		('bluegreen.stop(name)'),
+		('bluegreen.routers_pause(name,interval)'),
+		('bluegreen.routers_switch(name,text)'),
+		('bluegreen.routers_resume(name)'),
 		('bluegreen.verify(name,regclass,interval,boolean)'),
 		('bluegreen.fence_raise(name,bigint,interval,text)'),
 		('bluegreen.fence_adopt(name,bigint,interval,text)'),
@@ -190,6 +196,12 @@ SELECT set_eq($$SELECT proname::text,
 	('confirm_source', 'deployment name', 'void'),
 	('sequences', 'deployment name, OUT sequence text, OUT source text, OUT source_value text, OUT value bigint, OUT next_value bigint, OUT action text, OUT message text, OUT hint text', 'SETOF record'),
 	('move_sequences', 'deployment name', 'integer'),
+	('add_router', 'deployment name, kind text, server name, database name, blue_route text, green_route text, route_file text DEFAULT NULL::text, route_command text DEFAULT NULL::text', 'integer'),
+	('drop_router', 'deployment name, server name, database name DEFAULT NULL::name', 'integer'),
+	('is_active', 'deployment name DEFAULT NULL::name', 'boolean'),
+	('routers_pause', 'IN deployment name, IN timeout interval DEFAULT ''00:00:01''::interval', NULL),
+	('routers_switch', 'IN deployment name, IN side text', NULL),
+	('routers_resume', 'IN deployment name', NULL),
 	('check_sequences', 'deployment name', 'integer'),
 	('sequence_position', 'sequence oid, OUT last_value bigint, OUT is_called boolean', 'record'),
 	('column_extreme', 'relation oid, "column" name, lowest boolean', 'bigint'),
@@ -286,6 +298,7 @@ SELECT is_empty($$SELECT description FROM pg_description d
 SELECT set_eq($$SELECT signature FROM routine
 	WHERE has_function_privilege('public', oid, 'EXECUTE')$$,
 	ARRAY['bluegreen.commit_time()', 'bluegreen.commit_lsn()',
+		'bluegreen.is_active(name)',
 		'bluegreen.image_hash("any")', 'bluegreen.note_row(text)',
 		'bluegreen.row_hash(text,"any")',
 		'bluegreen.row_bucket(integer,text,"any")',
@@ -297,6 +310,7 @@ SELECT set_eq($$SELECT signature FROM routine
 SELECT set_eq($$SELECT signature FROM routine
 	WHERE has_function_privilege('pg_monitor', oid, 'EXECUTE')$$,
 	ARRAY['bluegreen.commit_time()', 'bluegreen.commit_lsn()',
+		'bluegreen.is_active(name)',
 		'bluegreen.image_hash("any")', 'bluegreen.note_row(text)',
 		'bluegreen.row_hash(text,"any")',
 		'bluegreen.row_bucket(integer,text,"any")',
@@ -377,6 +391,9 @@ SELECT set_eq($$SELECT signature FROM routine
 		'bluegreen.alter_mapping(name,text,text,text,text[],text,text,text)',
 		'bluegreen.unmap_table(name,text,text,text)',
 		'bluegreen.verify(name,regclass,interval,boolean)',
+		'bluegreen.routers_pause(name,interval)',
+		'bluegreen.routers_switch(name,text)',
+		'bluegreen.routers_resume(name)',
 		'bluegreen.row_hash(text,"any")',
 		'bluegreen.row_bucket(integer,text,"any")',
 		'bluegreen.key_text("any")',
@@ -518,6 +535,8 @@ SELECT set_eq($$SELECT name, context,
 	('bluegreen.restart_delay', 'sighup', '1000', 'ms'),
 	('bluegreen.restart_delay_max', 'sighup', '60000', 'ms'),
 	('bluegreen.switchover_stop_at', 'superuser', '', NULL),
+	('bluegreen.router_command', 'sighup', '', NULL),
+	('bluegreen.router_command_timeout', 'sighup', '10000', 'ms'),
 	('bluegreen.sequence_margin', 'user', '1000', NULL),
 	('bluegreen.verify_rate', 'sighup', '100000', NULL)) v (a, b, c, d)$$,
 	'settings with their context, default and unit');
@@ -529,8 +548,8 @@ SELECT is_empty($$SELECT name, short_desc FROM pg_settings
 SELECT is_empty($$SELECT name FROM pg_settings
 	WHERE name LIKE 'bluegreen.%' AND vartype <> 'integer'
 		AND name NOT IN ('bluegreen.allow_target_writes',
-			'bluegreen.switchover_stop_at')$$,
-	'all but two are integers');
+			'bluegreen.switchover_stop_at', 'bluegreen.router_command')$$,
+	'all but three are integers');
 SELECT throws_ok('SET bluegreen.no_such_setting = 1', '42602', NULL,
 	'the prefix is reserved');
 SELECT throws_ok('SET bluegreen.connect_timeout = 0', '22023', NULL,

@@ -212,6 +212,7 @@ fires_and_mends(
 	{
 		title => 'a sequence that is too short',
 		check => 'sequence', severity => 'error', object => 'public.alone',
+		also => ['sequence_move warning public.alone'],
 		blue => q{ALTER SEQUENCE alone AS bigint MAXVALUE 5000000000;
 			SELECT setval('alone', 4000000000)}
 	},

@@ -182,7 +182,7 @@ unlike($blue->log, qr{pgbench/postgres ERROR}, 'and had no other error');
 $load->{harness}->kill_kill(grace => 1);
 delete $load->{harness};
 like($listener->query('SELECT 1') . $listener->query('SELECT 1'),
-	qr/"deployment" : "d", "active" : "green"/, 'who listens was told');
+	qr/"deployment":"d","event":"switchover","active":"green"/, 'who listens was told');
 
 # who may write where
 is($green->safe_psql('UPDATE account SET balance = 0 WHERE id = 1 RETURNING id'),
