@@ -520,7 +520,7 @@ SELECT set_eq($$SELECT name, context,
 	FROM (VALUES
 	('bluegreen.allow_target_writes', 'superuser', 'off', NULL),
 	('bluegreen.batch_delay', 'sighup', '200', 'ms'),
-	('bluegreen.batch_rows', 'sighup', '10000', NULL),
+	('bluegreen.batch_rows', 'sighup', '50000', NULL),
 	('bluegreen.batch_size', 'sighup', '8192', 'kB'),
 	('bluegreen.connect_timeout', 'user', '10', 's'),
 	('bluegreen.copy_chunk_rows', 'sighup', '500000', NULL),
