@@ -497,6 +497,12 @@ AS 'MODULE_PATHNAME', 'bluegreen_noted_row'
 LANGUAGE C STRICT
 SET search_path = pg_catalog, pg_temp;
 
+CREATE FUNCTION bluegreen.wait_for_writers(stream text)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_wait_for_writers'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
 CREATE FUNCTION bluegreen.grant_apply(role regrole,
 	VARIADIC tables regclass[] DEFAULT '{}')
 RETURNS SETOF text
@@ -1015,6 +1021,7 @@ FROM bluegreen.fence f
 			AND l.database = (SELECT oid FROM pg_database
 				WHERE datname = current_database())
 			AND l.classid = 'bluegreen.fence'::regclass
+			AND l.objid = 0
 			AND l.granted) o ON true
 	CROSS JOIN (SELECT count(*) FILTER (WHERE NOT held) AS running,
 			count(*) FILTER (WHERE held) AS held
@@ -1068,6 +1075,7 @@ REVOKE ALL ON FUNCTION bluegreen.grant_apply(regrole, regclass[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.revoke_apply(regrole, regclass[])
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.reset_stats(name) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.wait_for_writers(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.fence_changed() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.fence_follow() FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.fence_raise(name, bigint, interval, text)
@@ -1227,6 +1235,8 @@ COMMENT ON AGGREGATE bluegreen.checksum(integer, integer, text,
 	'for verify(): number of rows and sum of their hashes, in buckets by their key';
 COMMENT ON FUNCTION bluegreen.reset_stats(name) IS
 	'set the counters of a deployment''s stream to zero';
+COMMENT ON FUNCTION bluegreen.wait_for_writers(text) IS
+	'for streams: waits for statements that began to write to its tables before they were guarded';
 COMMENT ON FUNCTION bluegreen.fence_changed() IS
 	'trigger: backends look at the fences again';
 COMMENT ON FUNCTION bluegreen.fence_follow() IS

@@ -45,7 +45,8 @@ const char *const apply_privileges[] = {
 	"bluegreen.origin_setup(text), bluegreen.origin_progress(), "
 	"bluegreen.origin_drop(text), "
 	"bluegreen.save_indexes(text, integer, name[]), "
-	"bluegreen.restore_indexes(text, integer, boolean)",
+	"bluegreen.restore_indexes(text, integer, boolean), "
+	"bluegreen.wait_for_writers(text)",
 };
 const int	apply_privilege_count = lengthof(apply_privileges);
 

@@ -11,6 +11,8 @@
 
 #include "datatype/timestamp.h"
 #include "nodes/bitmapset.h"
+#include "nodes/pg_list.h"
+#include "storage/lock.h"
 
 /*
  * State of a side.  Legal next states, and who asks for them:
@@ -73,6 +75,13 @@ extern void fence_activate(int32 fence, int64 epoch);
 extern FenceState fence_state(int32 fence, int64 *epoch);
 extern int32 fence_find(const char *deployment);
 
+/* ... parts of these, which do not commit */
+extern void fence_applier_tag(LOCKTAG *tag, Oid relid, int32 fence);
+extern void fence_lock_appliers(int32 fence);
+extern void fence_commit_durably(void);
+extern void fence_check_durable(void);
+extern void fence_wait_writers(int32 deployment, const char *stream);
+
 /* fence_check.c: may this be written? */
 extern void fence_check(Oid relid, FenceAccess access);
 extern void fence_check_commit_prepared(void);
@@ -84,6 +93,8 @@ extern Oid	fence_cache_relid(void);
 extern const Fence *fence_cache_get(int i);
 extern const Fence *fence_cache_closed(void);
 extern FenceVerdict fence_cache_verdict(Oid relid);
+extern List *fence_cache_relations(int32 deployment, const char *stream,
+								   int32 *fence);
 
 /* fence_hook.c: who asks */
 extern void fence_hooks_install(void);

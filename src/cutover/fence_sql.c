@@ -17,17 +17,22 @@
 
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_database.h"
 #include "catalog/pg_type.h"
+#include "commands/dbcommands.h"
 #include "commands/trigger.h"
 #include "compat.h"
 #include "core/definition.h"
 #include "cutover/fence.h"
 #include "executor/spi.h"
 #include "fmgr.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 PG_FUNCTION_INFO_V1(bluegreen_fence_changed);
@@ -38,6 +43,7 @@ PG_FUNCTION_INFO_V1(bluegreen_fence_lower);
 PG_FUNCTION_INFO_V1(bluegreen_fence_doubt);
 PG_FUNCTION_INFO_V1(bluegreen_fence_close);
 PG_FUNCTION_INFO_V1(bluegreen_fence_activate);
+PG_FUNCTION_INFO_V1(bluegreen_wait_for_writers);
 PG_FUNCTION_INFO_V1(bluegreen_set_local);
 PG_FUNCTION_INFO_V1(bluegreen_reopen);
 
@@ -148,6 +154,42 @@ bluegreen_fence_follow(PG_FUNCTION_ARGS)
 typedef void (*FenceMove) (int32 fence, int64 epoch);
 
 /*
+ * Error unless the user is the owner of this database.
+ */
+static void
+check_database_owner(void)
+{
+	HeapTuple	tuple = SearchSysCache1(DATABASEOID,
+										ObjectIdGetDatum(MyDatabaseId));
+	Oid			owner;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for database %u", MyDatabaseId);
+	owner = ((Form_pg_database) GETSTRUCT(tuple))->datdba;
+	ReleaseSysCache(tuple);
+	if (!has_privs_of_role(GetUserId(), owner))
+		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_DATABASE,
+					   get_database_name(MyDatabaseId));
+}
+
+/*
+ * The fence of a deployment, by its name.  Error unless the user is the owner of
+ * the deployment, or where it has none (on a target) of the database.
+ */
+static int32
+find_own_fence(const char *name)
+{
+	int32		fence = fence_find(name);
+	Deployment *deployment = deployment_load_by_name(name, true);
+
+	if (deployment != NULL)
+		deployment_check_owner(deployment);
+	else
+		check_database_owner();
+	return fence;
+}
+
+/*
  * CALL function(deployment name, epoch bigint)
  */
 static Datum
@@ -159,7 +201,7 @@ move_by_name(FunctionCallInfo fcinfo, const char *function, FenceMove move)
 	require_argument(fcinfo, 1, "epoch");
 	procedure_begin(fcinfo, function);
 	epoch = PG_GETARG_INT64(1);
-	fence = fence_find(NameStr(*PG_GETARG_NAME(0)));
+	fence = find_own_fence(NameStr(*PG_GETARG_NAME(0)));
 	move(fence, epoch);
 	procedure_end();
 	PG_RETURN_VOID();
@@ -214,7 +256,7 @@ wait_by_name(FunctionCallInfo fcinfo, const char *function, FenceMove move)
 	require_argument(fcinfo, 1, "epoch");
 	procedure_begin(fcinfo, function);
 	epoch = PG_GETARG_INT64(1);
-	fence = fence_find(NameStr(*PG_GETARG_NAME(0)));
+	fence = find_own_fence(NameStr(*PG_GETARG_NAME(0)));
 	move(fence, epoch);
 	fence_wait_drained(timeout, policy);
 	procedure_end();
@@ -264,6 +306,19 @@ bluegreen_fence_activate(PG_FUNCTION_ARGS)
 	return move_by_name(fcinfo, "bluegreen.fence_activate", fence_activate);
 }
 
+/* ---- for streams ---- */
+
+/*
+ * bluegreen.wait_for_writers(stream text) returns void: wait for statements of
+ * others that began to write to a stream's tables before it had a fence here.
+ */
+Datum
+bluegreen_wait_for_writers(PG_FUNCTION_ARGS)
+{
+	fence_wait_writers(0, text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	PG_RETURN_VOID();
+}
+
 /* ---- for administrators ---- */
 
 /*
@@ -301,6 +356,7 @@ bluegreen_set_local(PG_FUNCTION_ARGS)
 	CatalogArgs args = {0};
 
 	require_writable("bluegreen.set_local");
+	check_database_owner();
 	if (local)
 	{
 		if (kind != RELKIND_RELATION && kind != RELKIND_PARTITIONED_TABLE)
@@ -334,6 +390,7 @@ bluegreen_reopen(PG_FUNCTION_ARGS)
 	uint64		n;
 
 	require_writable("bluegreen.reopen");
+	check_database_owner();
 	catalog_begin(&access);
 	n = catalog_run("UPDATE bluegreen.fence SET state = 'open', "
 					"since = clock_timestamp(), raised_by = NULL "

@@ -101,6 +101,8 @@ FROM (VALUES
 	('function', 'restore_indexes',
 		$$SELECT bluegreen.restore_indexes('x')$$),
 	('function', 'noted_row', $$SELECT bluegreen.noted_row()$$),
+	('function', 'wait_for_writers',
+		$$SELECT bluegreen.wait_for_writers('x')$$),
 	('function', 'grant_apply',
 		$$SELECT bluegreen.grant_apply('tap_nobody')$$),
 	('function', 'revoke_apply',
