@@ -74,6 +74,7 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
+#include "utils/snapmgr.h"
 #include "utils/timeout.h"
 
 /* What terminated writers get to end, beside the drain timeout itself. */
@@ -561,6 +562,7 @@ fence_wait_writers(int32 deployment, const char *stream)
 		return;
 	fence_applier_tag(&tag, fence_cache_relid(), fence);
 	appliers = GetLockConflicts(&tag, ExclusiveLock, NULL);
+	InvalidateCatalogSnapshot();	/* nobody shall wait for it meanwhile */
 	foreach(lc, relids)
 	{
 		wait_for_lockers(lfirst_oid(lc), appliers);

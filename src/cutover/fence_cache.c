@@ -4,8 +4,9 @@
  *		What a backend knows of the fences of its database.
  *
  * The truth is in tables: bluegreen.fence, the mapped tables in table_mapping
- * (of a source) and applied_table (of a target), the exceptions in
- * fence_local.  A backend reads them when it first writes, and keeps what it
+ * (of a source) and fence_target (of a target), the exceptions in
+ * fence_local.  Nobody is granted anything on these: who has them locked stops
+ * all writers.  A backend reads them when it first writes, and keeps what it
  * has read until it is told that something has changed: each of these tables
  * has a trigger that invalidates bluegreen.fence (bluegreen_fence_changed), so
  * that its relcache message, which goes out with the commit, means all of them.
@@ -57,13 +58,13 @@ typedef enum FenceTable
 {
 	TABLE_FENCE,
 	TABLE_MAPPING,
-	TABLE_APPLIED,
+	TABLE_TARGET,
 	TABLE_LOCAL,
 	NTABLES
 } FenceTable;
 
 static const char *const table_names[NTABLES] = {
-	"fence", "table_mapping", "applied_table", "fence_local"
+	"fence", "table_mapping", "fence_target", "fence_local"
 };
 
 #define FENCE_ID			1
@@ -76,9 +77,9 @@ static const char *const table_names[NTABLES] = {
 #define MAPPING_DEPLOYMENT	2
 #define MAPPING_DIRECTION	3
 #define MAPPING_SOURCE		4
-#define APPLIED_STREAM		1
-#define APPLIED_SCHEMA		3
-#define APPLIED_TABLE		4
+#define TARGET_STREAM		1
+#define TARGET_SCHEMA		3
+#define TARGET_TABLE		4
 #define LOCAL_RELATION		1
 
 /* A relation that a fence names, or that rows go through. */
@@ -297,12 +298,12 @@ look_up(const char *schema_name, const char *name)
 }
 
 static void
-read_applied(HeapTuple tuple, TupleDesc desc)
+read_target(HeapTuple tuple, TupleDesc desc)
 {
-	char	   *stream = text_value(tuple, desc, APPLIED_STREAM);
+	char	   *stream = text_value(tuple, desc, TARGET_STREAM);
 	Oid			relid =
-		look_up(NameStr(*DatumGetName(value(tuple, desc, APPLIED_SCHEMA))),
-				NameStr(*DatumGetName(value(tuple, desc, APPLIED_TABLE))));
+		look_up(NameStr(*DatumGetName(value(tuple, desc, TARGET_SCHEMA))),
+				NameStr(*DatumGetName(value(tuple, desc, TARGET_TABLE))));
 
 	if (!OidIsValid(relid))
 		return;
@@ -368,7 +369,7 @@ read_tables(void)
 		if (nfences > 0)
 		{
 			read_table(TABLE_MAPPING, read_mapping);
-			read_table(TABLE_APPLIED, read_applied);
+			read_table(TABLE_TARGET, read_target);
 			read_table(TABLE_LOCAL, read_local);
 			verdict_context = AllocSetContextCreate(cache_context, "verdicts",
 													ALLOCSET_SMALL_SIZES);

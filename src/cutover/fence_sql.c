@@ -37,6 +37,7 @@
 
 PG_FUNCTION_INFO_V1(bluegreen_fence_changed);
 PG_FUNCTION_INFO_V1(bluegreen_fence_follow);
+PG_FUNCTION_INFO_V1(bluegreen_fence_name_target);
 PG_FUNCTION_INFO_V1(bluegreen_fence_raise);
 PG_FUNCTION_INFO_V1(bluegreen_fence_adopt);
 PG_FUNCTION_INFO_V1(bluegreen_fence_lower);
@@ -146,6 +147,89 @@ bluegreen_fence_follow(PG_FUNCTION_ARGS)
 				   RelationGetRelationName(trigger->tg_relation)) == 0)
 			follow_row(&follows[i], trigger);
 	}
+	return PointerGetDatum(NULL);
+}
+
+/* ---- which tables are targets ---- */
+
+/*
+ * A role that applies says what it writes to, and nobody else may from then on.
+ * So it must have the right to write there itself.
+ */
+static void
+check_target(const char *schema, const char *table)
+{
+	Oid			namespace = get_namespace_oid(schema, true);
+	Oid			relid = OidIsValid(namespace) ?
+		get_relname_relid(table, namespace) : InvalidOid;
+
+	if (superuser())
+		return;
+	if (!OidIsValid(relid))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation \"%s.%s\" does not exist", schema, table)));
+	if (pg_class_aclcheck(relid, GetUserId(), ACL_INSERT) != ACLCHECK_OK)
+		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_TABLE, table);
+}
+
+static void
+set_target(HeapTuple tuple, TupleDesc desc)
+{
+	char	   *schema = column_text(tuple, desc, "target_schema");
+	char	   *table = column_text(tuple, desc, "target_table");
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	check_target(schema, table);
+	catalog_begin(&access);
+	catalog_arg_text(&args, column_text(tuple, desc, "stream"));
+	catalog_arg_text(&args, column_text(tuple, desc, "mapping"));
+	catalog_arg_text(&args, schema);
+	catalog_arg_text(&args, table);
+	catalog_run("INSERT INTO bluegreen.fence_target "
+				"VALUES ($1, $2::integer, $3::name, $4::name)", &args,
+				SPI_OK_INSERT);
+	catalog_end(&access);
+}
+
+static void
+forget_target(HeapTuple tuple, TupleDesc desc)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	catalog_begin(&access);
+	catalog_arg_text(&args, column_text(tuple, desc, "stream"));
+	catalog_arg_text(&args, column_text(tuple, desc, "mapping"));
+	catalog_run("DELETE FROM bluegreen.fence_target "
+				"WHERE stream = $1 AND mapping = $2::integer", &args,
+				SPI_OK_DELETE);
+	catalog_end(&access);
+}
+
+/*
+ * Trigger for each row of applied_table that is inserted or deleted, or gets
+ * another name: what the fence reads follows, which is granted to nobody.
+ */
+Datum
+bluegreen_fence_name_target(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	TupleDesc	desc;
+
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function \"%s\" was not called by trigger manager",
+						"bluegreen.fence_name_target")));
+	desc = RelationGetDescr(trigger->tg_relation);
+	if (!TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
+		forget_target(trigger->tg_trigtuple, desc);
+	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
+		set_target(trigger->tg_trigtuple, desc);
+	else if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
+		set_target(trigger->tg_newtuple, desc);
 	return PointerGetDatum(NULL);
 }
 

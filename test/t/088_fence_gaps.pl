@@ -112,7 +112,7 @@ $node->safe_psql('ALTER TABLE part DETACH PARTITION alone');
 $epoch++;
 $raiser->query("CALL bluegreen.fence_raise('d', $epoch)");
 is( $writer->query(q{SET statement_timeout = '60 s'; INSERT INTO part VALUES (2);
-		SELECT 1}),
+		SET statement_timeout = 0; SELECT 1}),
 	1, 'and is not when it is detached');
 $raiser->query("CALL bluegreen.fence_lower('d', $epoch)");
 
@@ -135,6 +135,45 @@ sub guarded
 	$writer->query("INSERT INTO $table VALUES (1)");
 	return like($writer->errors, qr/it is a target of deployment "e"/, $name);
 }
+# a role that applies may say what it writes to, but stop nobody by that
+$node->safe_psql(q{CREATE ROLE fence_applier LOGIN;
+	SELECT bluegreen.grant_apply('fence_applier')});
+my $insert = q{INSERT INTO bluegreen.applied_table
+	(stream, mapping, target_schema, target_table) VALUES ('s', 3, };
+(undef, undef, $err) =
+  $node->psql("$insert 'public', 'free')", user => 'fence_applier');
+like($err, qr/permission denied for table free/,
+	'a role names no table as a target that it may not write to');
+(undef, undef, $err) =
+  $node->psql("$insert 'public', 'nothing')", user => 'fence_applier');
+like($err, qr/relation "public.nothing" does not exist/, 'nor one to come');
+$node->safe_psql('GRANT INSERT ON free TO fence_applier');
+is(($node->psql("$insert 'public', 'free')", user => 'fence_applier'))[0],
+	0, 'but where it may it does');
+$writer->query('INSERT INTO free VALUES (3)');
+like($writer->errors, qr/it is a target of deployment "e"/, 'which is guarded then');
+(undef, undef, $err) = $node->psql(
+	q{UPDATE bluegreen.applied_table SET target_table = 't' WHERE mapping = 3},
+	user => 'fence_applier');
+like($err, qr/permission denied for table t/, 'that cannot be changed either');
+is( ($node->psql('DELETE FROM bluegreen.applied_table WHERE mapping = 3',
+		user => 'fence_applier'))[0],
+	0, 'and given up');
+is($writer->query('INSERT INTO free VALUES (4); SELECT 1'), 1, 'then it is free');
+my $locker = $node->session;
+$locker->query('SET ROLE fence_applier; BEGIN;
+	LOCK TABLE bluegreen.applied_table, bluegreen.applied_stream');
+is($locker->errors, '', 'it locks the tables that it may write to');
+is( $node->safe_psql(q{SET statement_timeout = '60 s';
+		INSERT INTO free VALUES (5) RETURNING id}),
+	5, 'and no writer waits for that');
+foreach my $table (qw(fence fence_target fence_local table_mapping))
+{
+	(undef, undef, $err) = $node->psql("BEGIN; LOCK TABLE bluegreen.$table",
+		user => 'fence_applier');
+	like($err, qr/permission denied/, "it does not lock $table");
+}
+$locker->query('ROLLBACK');
 guarded('CREATE TABLE target (id int)', 'target', 'a target that is created');
 guarded('ALTER TABLE target RENAME TO before; CREATE TABLE after (id int);
 	ALTER TABLE after RENAME TO target', 'target', 'one that is swapped in');
