@@ -357,6 +357,16 @@ CREATE TABLE bluegreen.drain_condition (
 	PRIMARY KEY (deployment, name)
 );
 
+-- What streams write to here: as in applied_table, where roles that apply may
+-- write.  This is granted to nobody, and all that a backend reads is.
+CREATE TABLE bluegreen.fence_target (
+	stream text NOT NULL,
+	mapping integer NOT NULL,
+	target_schema name NOT NULL,
+	target_table name NOT NULL,
+	PRIMARY KEY (stream, mapping)
+);
+
 -- Tables that stay writable when this side is closed.
 CREATE TABLE bluegreen.fence_local (
 	relation oid PRIMARY KEY
@@ -763,6 +773,12 @@ AS 'MODULE_PATHNAME', 'bluegreen_noted_row'
 LANGUAGE C STRICT
 SET search_path = pg_catalog, pg_temp;
 
+CREATE FUNCTION bluegreen.wait_for_writers(stream text)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_wait_for_writers'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
 CREATE FUNCTION bluegreen.grant_apply(role regrole,
 	VARIADIC tables regclass[] DEFAULT '{}')
 RETURNS SETOF text
@@ -841,6 +857,12 @@ AS 'MODULE_PATHNAME', 'bluegreen_fence_follow'
 LANGUAGE C
 SET search_path = pg_catalog, pg_temp;
 
+CREATE FUNCTION bluegreen.fence_name_target()
+RETURNS trigger
+AS 'MODULE_PATHNAME', 'bluegreen_fence_name_target'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
 CREATE TRIGGER fence_changed
 	AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON bluegreen.fence
 	FOR EACH STATEMENT EXECUTE FUNCTION bluegreen.fence_changed();
@@ -854,9 +876,15 @@ CREATE TRIGGER fence_changed
 	FOR EACH STATEMENT EXECUTE FUNCTION bluegreen.fence_changed();
 ALTER TABLE bluegreen.table_mapping ENABLE ALWAYS TRIGGER fence_changed;
 CREATE TRIGGER fence_changed
-	AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON bluegreen.applied_table
+	AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON bluegreen.fence_target
 	FOR EACH STATEMENT EXECUTE FUNCTION bluegreen.fence_changed();
-ALTER TABLE bluegreen.applied_table ENABLE ALWAYS TRIGGER fence_changed;
+ALTER TABLE bluegreen.fence_target ENABLE ALWAYS TRIGGER fence_changed;
+CREATE TRIGGER fence_name_target
+	AFTER INSERT OR DELETE OR
+		UPDATE OF stream, mapping, target_schema, target_table
+	ON bluegreen.applied_table
+	FOR EACH ROW EXECUTE FUNCTION bluegreen.fence_name_target();
+ALTER TABLE bluegreen.applied_table ENABLE ALWAYS TRIGGER fence_name_target;
 CREATE TRIGGER fence_follow AFTER INSERT OR DELETE ON bluegreen.deployment
 	FOR EACH ROW EXECUTE FUNCTION bluegreen.fence_follow();
 ALTER TABLE bluegreen.deployment ENABLE ALWAYS TRIGGER fence_follow;
@@ -1384,6 +1412,7 @@ FROM bluegreen.fence f
 			AND l.database = (SELECT oid FROM pg_database
 				WHERE datname = current_database())
 			AND l.classid = 'bluegreen.fence'::regclass
+			AND l.objid = 0
 			AND l.granted) o ON true
 	CROSS JOIN (SELECT count(*) FILTER (WHERE NOT held) AS running,
 			count(*) FILTER (WHERE held) AS held
@@ -1518,8 +1547,10 @@ REVOKE ALL ON FUNCTION bluegreen.grant_apply(regrole, regclass[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.revoke_apply(regrole, regclass[])
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.reset_stats(name) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.wait_for_writers(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.fence_changed() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.fence_follow() FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.fence_name_target() FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.fence_raise(name, bigint, interval, text)
 	FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.fence_adopt(name, bigint, interval, text)
@@ -1611,6 +1642,8 @@ COMMENT ON TABLE bluegreen.switch IS
 	'the last switchover or rollback that began on this side; see view switch_state';
 COMMENT ON TABLE bluegreen.drain_condition IS
 	'what a switchover waits for; see view drain';
+COMMENT ON TABLE bluegreen.fence_target IS
+	'on a target: the tables that streams write to, as the fence reads them';
 COMMENT ON TABLE bluegreen.fence_local IS
 	'tables that stay writable when this side is closed; see set_local()';
 
@@ -1754,8 +1787,12 @@ COMMENT ON AGGREGATE bluegreen.checksum(integer, integer, text,
 	'for verify(): number of rows and sum of their hashes, in buckets by their key';
 COMMENT ON FUNCTION bluegreen.reset_stats(name) IS
 	'set the counters of a deployment''s stream to zero';
+COMMENT ON FUNCTION bluegreen.wait_for_writers(text) IS
+	'for streams: waits for statements that began to write to its tables before they were guarded';
 COMMENT ON FUNCTION bluegreen.fence_changed() IS
 	'trigger: backends look at the fences again';
+COMMENT ON FUNCTION bluegreen.fence_name_target() IS
+	'trigger: the fence knows the tables that streams write to';
 COMMENT ON FUNCTION bluegreen.fence_follow() IS
 	'trigger: a deployment, or a stream on its target, has a fence';
 COMMENT ON PROCEDURE bluegreen.fence_raise(name, bigint, interval, text) IS

@@ -50,7 +50,7 @@ const char *const apply_privileges[] = {
 	"bluegreen.origin_drop(text), "
 	"bluegreen.save_indexes(text, integer, name[], boolean), "
 	"bluegreen.restore_indexes(text, integer, boolean), "
-	"bluegreen.restore_key(text, integer), "
+	"bluegreen.restore_key(text, integer), bluegreen.wait_for_writers(text), "
 	"bluegreen.fence_look(text), bluegreen.fence_decide(text, bigint), "
 	"bluegreen.fence_settle(text, bigint)",
 	"EXECUTE ON FUNCTION bluegreen.sequence_position(oid), "

@@ -33,8 +33,9 @@
  * released after the commit has told all caches, never with it.
  *
  * On a target the fence is there from the beginning (guarded), and nothing is
- * drained.  Activating a side takes ExclusiveLock, which also waits for the
- * sessions that apply (RowShareLock).
+ * drained.  Sessions that apply take a lock of their own for each fence of a
+ * target (RowShareLock); activating a side waits for them (ExclusiveLock), and
+ * is in nobody else's way.
  *
  * One raise at a time in each database: after a switch all of it is closed.
  * The session that raises has a lock of its own for that, which tells it from
@@ -59,20 +60,30 @@
 #include "executor/spi.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
+#include "replication/syncrep.h"
+#include "replication/walsender.h"
+#include "replication/walsender_private.h"
 #include "storage/ipc.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
+#include "storage/lwlock.h"
 #include "storage/proc.h"
 #include "storage/procarray.h"
 #include "tcop/pquery.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
+#include "utils/snapmgr.h"
 #include "utils/timeout.h"
 
 /* What terminated writers get to end, beside the drain timeout itself. */
 #define TERMINATE_MIN_MS	10000
+
+/* What a synchronous standby gets to confirm a step. */
+#define STANDBY_WAIT_MS		10000
 
 const char *const fence_state_names[] = {
 	"open", "raised", "in_doubt", "closed", "retired", "guarded"
@@ -116,6 +127,16 @@ static void
 owner_tag(LOCKTAG *tag, Oid relid)
 {
 	SET_LOCKTAG_OBJECT(*tag, MyDatabaseId, relid, 0, 0);
+}
+
+/*
+ * The lock of those that apply to a target, see fence_check.c.  relid: of the
+ * table bluegreen.fence.
+ */
+void
+fence_applier_tag(LOCKTAG *tag, Oid relid, int32 fence)
+{
+	SET_LOCKTAG_OBJECT(*tag, MyDatabaseId, relid, (uint32) fence, 0);
 }
 
 static Oid
@@ -163,7 +184,10 @@ become_owner(int32 fence, int64 epoch)
 	Oid			relid;
 
 	if (OidIsValid(own.relid) && own.fence == fence)
+	{
+		own.epoch = epoch;
 		return;
+	}
 	if (!registered)
 	{
 		RegisterXactCallback(forget_own, NULL);
@@ -314,12 +338,11 @@ static const Move move_settle = {FENCE_CLOSED, "{in_doubt}", false, true};
 static const Move move_activate = {FENCE_OPEN, "{guarded,closed}", true, true};
 
 /*
- * Commit what a procedure or a worker has written, durably.
+ * Commit, in a procedure or in a worker.
  */
-void
-fence_commit(void)
+static void
+commit_now(void)
 {
-	ForceSyncCommit();
 	if (ActivePortal != NULL)
 	{
 		SPI_commit();
@@ -327,6 +350,89 @@ fence_commit(void)
 	}
 	CommitTransactionCommand();
 	StartTransactionCommand();
+}
+
+/*
+ * Commit what a procedure or a worker has written, durably here.
+ */
+void
+fence_commit(void)
+{
+	ForceSyncCommit();
+	commit_now();
+}
+
+/*
+ * Have the current transaction's commit wait for the synchronous standbys, if
+ * there are any, whatever synchronous_commit says: one that is promoted must
+ * know what has been decided here.
+ */
+void
+fence_commit_durably(void)
+{
+	ForceSyncCommit();
+	if (synchronous_commit < SYNCHRONOUS_COMMIT_REMOTE_FLUSH)
+		(void) set_config_option("synchronous_commit", "on", PGC_USERSET,
+								 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0,
+								 false);
+}
+
+/*
+ * Error unless the synchronous standbys have what this session has committed
+ * last: core only warns when waiting for them is canceled.
+ */
+void
+fence_check_durable(void)
+{
+	bool		durable;
+
+	if (max_wal_senders == 0 || SyncRepStandbyNames == NULL ||
+		SyncRepStandbyNames[0] == '\0')
+		return;
+	LWLockAcquire(SyncRepLock, LW_SHARED);
+	durable = WalSndCtl->lsn[SYNC_REP_WAIT_FLUSH] >= XactLastCommitEnd;
+	LWLockRelease(SyncRepLock);
+	if (!durable)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("synchronous standbys do not have what was decided about a fence"),
+				 errdetail("One that is promoted would not know of it."),
+				 errhint("See to the standbys in synchronous_standby_names, then try again.")));
+}
+
+static volatile sig_atomic_t stopped_waiting = false;
+
+/* In a signal handler: as a cancel does, end the wait for a standby. */
+static void
+stop_waiting(void)
+{
+	int			save_errno = errno;
+
+	if (MyProc->syncRepState == SYNC_REP_WAITING)
+	{
+		stopped_waiting = true;
+		kill(MyProcPid, SIGINT);
+	}
+	errno = save_errno;
+}
+
+/*
+ * Commit, but do not wait for a standby that is away for ever: writers are held
+ * meanwhile.
+ */
+static void
+commit_in_time(void)
+{
+	static TimeoutId standby = MAX_TIMEOUTS;
+
+	if (standby == MAX_TIMEOUTS)
+		standby = RegisterTimeout(USER_TIMEOUT, stop_waiting);
+	stopped_waiting = false;
+	enable_timeout_after(standby, STANDBY_WAIT_MS);
+	commit_now();
+	disable_timeout(standby, false);
+	if (stopped_waiting)
+		QueryCancelPending = false; /* if it came too late for the wait */
 }
 
 /*
@@ -364,7 +470,12 @@ static void
 move_fence(int32 fence, int64 epoch, const Move *move)
 {
 	set_fence(fence, epoch, move);
-	fence_commit();
+	/* what a standby does not know of these makes it refuse too much, at worst */
+	if (move == &move_raise || move == &move_lower)
+		ForceSyncCommit();
+	else
+		fence_commit_durably();
+	commit_in_time();
 }
 
 /*
@@ -412,7 +523,8 @@ fence_lower(int32 fence, int64 epoch)
 /*
  * The other side is about to be activated: from now on writers wait for the
  * outcome, whatever happens to this session or this server.  Commits.
- * Errors: writers have not been waited for.
+ * Errors: writers have not been waited for; a synchronous standby does not have
+ * it (it is in doubt then, but nothing can have been decided).
  */
 void
 fence_doubt(int32 fence, int64 epoch)
@@ -420,6 +532,7 @@ fence_doubt(int32 fence, int64 epoch)
 	if (!OidIsValid(own.relid) || own.fence != fence || !own.drained)
 		refuse_move(fence, epoch, FENCE_IN_DOUBT);
 	move_fence(fence, epoch, &move_doubt);
+	fence_check_durable();
 }
 
 /*
@@ -435,14 +548,30 @@ fence_close(int32 fence, int64 epoch)
 }
 
 /*
+ * Wait until no session is left that has applied something to a fence's target
+ * in its transaction, and hold all that want to, until this one ends.
+ */
+void
+fence_lock_appliers(int32 fence)
+{
+	LOCKTAG		tag;
+
+	fence_applier_tag(&tag, fence_relid(), fence);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+}
+
+/*
  * This side becomes the active one: the stream that wrote here is not live any
- * more, and the application may write.  Waits for all who write.  Commits.
+ * more, and the application may write.  Waits for the sessions that apply.
+ * Commits.  Errors: it is in another state or epoch; a synchronous standby does
+ * not have it (it is active then).
  */
 void
 fence_activate(int32 fence, int64 epoch)
 {
-	fence_decide(fence, epoch);
-	fence_commit();
+	fence_lock_appliers(fence);
+	move_fence(fence, epoch, &move_activate);
+	fence_check_durable();
 }
 
 /*
@@ -452,8 +581,9 @@ fence_activate(int32 fence, int64 epoch)
 void
 fence_decide(int32 fence, int64 epoch)
 {
-	LockRelationOid(fence_relid(), ExclusiveLock);
+	fence_lock_appliers(fence);
 	set_fence(fence, epoch, &move_activate);
+	fence_commit_durably();
 }
 
 /*
@@ -476,7 +606,7 @@ fence_settle(int32 fence, int64 epoch)
 				"AND state IN ('guarded', 'closed') AND epoch < $2",
 				&args, SPI_OK_UPDATE);
 	catalog_end(&access);
-	ForceSyncCommit();
+	fence_commit_durably();
 	state = fence_state(fence, NULL);
 	return state == FENCE_OPEN || state == FENCE_RAISED ||
 		state == FENCE_IN_DOUBT;
@@ -500,7 +630,79 @@ fence_force(int32 fence, bool open)
 				"since = clock_timestamp(), switched_at = clock_timestamp(), "
 				"raised_by = NULL WHERE id = $1", &args, SPI_OK_UPDATE);
 	catalog_end(&access);
-	ForceSyncCommit();
+	fence_commit_durably();
+}
+
+/* ---- who was there before ---- */
+
+/*
+ * Does a transaction that has a lock on a table write no rows to it?
+ */
+static bool
+only_maintains(VirtualTransactionId vxid)
+{
+	PGPROC	   *proc = vxid_proc(vxid);
+
+	return proc != NULL && proc_lxid(proc) == vxid.localTransactionId &&
+		(proc->statusFlags & (PROC_IN_VACUUM | PROC_IN_SAFE_IC)) != 0;
+}
+
+static bool
+is_member(const VirtualTransactionId *list, VirtualTransactionId vxid)
+{
+	for (; VirtualTransactionIdIsValid(*list); list++)
+	{
+		if (VirtualTransactionIdEquals(*list, vxid))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Wait for all transactions that have a lock on a table with which they may
+ * write, but those of sessions that apply.
+ */
+static void
+wait_for_lockers(Oid relid, const VirtualTransactionId *appliers)
+{
+	LOCKTAG		tag;
+	VirtualTransactionId *vxids;
+
+	SET_LOCKTAG_RELATION(tag, MyDatabaseId, relid);
+	vxids = GetLockConflicts(&tag, ShareLock, NULL);
+	for (; VirtualTransactionIdIsValid(*vxids); vxids++)
+	{
+		if (!only_maintains(*vxids) && !is_member(appliers, *vxids))
+			(void) VirtualXactLock(*vxids, true);
+	}
+}
+
+/*
+ * Wait for the statements that began before a deployment's tables were mapped
+ * here (stream NULL), or before a stream came to write here: the fence does not
+ * know of them, and as long as they have written nothing, nobody does.  They
+ * have locked the tables, though.  Needs a transaction.
+ */
+void
+fence_wait_writers(int32 deployment, const char *stream)
+{
+	LOCKTAG		tag;
+	int32		fence;
+	List	   *relids;
+	ListCell   *lc;
+	VirtualTransactionId *appliers;
+
+	AcceptInvalidationMessages();
+	relids = fence_cache_relations(deployment, stream, &fence);
+	if (relids == NIL)
+		return;
+	fence_applier_tag(&tag, fence_cache_relid(), fence);
+	appliers = GetLockConflicts(&tag, ExclusiveLock, NULL);
+	InvalidateCatalogSnapshot();	/* nobody shall wait for it meanwhile */
+	foreach(lc, relids)
+	{
+		wait_for_lockers(lfirst_oid(lc), appliers);
+	}
 }
 
 /* ---- wait ---- */
@@ -544,11 +746,14 @@ note_writer(RunningWriter *writer, VirtualTransactionId vxid)
 	writer->proc = proc;
 	writer->lxid = vxid.localTransactionId;
 	writer->pid = 0;
-	if (proc != NULL && proc_lxid(proc) == writer->lxid)
+	/* prepared before a crash: that is its xid */
+	if (VirtualTransactionIdIsRecoveredPreparedXact(vxid))
+		writer->proc = NULL;
+	else if (proc != NULL && proc_lxid(proc) == writer->lxid)
 		writer->pid = proc->pid;
-	else if (proc != NULL)
+	else
 	{
-		/* prepared: it has its former session's number, that another one */
+		/* prepared: it has its former session's number, nobody or another one */
 		writer->proc = NULL;
 		writer->lxid = TwoPhaseGetXidByVirtualXID(vxid, &more);
 	}

@@ -12,6 +12,8 @@
 #include "datatype/timestamp.h"
 #include "fmgr.h"
 #include "nodes/bitmapset.h"
+#include "nodes/pg_list.h"
+#include "storage/lock.h"
 
 /*
  * State of a side.  Legal next states, and who asks for them:
@@ -88,6 +90,13 @@ extern int	fence_timeout_argument(FunctionCallInfo fcinfo, int i,
 								   const char *name);
 extern FencePolicy fence_policy_argument(FunctionCallInfo fcinfo, int i);
 
+/* ... parts of these, which do not commit */
+extern void fence_applier_tag(LOCKTAG *tag, Oid relid, int32 fence);
+extern void fence_lock_appliers(int32 fence);
+extern void fence_commit_durably(void);
+extern void fence_check_durable(void);
+extern void fence_wait_writers(int32 deployment, const char *stream);
+
 /* fence_check.c: may this be written? */
 extern void fence_check(Oid relid, FenceAccess access);
 extern void fence_check_commit_prepared(void);
@@ -99,6 +108,8 @@ extern Oid	fence_cache_relid(void);
 extern const Fence *fence_cache_get(int i);
 extern const Fence *fence_cache_closed(void);
 extern FenceVerdict fence_cache_verdict(Oid relid);
+extern List *fence_cache_relations(int32 deployment, const char *stream,
+								   int32 *fence);
 
 /* fence_mark.c: a sign for clients; these do not commit */
 extern void fence_mark(int32 fence);

@@ -4,8 +4,9 @@
  *		What a backend knows of the fences of its database.
  *
  * The truth is in tables: bluegreen.fence, the mapped tables in table_mapping
- * (what a stream reads here) and applied_table (what one writes here), the
- * exceptions in fence_local.  A backend reads them when it first writes, and keeps what it
+ * (what a stream reads here) and fence_target (what one writes here), the
+ * exceptions in fence_local.  Nobody is granted anything on these: who has them
+ * locked stops all writers.  A backend reads them when it first writes, and keeps what it
  * has read until it is told that something has changed: each of these tables
  * has a trigger that invalidates bluegreen.fence (bluegreen_fence_changed), so
  * that its relcache message, which goes out with the commit, means all of them.
@@ -18,6 +19,10 @@
  * The tables are read row by row and not with SQL: this happens in the middle
  * of anybody's statement.  So they must be the extension's own, not some
  * tables of the same name.
+ *
+ * Names are looked up once, and so are the parents of partitions.  Therefore
+ * what is read is also out of date when a relation that it names changes, or
+ * one of such a name, or its schema, appears or goes.
  *
  * For each relation that was written to, the answer is kept (FenceVerdict): the
  * fences that the relation is mapped in, itself or as a partition of a mapped
@@ -35,6 +40,7 @@
 #include "catalog/namespace.h"
 #include "catalog/partition.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_inherits.h"
 #include "commands/extension.h"
 #include "compat.h"
 #include "core/definition.h"
@@ -52,13 +58,13 @@ typedef enum FenceTable
 {
 	TABLE_FENCE,
 	TABLE_MAPPING,
-	TABLE_APPLIED,
+	TABLE_TARGET,
 	TABLE_LOCAL,
 	NTABLES
 } FenceTable;
 
 static const char *const table_names[NTABLES] = {
-	"fence", "table_mapping", "applied_table", "fence_local"
+	"fence", "table_mapping", "fence_target", "fence_local"
 };
 
 #define FENCE_ID			1
@@ -70,9 +76,9 @@ static const char *const table_names[NTABLES] = {
 #define FENCE_SINCE			8
 #define MAPPING_DEPLOYMENT	2
 #define MAPPING_SOURCE		4
-#define APPLIED_STREAM		1
-#define APPLIED_SCHEMA		3
-#define APPLIED_TABLE		4
+#define TARGET_STREAM		1
+#define TARGET_SCHEMA		3
+#define TARGET_TABLE		4
 #define LOCAL_RELATION		1
 
 /* A relation that a fence names, or that rows go through. */
@@ -82,6 +88,15 @@ typedef struct NamedRelation
 	int			fence;			/* -1 = declared local */
 	bool		parent;			/* of a mapped partition: not its others */
 } NamedRelation;
+
+/* Something whose change makes us read again; a hash key. */
+typedef struct Watched
+{
+	int			cache;			/* system cache, or WATCH_RELATION */
+	uint32		value;			/* hash value of a key there, or the OID */
+} Watched;
+
+#define WATCH_RELATION (-1)
 
 static uint64 changes = 1;		/* messages that meant us */
 static uint64 known = 0;		/* ... when the tables were read; 0 = unknown */
@@ -93,6 +108,7 @@ static Fence *fences = NULL;
 static int	nfences = 0;
 static int	closed = -1;		/* a fence that closes all of this side */
 static List *named = NIL;		/* of NamedRelation */
+static HTAB *watched = NULL;
 static MemoryContext verdict_context = NULL;
 static HTAB *verdicts = NULL;
 
@@ -198,11 +214,30 @@ read_fence(HeapTuple tuple, TupleDesc desc)
 	nfences++;
 }
 
+/* To be called before the thing is looked at: it may change at once. */
+static void
+watch(int cache, uint32 value)
+{
+	Watched		key = {.cache = cache,.value = value};
+
+	(void) hash_search(watched, &key, HASH_ENTER, NULL);
+}
+
+static bool
+is_watched(int cache, uint32 value)
+{
+	Watched		key = {.cache = cache,.value = value};
+
+	return watched != NULL &&
+		hash_search(watched, &key, HASH_FIND, NULL) != NULL;
+}
+
 static void
 name_relation(Oid relid, int fence, bool parent)
 {
 	NamedRelation *entry = palloc_object(NamedRelation);
 
+	watch(WATCH_RELATION, relid);
 	entry->relid = relid;
 	entry->fence = fence;
 	entry->parent = parent;
@@ -240,20 +275,32 @@ read_mapping(HeapTuple tuple, TupleDesc desc)
 	}
 }
 
-static void
-read_applied(HeapTuple tuple, TupleDesc desc)
+/*
+ * The relation of that name, or InvalidOid.
+ */
+static Oid
+look_up(const char *schema_name, const char *name)
 {
-	char	   *stream = text_value(tuple, desc, APPLIED_STREAM);
-	Oid			schema =
-		get_namespace_oid(NameStr(*DatumGetName(value(tuple, desc,
-													  APPLIED_SCHEMA))),
-						  true);
-	Oid			relid = InvalidOid;
+	Oid			schema;
 
-	if (OidIsValid(schema))
-		relid = get_relname_relid(NameStr(*DatumGetName(value(tuple, desc,
-															  APPLIED_TABLE))),
-								  schema);
+	watch(NAMESPACENAME, GetSysCacheHashValue1(NAMESPACENAME,
+											   CStringGetDatum(schema_name)));
+	schema = get_namespace_oid(schema_name, true);
+	if (!OidIsValid(schema))
+		return InvalidOid;
+	watch(RELNAMENSP, GetSysCacheHashValue2(RELNAMENSP, CStringGetDatum(name),
+											ObjectIdGetDatum(schema)));
+	return get_relname_relid(name, schema);
+}
+
+static void
+read_target(HeapTuple tuple, TupleDesc desc)
+{
+	char	   *stream = text_value(tuple, desc, TARGET_STREAM);
+	Oid			relid =
+		look_up(NameStr(*DatumGetName(value(tuple, desc, TARGET_SCHEMA))),
+				NameStr(*DatumGetName(value(tuple, desc, TARGET_TABLE))));
+
 	if (!OidIsValid(relid))
 		return;
 	for (int i = 0; i < nfences; i++)
@@ -292,12 +339,19 @@ forget_verdicts(void)
 static void
 read_tables(void)
 {
+	HASHCTL		control = {
+		.keysize = sizeof(Watched),.entrysize = sizeof(Watched),
+		.hcxt = cache_context
+	};
 	uint64		before = changes;
 	MemoryContext oldcontext;
 
 	known = 0;
 	verdicts = NULL;
+	watched = NULL;
 	MemoryContextReset(cache_context);
+	watched = hash_create("bluegreen fence watch list", 64, &control,
+						  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	verdict_context = NULL;
 	fences = NULL;
 	nfences = 0;
@@ -310,7 +364,7 @@ read_tables(void)
 		if (nfences > 0)
 		{
 			read_table(TABLE_MAPPING, read_mapping);
-			read_table(TABLE_APPLIED, read_applied);
+			read_table(TABLE_TARGET, read_target);
 			read_table(TABLE_LOCAL, read_local);
 			verdict_context = AllocSetContextCreate(cache_context, "verdicts",
 													ALLOCSET_SMALL_SIZES);
@@ -330,11 +384,21 @@ static void
 relation_changed(Datum arg, Oid relid)
 {
 	if (!OidIsValid(relid) || !OidIsValid(tables[TABLE_FENCE]) ||
-		relid == tables[TABLE_FENCE])
+		relid == tables[TABLE_FENCE] || is_watched(WATCH_RELATION, relid))
 		changes++;
 	else if (verdicts != NULL &&
 			 hash_search(verdicts, &relid, HASH_FIND, NULL) != NULL)
 		verdicts_stale = true;
+}
+
+/*
+ * A message of a system cache: the same for a name.
+ */
+static void
+name_changed(Datum arg, int cache, uint32 hash_value)
+{
+	if (hash_value == 0 || is_watched(cache, hash_value))
+		changes++;
 }
 
 /* Begin to listen; once per process, before anything is read. */
@@ -342,6 +406,8 @@ static void
 begin(void)
 {
 	CacheRegisterRelcacheCallback(relation_changed, (Datum) 0);
+	CacheRegisterSyscacheCallback(NAMESPACENAME, name_changed, (Datum) 0);
+	CacheRegisterSyscacheCallback(RELNAMENSP, name_changed, (Datum) 0);
 	cache_context = AllocSetContextCreate(CacheMemoryContext,
 										  "bluegreen fences",
 										  ALLOCSET_SMALL_SIZES);
@@ -349,14 +415,16 @@ begin(void)
 
 /*
  * Is there any fence in this database, in whatever state?  Reads the tables if
- * they are not known.  Needs a transaction, not in recovery.
+ * they are not known; once: whatever is changed meanwhile is as if it had been
+ * changed after that, and the next call reads it.  Needs a transaction, not in
+ * recovery.
  */
 bool
 fence_cache_any(void)
 {
 	if (cache_context == NULL)
 		begin();
-	while (known != changes)
+	if (known != changes)
 		read_tables();
 	return nfences > 0;
 }
@@ -387,6 +455,39 @@ const Fence *
 fence_cache_closed(void)
 {
 	return closed < 0 ? NULL : &fences[closed];
+}
+
+/*
+ * All relations through which rows get into those that are mapped in the fences
+ * of a deployment of this database, or of a stream into it.  *fence: the last of
+ * these fences; 0 if there is none.
+ */
+List *
+fence_cache_relations(int32 deployment, const char *stream, int32 *fence)
+{
+	List	   *relids = NIL;
+	ListCell   *lc;
+
+	*fence = 0;
+	if (!fence_cache_any())
+		return NIL;
+	foreach(lc, named)
+	{
+		const NamedRelation *entry = lfirst(lc);
+		const Fence *f = entry->fence < 0 ? NULL : &fences[entry->fence];
+
+		if (f == NULL ||
+			!(stream != NULL ? f->stream != NULL &&
+			  strcmp(f->stream, stream) == 0 : f->deployment == deployment))
+			continue;
+		*fence = f->id;
+		relids = list_append_unique_oid(relids, entry->relid);
+		if (!entry->parent)
+			relids = list_concat_unique_oid(relids,
+											find_all_inheritors(entry->relid,
+																NoLock, NULL));
+	}
+	return relids;
 }
 
 /* What the tables say of one relation by name. */

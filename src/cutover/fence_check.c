@@ -18,10 +18,12 @@
  * its client connects anew and finds the other side; who comes later, maybe to
  * look at what is there, gets an error.
  *
- * A session that applies changes passes the fence of its own stream, unless
- * that side has been activated since: then the stream is not the live one any
- * more.  It takes a lock that raising does not wait for, but activating does.
- * For the fences of other deployments it is a writer like any other: what it
+ * A session that applies changes passes the fence of its own stream as long as
+ * that side is a stream's target; from its activation on, whatever has become
+ * of it since, the stream is not the live one any more.  The session takes a
+ * lock of that fence, which raising does not wait for, but activating does.
+ * So it does for other targets, which any stream may write to.  Once these are
+ * active, and for all other fences, it is a writer like any other: what it
  * brings there must go to their other sides.
  *
  *-------------------------------------------------------------------------
@@ -36,6 +38,7 @@
 #include "miscadmin.h"
 #include "replication/origin.h"
 #include "storage/lmgr.h"
+#include "storage/lock.h"
 #include "storage/proc.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -45,31 +48,49 @@
 /* ---- the lock ---- */
 
 /*
- * Lock bluegreen.fence until the end of the transaction.  While a fence is
- * raised this waits, without a lock_timeout: the application's is not meant
- * for it.
+ * Lock something until the end of the transaction.  While a fence is raised
+ * this waits, without a lock_timeout: the application's is not meant for it.
+ * False if this transaction has it already.
  */
-static void
-enter(LOCKMODE mode)
+static bool
+enter(const LOCKTAG *tag, LOCKMODE mode)
 {
-	Oid			relid = fence_cache_relid();
 	int			timeout = LockTimeout;
+	LockAcquireResult result;
 
 	if (timeout == 0)
-	{
-		LockRelationOid(relid, mode);
-		return;
-	}
+		return LockAcquire(tag, mode, false, false) == LOCKACQUIRE_OK;
 	LockTimeout = 0;
 	PG_TRY();
 	{
-		LockRelationOid(relid, mode);
+		result = LockAcquire(tag, mode, false, false);
 	}
 	PG_FINALLY();
 	{
 		LockTimeout = timeout;
 	}
 	PG_END_TRY();
+	return result == LOCKACQUIRE_OK;
+}
+
+/* As one that writes: lock bluegreen.fence. */
+static bool
+enter_writer(void)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_RELATION(tag, MyDatabaseId, fence_cache_relid());
+	return enter(&tag, RowExclusiveLock);
+}
+
+/* As one that applies to a fence's target. */
+static bool
+enter_applier(const Fence *fence)
+{
+	LOCKTAG		tag;
+
+	fence_applier_tag(&tag, fence_cache_relid(), fence->id);
+	return enter(&tag, RowShareLock);
 }
 
 /* ---- refusals ---- */
@@ -180,7 +201,7 @@ check_writer(Oid relid, FenceAccess access)
 
 	if (!bms_is_empty(verdict.fences))
 	{
-		enter(RowExclusiveLock);
+		(void) enter_writer();
 		verdict = current_verdict(relid);
 	}
 	while ((i = bms_next_member(verdict.fences, i)) >= 0)
@@ -228,12 +249,13 @@ is_own(const Fence *fence, const char *stream)
 }
 
 /*
- * Error if a side has been activated, and is no stream's target any more.
+ * Error if a side has been activated, and is no stream's target any more; also
+ * when it is on its way to become one again.
  */
 static void
 check_live(const Fence *fence)
 {
-	if (fence->state == FENCE_OPEN && fence->epoch > 0)
+	if (fence->state != FENCE_GUARDED && fence->state != FENCE_CLOSED)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("this side of deployment \"%s\" has become the active one",
@@ -242,49 +264,43 @@ check_live(const Fence *fence)
 }
 
 /*
- * Check the fences of a relation for a session that applies: its own stream's
- * (own), or the others but those of targets, which any stream may write to.
+ * Take a session's lock for a fence, if it does not have it yet: that of who
+ * applies for its own stream's and for those of targets, else a writer's.
  */
 static bool
-check_applier(Oid relid, FenceAccess access, bool own)
+enter_apply(const Fence *fence, const char *stream)
 {
-	FenceVerdict verdict = current_verdict(relid);
-	const char *stream = session_stream();
-	bool		found = false;
-	int			i = -1;
-
-	while ((i = bms_next_member(verdict.fences, i)) >= 0)
-	{
-		const Fence *fence = fence_cache_get(i);
-
-		if (is_own(fence, stream) != own ||
-			(!own && (fence->deployment == 0 ||
-					  fence->state == FENCE_GUARDED)))
-			continue;
-		found = true;
-		if (own)
-			check_live(fence);
-		else
-			check_fence(fence, relid, access);
-	}
-	return found;
+	if (is_own(fence, stream) || fence->state == FENCE_GUARDED)
+		return enter_applier(fence);
+	return enter_writer();
 }
 
 /*
- * Look, and if there is something look again under the lock.
+ * Lock until nothing new is found, then look at what was found under the locks.
  */
 static void
 check_apply(Oid relid, FenceAccess access)
 {
-	if (check_applier(relid, access, true))
+	const char *stream = session_stream();
+	FenceVerdict verdict;
+	bool		again;
+	int			i;
+
+	do
 	{
-		enter(RowShareLock);
-		(void) check_applier(relid, access, true);
-	}
-	if (check_applier(relid, access, false))
+		verdict = current_verdict(relid);
+		again = false;
+		for (i = -1; (i = bms_next_member(verdict.fences, i)) >= 0;)
+			again |= enter_apply(fence_cache_get(i), stream);
+	} while (again);
+	for (i = -1; (i = bms_next_member(verdict.fences, i)) >= 0;)
 	{
-		enter(RowExclusiveLock);
-		(void) check_applier(relid, access, false);
+		const Fence *fence = fence_cache_get(i);
+
+		if (is_own(fence, stream))
+			check_live(fence);
+		else if (fence->state != FENCE_GUARDED)
+			check_fence(fence, relid, access);
 	}
 }
 
@@ -298,6 +314,8 @@ check_apply(Oid relid, FenceAccess access)
 void
 fence_check(Oid relid, FenceAccess access)
 {
+	/* who has a lock on the table already has not read any for long, maybe */
+	AcceptInvalidationMessages();
 	if (!fence_cache_any())
 		return;
 	if (guard_session_applies())

@@ -16,7 +16,9 @@
  *						them (DROP SCHEMA ... CASCADE, DROP OWNED, ...)
  *
  * Utility statements are looked at before they lock anything, so that who is
- * held by a fence does not hold up readers.
+ * held by a fence does not hold up readers.  Those that write rows are looked at
+ * again when they are done: the table may have been mapped in between, when
+ * nobody could know of them.
  *
  * Not here, because they change no row of a mapped table: SELECT FOR UPDATE,
  * LOCK TABLE, CREATE INDEX, VACUUM, ANALYZE, CLUSTER, REINDEX, sequences.  Not
@@ -44,21 +46,31 @@
 #include "nodes/makefuncs.h"
 #include "nodes/parsenodes.h"
 #include "parser/parsetree.h"
+#include "stream/copy.h"
 #include "tcop/utility.h"
+#include "utils/inval.h"
 
 static ExecutorStart_hook_type next_start = NULL;
 static ProcessUtility_hook_type next_utility = NULL;
 static object_access_hook_type next_object_access = NULL;
 
 /*
- * May anything be written at all?  What cannot be is core's to refuse, and in
- * recovery nothing must be remembered.
+ * In recovery nothing must be remembered.
+ */
+static bool
+is_in_use(void)
+{
+	return !RecoveryInProgress() && !IsBinaryUpgrade &&
+		OidIsValid(MyDatabaseId);
+}
+
+/*
+ * May anything be written at all?  What cannot be is core's to refuse.
  */
 static bool
 is_watched(void)
 {
-	return !XactReadOnly && !RecoveryInProgress() && !IsBinaryUpgrade &&
-		OidIsValid(MyDatabaseId);
+	return !XactReadOnly && is_in_use();
 }
 
 /* ---- executor ---- */
@@ -230,13 +242,24 @@ check_utility(const Node *stmt)
 		case T_ExplainStmt:
 			check_explain((ExplainStmt *) stmt);
 			break;
-		case T_TransactionStmt:
-			if (((TransactionStmt *) stmt)->kind == TRANS_STMT_COMMIT_PREPARED)
-				fence_check_commit_prepared();
-			break;
 		default:
 			break;
 	}
+}
+
+/* This does not write by itself: a transaction that is read-only can do it. */
+static bool
+is_commit_prepared(const Node *stmt)
+{
+	return IsA(stmt, TransactionStmt) &&
+		((const TransactionStmt *) stmt)->kind == TRANS_STMT_COMMIT_PREPARED;
+}
+
+static bool
+writes_rows(const Node *stmt)
+{
+	return IsA(stmt, TruncateStmt) ||
+		(IsA(stmt, CopyStmt) && ((const CopyStmt *) stmt)->is_from);
 }
 
 static void
@@ -245,15 +268,29 @@ fence_utility(PlannedStmt *pstmt, const char *query_string,
 			  ParamListInfo params, QueryEnvironment *environment,
 			  DestReceiver *dest, QueryCompletion *completion)
 {
+	Node	   *stmt = pstmt->utilityStmt;
+	bool		watch = false;
+
 	/* also ROLLBACK comes by, in a transaction that has failed */
-	if (IsTransactionState() && is_watched())
-		check_utility(pstmt->utilityStmt);
+	if (IsTransactionState())
+	{
+		watch = is_watched();
+		if (watch)
+		{
+			AcceptInvalidationMessages();
+			check_utility(stmt);
+		}
+		if (is_commit_prepared(stmt) && is_in_use())
+			fence_check_commit_prepared();
+	}
 	if (next_utility)
 		next_utility(pstmt, query_string, read_only_tree, context, params,
 					 environment, dest, completion);
 	else
 		standard_ProcessUtility(pstmt, query_string, read_only_tree, context,
 								params, environment, dest, completion);
+	if (watch && writes_rows(stmt))
+		check_utility(stmt);
 }
 
 /* ---- object access ---- */
@@ -288,6 +325,12 @@ fence_object_access(ObjectAccessType access, Oid classId, Oid objectId,
 		fence_check(objectId, FENCE_DDL);
 }
 
+static void
+wait_before_copy(int32 deployment)
+{
+	fence_wait_writers(deployment, NULL);
+}
+
 /*
  * Install the hooks; from _PG_init() while preloading.
  */
@@ -301,4 +344,5 @@ fence_hooks_install(void)
 	next_object_access = object_access_hook;
 	object_access_hook = fence_object_access;
 	guard_write_hook = fence_write;
+	copy_wait_hook = wait_before_copy;
 }

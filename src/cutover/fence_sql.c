@@ -20,7 +20,9 @@
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_database.h"
 #include "catalog/pg_type.h"
+#include "commands/dbcommands.h"
 #include "commands/trigger.h"
 #include "compat.h"
 #include "core/definition.h"
@@ -29,14 +31,18 @@
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 PG_FUNCTION_INFO_V1(bluegreen_fence_changed);
 PG_FUNCTION_INFO_V1(bluegreen_fence_follow);
+PG_FUNCTION_INFO_V1(bluegreen_fence_name_target);
 PG_FUNCTION_INFO_V1(bluegreen_fence_raise);
 PG_FUNCTION_INFO_V1(bluegreen_fence_adopt);
 PG_FUNCTION_INFO_V1(bluegreen_fence_lower);
@@ -46,6 +52,7 @@ PG_FUNCTION_INFO_V1(bluegreen_fence_activate);
 PG_FUNCTION_INFO_V1(bluegreen_fence_look);
 PG_FUNCTION_INFO_V1(bluegreen_fence_decide);
 PG_FUNCTION_INFO_V1(bluegreen_fence_settle);
+PG_FUNCTION_INFO_V1(bluegreen_wait_for_writers);
 PG_FUNCTION_INFO_V1(bluegreen_set_local);
 PG_FUNCTION_INFO_V1(bluegreen_reopen);
 
@@ -174,9 +181,128 @@ bluegreen_fence_follow(PG_FUNCTION_ARGS)
 	return PointerGetDatum(NULL);
 }
 
+/* ---- which tables are targets ---- */
+
+/*
+ * A role that applies says what it writes to, and nobody else may from then on.
+ * So it must have the right to write there itself.
+ */
+static void
+check_target(const char *schema, const char *table)
+{
+	Oid			namespace = get_namespace_oid(schema, true);
+	Oid			relid = OidIsValid(namespace) ?
+		get_relname_relid(table, namespace) : InvalidOid;
+
+	if (superuser())
+		return;
+	if (!OidIsValid(relid))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation \"%s.%s\" does not exist", schema, table)));
+	if (pg_class_aclcheck(relid, GetUserId(), ACL_INSERT) != ACLCHECK_OK)
+		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_TABLE, table);
+}
+
+static void
+set_target(HeapTuple tuple, TupleDesc desc)
+{
+	char	   *schema = column_text(tuple, desc, "target_schema");
+	char	   *table = column_text(tuple, desc, "target_table");
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	check_target(schema, table);
+	catalog_begin(&access);
+	catalog_arg_text(&args, column_text(tuple, desc, "stream"));
+	catalog_arg_text(&args, column_text(tuple, desc, "mapping"));
+	catalog_arg_text(&args, schema);
+	catalog_arg_text(&args, table);
+	catalog_run("INSERT INTO bluegreen.fence_target "
+				"VALUES ($1, $2::integer, $3::name, $4::name)", &args,
+				SPI_OK_INSERT);
+	catalog_end(&access);
+}
+
+static void
+forget_target(HeapTuple tuple, TupleDesc desc)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	catalog_begin(&access);
+	catalog_arg_text(&args, column_text(tuple, desc, "stream"));
+	catalog_arg_text(&args, column_text(tuple, desc, "mapping"));
+	catalog_run("DELETE FROM bluegreen.fence_target "
+				"WHERE stream = $1 AND mapping = $2::integer", &args,
+				SPI_OK_DELETE);
+	catalog_end(&access);
+}
+
+/*
+ * Trigger for each row of applied_table that is inserted or deleted, or gets
+ * another name: what the fence reads follows, which is granted to nobody.
+ */
+Datum
+bluegreen_fence_name_target(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	TupleDesc	desc;
+
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function \"%s\" was not called by trigger manager",
+						"bluegreen.fence_name_target")));
+	desc = RelationGetDescr(trigger->tg_relation);
+	if (!TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
+		forget_target(trigger->tg_trigtuple, desc);
+	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
+		set_target(trigger->tg_trigtuple, desc);
+	else if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
+		set_target(trigger->tg_newtuple, desc);
+	return PointerGetDatum(NULL);
+}
+
 /* ---- moving a fence by hand ---- */
 
 typedef void (*FenceMove) (int32 fence, int64 epoch);
+
+/*
+ * Error unless the user is the owner of this database.
+ */
+static void
+check_database_owner(void)
+{
+	HeapTuple	tuple = SearchSysCache1(DATABASEOID,
+										ObjectIdGetDatum(MyDatabaseId));
+	Oid			owner;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for database %u", MyDatabaseId);
+	owner = ((Form_pg_database) GETSTRUCT(tuple))->datdba;
+	ReleaseSysCache(tuple);
+	if (!has_privs_of_role(GetUserId(), owner))
+		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_DATABASE,
+					   get_database_name(MyDatabaseId));
+}
+
+/*
+ * The fence of a deployment, by its name.  Error unless the user is the owner of
+ * the deployment, or where it has none (on a target) of the database.
+ */
+static int32
+find_own_fence(const char *name)
+{
+	int32		fence = fence_find(name);
+	Deployment *deployment = deployment_load_by_name(name, true);
+
+	if (deployment != NULL)
+		deployment_check_owner(deployment);
+	else
+		check_database_owner();
+	return fence;
+}
 
 /*
  * CALL function(deployment name, epoch bigint)
@@ -190,7 +316,7 @@ move_by_name(FunctionCallInfo fcinfo, const char *function, FenceMove move)
 	require_argument(fcinfo, 1, "epoch");
 	procedure_begin(fcinfo, function);
 	epoch = PG_GETARG_INT64(1);
-	fence = fence_find(NameStr(*PG_GETARG_NAME(0)));
+	fence = find_own_fence(NameStr(*PG_GETARG_NAME(0)));
 	move(fence, epoch);
 	procedure_end();
 	PG_RETURN_VOID();
@@ -250,7 +376,7 @@ wait_by_name(FunctionCallInfo fcinfo, const char *function, FenceMove move)
 	require_argument(fcinfo, 1, "epoch");
 	procedure_begin(fcinfo, function);
 	epoch = PG_GETARG_INT64(1);
-	fence = fence_find(NameStr(*PG_GETARG_NAME(0)));
+	fence = find_own_fence(NameStr(*PG_GETARG_NAME(0)));
 	move(fence, epoch);
 	fence_wait_drained(timeout, policy);
 	procedure_end();
@@ -400,6 +526,19 @@ bluegreen_fence_settle(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(fence_settle(fence, PG_GETARG_INT64(1)));
 }
 
+/* ---- for streams ---- */
+
+/*
+ * bluegreen.wait_for_writers(stream text) returns void: wait for statements of
+ * others that began to write to a stream's tables before it had a fence here.
+ */
+Datum
+bluegreen_wait_for_writers(PG_FUNCTION_ARGS)
+{
+	fence_wait_writers(0, text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	PG_RETURN_VOID();
+}
+
 /* ---- for administrators ---- */
 
 /*
@@ -437,6 +576,7 @@ bluegreen_set_local(PG_FUNCTION_ARGS)
 	CatalogArgs args = {0};
 
 	require_writable("bluegreen.set_local");
+	check_database_owner();
 	if (local)
 	{
 		if (kind != RELKIND_RELATION && kind != RELKIND_PARTITIONED_TABLE)
@@ -470,6 +610,7 @@ bluegreen_reopen(PG_FUNCTION_ARGS)
 	uint64		n;
 
 	require_writable("bluegreen.reopen");
+	check_database_owner();
 	fence_unmark(0);
 	catalog_begin(&access);
 	n = catalog_run("UPDATE bluegreen.fence SET state = 'open', "

@@ -59,6 +59,7 @@ switch_peer(SwitchMove *move)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	move->peer = registry_connect(move->deployment, false);
 	PopActiveSnapshot();
+	peer_command(move->peer, "SET synchronous_commit = on");
 	peer_keep(move->peer);
 	return move->peer;
 }

@@ -111,4 +111,10 @@ extern void copy_check_error(StreamShared *shared, bool *blamed);
 extern void copy_stop_workers(StreamShared *shared);
 extern void copy_forget_orphans(StreamShared *shared);
 
+/*
+ * Waits for who writes to a deployment's tables on this side and was there
+ * before they were mapped; set by who knows how (cutover/fence_hook.c).
+ */
+extern void (*copy_wait_hook) (int32 deployment);
+
 #endif							/* BG_COPY_H */

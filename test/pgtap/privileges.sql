@@ -141,6 +141,8 @@ FROM (VALUES
 		$$SELECT bluegreen.keep_derived('x', '{}')$$),
 	('function', 'joined_mappings',
 		$$SELECT bluegreen.joined_mappings('x')$$),
+	('function', 'wait_for_writers',
+		$$SELECT bluegreen.wait_for_writers('x')$$),
 	('function', 'grant_apply',
 		$$SELECT bluegreen.grant_apply('tap_nobody')$$),
 	('function', 'revoke_apply',

@@ -25,6 +25,23 @@ $blue->safe_psql(q{INSERT INTO t SELECT i, 0 FROM generate_series(1, 100) i;
 	SELECT bluegreen.create_deployment('d', 'green');
 	SELECT bluegreen.map_table('d', 't');
 	SELECT bluegreen.map_table('d', 'p')});
+# Statements that began before their table was mapped, and have written nothing
+# yet: they wait for a lock that the test has.
+my @early;
+foreach my $node ($blue, $green)
+{
+	my %one = (lock => $node->session, writer => $node->session);
+	$one{lock}->query('SELECT pg_advisory_lock(1)');
+	$one{writer}->query('BEGIN');
+	$one{writer}->send('INSERT INTO p SELECT i + 600, 6 FROM generate_series(1, 3) i,
+		(SELECT pg_advisory_lock_shared(1)) x');
+	ok( $node->poll_query_until(
+			q{SELECT count(*) = 1 FROM pg_locks WHERE NOT granted
+				AND locktype = 'advisory'}),
+		'a statement that is not mapped yet');
+	push @early, \%one;
+}
+
 my $session = $green->session;
 $session->query('INSERT INTO other VALUES (1, 1); BEGIN; SELECT count(*) FROM t');
 is($green->safe_psql('SELECT count(*) FROM bluegreen.fence_state'), 0,
@@ -32,7 +49,23 @@ is($green->safe_psql('SELECT count(*) FROM bluegreen.fence_state'), 0,
 is( $blue->safe_psql('SELECT deployment, side, state FROM bluegreen.fence_state'),
 	'd|blue|open', 'there is one on blue, which is open');
 $blue->safe_psql(q{CALL bluegreen.start('d')});
+foreach my $i (0, 1)
+{
+	my $node = ($blue, $green)[$i];
+	ok( $node->poll_query_until(
+			q{SELECT count(*) > 0 FROM pg_locks WHERE NOT granted
+				AND locktype = 'virtualxid'}),
+		"the copy waits for a statement from before on $node->{name}");
+	is($blue->safe_psql('SELECT count(*) FROM bluegreen.chunk_log'), 0,
+		'and has copied nothing');
+	$early[$i]{lock}->query('SELECT pg_advisory_unlock(1)');
+	$early[$i]{writer}->wait;
+	is($early[$i]{writer}->errors, '', 'which goes on');
+	$early[$i]{writer}->query($i == 0 ? 'COMMIT' : 'ROLLBACK');
+}
 wait_for_sync('d');
+is($green->safe_psql('SELECT count(*) FROM p WHERE id > 600'), 3,
+	'what it has written is copied');
 is( $green->safe_psql('SELECT deployment, side, state FROM bluegreen.fence_state'),
 	'd|green|guarded', 'start() guards green');
 
@@ -112,19 +145,32 @@ $raiser->query(q{CALL bluegreen.fence_lower('d', 1)});
 #
 $blue->safe_psql('INSERT INTO t VALUES (2, 2)');
 wait_for_sync('d');
+# "other" is the source of another deployment; a session that applies, if not
+# for this stream
+$green->safe_psql(q{INSERT INTO bluegreen.deployment (name, owner, server)
+		VALUES ('e', 10, 'none');
+	INSERT INTO bluegreen.table_mapping (deployment, direction, source, view,
+		target_schema, target_table, on_write, on_delete, has_other_columns)
+	SELECT id, 'forward', 'other'::regclass, 0, 'public', 'other', 'mirror',
+		'delete', false FROM bluegreen.deployment});
 my $lock = $green->session;
-$lock->query('SET bluegreen.allow_target_writes = on; BEGIN;
-	UPDATE t SET v = 3 WHERE id = 2');
+$lock->query('SELECT bluegreen.begin_apply()');
+$lock->query('BEGIN; UPDATE t SET v = 3 WHERE id = 2');
+is($lock->errors, '', 'any stream may write to a target');
 my $active = $green->session;
 $active->send(q{CALL bluegreen.fence_activate('d', 2)});
 ok( $green->poll_query_until(
 		q{SELECT count(*) = 1 FROM pg_locks WHERE NOT granted
-			AND relation = 'bluegreen.fence'::regclass}),
-	'activating waits for who writes');
+			AND classid = 'bluegreen.fence'::regclass}),
+	'activating waits for who applies');
+is( $green->safe_psql(q{SET statement_timeout = '60 s';
+		UPDATE other SET v = 5 WHERE id = 1 RETURNING v}),
+	5, 'and holds up nobody else');
 $lock->query('ROLLBACK');
 $active->wait;
 is($active->errors, '', 'then it is done');
-is($green->safe_psql('SELECT state, epoch FROM bluegreen.fence_state'),
+is( $green->safe_psql(q{SELECT state, epoch FROM bluegreen.fence_state
+		WHERE deployment = 'd'}),
 	'open|2', 'green is open');
 is($green->safe_psql('INSERT INTO t VALUES (1000, 1) RETURNING v'), 1,
 	'the application writes');
@@ -138,10 +184,29 @@ ok( $blue->poll_query_until(
 is($green->safe_psql('SELECT count(*) FROM t WHERE id >= 2000'), 0,
 	'nothing of it has arrived');
 
+# Green is raised, to go back: the stream is no more live than before, and other
+# sessions that apply are held like any writer.
+my $back = $green->session;
+$back->query(q{CALL bluegreen.fence_raise('d', 3)});
+is($back->errors, '', 'raised on green');
+my $from = length $green->log;
+ok( $green->wait_for_log(
+		qr/(this side of deployment "d" has become the active one.*){2}/s, $from),
+	'the stream tries again');
+is($green->safe_psql('SELECT count(*) FROM t WHERE id >= 2000'), 0,
+	'and is still refused');
+$lock->send('UPDATE t SET v = 4 WHERE id = 2');
+ok( $green->poll_query_until('SELECT max(held) = 1 FROM bluegreen.fence_state'),
+	'another session that applies is held');
+$back->query(q{CALL bluegreen.fence_lower('d', 3)});
+$lock->wait;
+is($lock->errors, '', 'and goes on when it is lowered');
+
 #
 # It goes with the deployment
 #
 $blue->safe_psql(q{SELECT bluegreen.drop_deployment('d')});
+$green->safe_psql('DELETE FROM bluegreen.deployment');
 is($_->safe_psql('SELECT count(*) FROM bluegreen.fence'), 0,
 	"no fence is left on $_->{name}")
   for $blue, $green;
