@@ -64,8 +64,11 @@ fails($blue, q{CALL bluegreen.finish('d')}, qr/blue is the active side/,
 # require_verified
 my $required = q{CALL bluegreen.switchover('d', require_verified => '1 hour')};
 fails($blue, $required, qr/it has not been verified/, 'never verified');
-$green->safe_psql('SET bluegreen.allow_target_writes = on;
-	UPDATE account SET balance = 7 WHERE id = 1');
+# (as if the stream had written it, or it would come to blue)
+$green->safe_psql(q{SET bluegreen.allow_target_writes = on;
+	SELECT pg_replication_origin_session_setup(roname)
+	FROM pg_replication_origin WHERE roname LIKE '%\_c16';
+	UPDATE account SET balance = 7 WHERE id = 1});
 $blue->safe_psql(q{CALL bluegreen.verify('d')});
 fails($blue, $required, qr/the last verification found 1 difference/,
 	'a difference');
