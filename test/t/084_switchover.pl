@@ -47,6 +47,16 @@ wait_for_sync('d');
 is(state_of($blue), 'blue|open', 'blue is active');
 is(state_of($green), 'blue|guarded', 'green says so, too');
 
+# An epoch that was settled cannot be decided any more: not by a decision that
+# comes late, either
+my $stream = $green->safe_psql(
+	q{SELECT name FROM bluegreen.applied_stream WHERE name LIKE '%\_f'});
+is($green->safe_psql("SELECT bluegreen.fence_settle('$stream', 100)"),
+	'f', 'an epoch is settled');
+fails($green, "SELECT bluegreen.fence_decide('$stream', 100)",
+	qr/fence cannot become "open" in epoch 100/, 'and cannot be decided any more');
+is(state_of($green), 'blue|guarded', 'nothing has changed');
+
 #
 # What is in the way
 #
