@@ -17,7 +17,13 @@ $blue->safe_psql(q{CREATE ROLE mover LOGIN; CREATE ROLE helper LOGIN;
 	GRANT CREATE ON SCHEMA public TO mover;
 	GRANT USAGE ON FOREIGN DATA WRAPPER pg_bluegreen TO mover;
 	GRANT EXECUTE ON ROUTINE bluegreen.create_deployment,
-		bluegreen.drop_deployment, bluegreen.map_table, bluegreen.unmap_table,
+		bluegreen.drop_deployment,
+		bluegreen.map_table(name, regclass, text, text,
+			text[], text, text, text, text),
+		bluegreen.map_table(name, text, text, text,
+			text[], text, text, text, text),
+		bluegreen.unmap_table(name, regclass, text, text),
+		bluegreen.unmap_table(name, text, text, text),
 		bluegreen.preview, bluegreen.start, bluegreen.stop,
 		bluegreen.wait_for_sync, bluegreen.skip TO mover, helper, stranger;
 	GRANT pg_monitor TO mover;});

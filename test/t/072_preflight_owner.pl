@@ -27,7 +27,11 @@ my $name = $deployment =~ s/'/''/gr;
 
 $blue->safe_psql(qq{CREATE ROLE mover LOGIN REPLICATION; CREATE ROLE stranger LOGIN;
 	GRANT USAGE ON FOREIGN DATA WRAPPER pg_bluegreen TO mover;
-	GRANT EXECUTE ON ROUTINE bluegreen.create_deployment, bluegreen.map_table,
+	GRANT EXECUTE ON ROUTINE bluegreen.create_deployment,
+		bluegreen.map_table(name, regclass, text, text,
+			text[], text, text, text, text),
+		bluegreen.map_table(name, text, text, text,
+			text[], text, text, text, text),
 		bluegreen.preflight, bluegreen.accept, bluegreen.start,
 		bluegreen.wait_for_sync, bluegreen.alter_mapping TO mover, stranger;
 	GRANT pg_monitor TO mover; CREATE TABLE canary (id int PRIMARY KEY);});
