@@ -314,7 +314,7 @@ mover(q{SELECT bluegreen.unmap_table('d', 'house.n')});
 wait_for_sync('d');
 
 like(mover('SELECT * FROM bluegreen.status'),
-	qr/^d\|forward\|streaming\|1\/1/, 'the owner sees its status');
+	qr/^d\|blue\|streaming\|1\/1/, 'the owner sees its status');
 
 #
 # Who may control it

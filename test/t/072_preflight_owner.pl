@@ -33,7 +33,9 @@ $blue->safe_psql(qq{CREATE ROLE mover LOGIN REPLICATION; CREATE ROLE stranger LO
 		bluegreen.map_table(name, text, text, text,
 			text[], text, text, text, text),
 		bluegreen.preflight, bluegreen.accept, bluegreen.start,
-		bluegreen.wait_for_sync, bluegreen.alter_mapping TO mover, stranger;
+		bluegreen.wait_for_sync,
+		bluegreen.alter_mapping(name, text, text, text, text[], text, text, text)
+		TO mover, stranger;
 	GRANT pg_monitor TO mover; CREATE TABLE canary (id int PRIMARY KEY);});
 $green->safe_psql(qq{CREATE ROLE $r LOGIN PASSWORD 'open sesame';
 	CREATE ROLE $id{Landlord}; CREATE TABLE canary (id int PRIMARY KEY);});
