@@ -623,6 +623,7 @@ fence_force(int32 fence, bool open)
 	CatalogArgs args = {0};
 
 	LockRelationOid(fence_relid(), ExclusiveLock);
+	fence_lock_appliers(fence);
 	catalog_begin(&access);
 	catalog_arg_int4(&args, fence);
 	catalog_arg_text(&args, fence_state_names[open ? FENCE_OPEN : FENCE_CLOSED]);
