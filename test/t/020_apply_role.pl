@@ -109,7 +109,7 @@ refused(
 	'row-level security that holds for the owner is refused');
 $green->safe_psql('ALTER TABLE house.t NO FORCE ROW LEVEL SECURITY');
 my $held = q{SELECT string_agg(c.oid::regclass || ' ' || a.privilege_type, ', '
-		ORDER BY 1) FROM pg_class c, aclexplode(c.relacl) a
+		ORDER BY c.oid::regclass::text, a.privilege_type) FROM pg_class c, aclexplode(c.relacl) a
 	WHERE a.grantee = 'applier'::regrole};
 my $grants = $green->safe_psql($held);
 $green->safe_psql(q{SELECT bluegreen.revoke_apply('applier')});

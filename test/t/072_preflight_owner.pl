@@ -66,6 +66,7 @@ $blue->safe_psql(qq{CREATE SERVER mine FOREIGN DATA WRAPPER pg_bluegreen
 	CREATE USER MAPPING FOR mover SERVER mine
 		OPTIONS (user '$applier', password 'open sesame');
 	SELECT bluegreen.create_deployment('$name', 'mine');
+	SELECT bluegreen.accept('$name', 'way_back', 'green');
 	SELECT count(bluegreen.map_table('$name', n)) FROM unnest(ARRAY[
 		'$s.${\ ($t =~ s/'/''/gr)}', '$s."Child"', '$s."Parts"']::regclass[]) n;},
 	user => 'mover');
