@@ -178,7 +178,9 @@ let_go(250);
 $green->poll_query_until($builds);
 is(indexes('built'), '|2|1', 'it is aside until it is built');
 kill9_worker($blue, 'copy');
-$green->poll_query_until($builds);
+# the next one waits for that writer before it does anything
+$green->poll_query_until(q{SELECT count(*) > 0 FROM pg_locks WHERE NOT granted
+	AND (relation = 'built'::regclass OR locktype = 'virtualxid')});
 ok(1, 'who builds it can be killed');
 $green->kill9;
 $green->start;
@@ -226,6 +228,7 @@ SKIP:
 #
 # Where a stream leads back, it finds rows by the key
 #
+$blue->safe_psql("SELECT bluegreen.drop_deployment('$_')") for qw(kills built);
 sub key_file { return $green->safe_psql("SELECT pg_relation_filenode('$_[0]_pkey')") }
 
 $_->safe_psql('CREATE TABLE forth (id integer PRIMARY KEY, v text);
