@@ -12,14 +12,19 @@ CREATE TABLE bluegreen.deployment (
 	owner oid NOT NULL,
 	server name NOT NULL,
 	desired text NOT NULL DEFAULT 'defined'
-		CHECK (desired IN ('defined', 'started', 'stopped')),
+		CHECK (desired IN ('defined', 'started', 'stopped', 'finished')),
 	mapping_version bigint NOT NULL DEFAULT 1,
 	system_identifier bigint,
 	slot_lsn pg_lsn,
 	skip_lsn pg_lsn,
 	source_place text,
 	created_at timestamptz NOT NULL DEFAULT now(),
-	started_at timestamptz
+	started_at timestamptz,
+	-- Each side has a row of a deployment that can go back (core/join.c).
+	side text NOT NULL DEFAULT 'blue' CHECK (side IN ('blue', 'green')),
+	peer_server name,				-- on blue: green's server that leads back
+	opposite text,					-- origin of the stream that writes here ...
+	opposite_lsn pg_lsn				-- ... from here on
 );
 
 CREATE TABLE bluegreen.table_mapping (
@@ -37,6 +42,7 @@ CREATE TABLE bluegreen.table_mapping (
 	has_other_columns boolean NOT NULL,
 	row_shape text[],				-- of a transform that reads whole rows
 	defined_in pg_snapshot NOT NULL DEFAULT pg_current_snapshot(),
+	derived_from text,				-- what blue derived it from; NULL = defined
 	UNIQUE (deployment, direction, source, target_schema, target_table)
 );
 
@@ -49,6 +55,22 @@ CREATE TABLE bluegreen.mapping_column (
 	wire text NOT NULL CHECK (wire IN ('binary', 'array', 'text')),
 	is_key boolean NOT NULL,
 	PRIMARY KEY (mapping, position)
+);
+
+-- On blue: green's mappings back, as green has told when they were last asked
+-- for or changed; what counts is table_mapping on green.
+CREATE TABLE bluegreen.backward_mapping (
+	deployment integer NOT NULL
+		REFERENCES bluegreen.deployment ON DELETE CASCADE,
+	mapping integer NOT NULL,		-- table_mapping.id of green
+	source text NOT NULL,
+	target text NOT NULL,
+	key name[],
+	on_write text NOT NULL,
+	on_delete text NOT NULL,
+	derived boolean NOT NULL,
+	transform text NOT NULL,
+	PRIMARY KEY (deployment, mapping)
 );
 
 -- Passes through when partitions come or go with their rows (core/partition.c).
@@ -105,6 +127,39 @@ CREATE TABLE bluegreen.accepted (
 	accepted_by name NOT NULL,
 	at timestamptz NOT NULL DEFAULT now(),
 	PRIMARY KEY (deployment, "check", object)
+);
+
+-- Where the last move of sequences has put those of the other side.
+CREATE TABLE bluegreen.sequence_move (
+	deployment integer NOT NULL
+		REFERENCES bluegreen.deployment ON DELETE CASCADE,
+	sequence oid NOT NULL,			-- of this side
+	target text NOT NULL,
+	increment bigint NOT NULL,		-- of the target
+	last_value bigint NOT NULL,		-- of this side's, when it was read
+	moved_to bigint NOT NULL,		-- the first value over there
+	at timestamptz NOT NULL DEFAULT clock_timestamp(),
+	PRIMARY KEY (deployment, sequence, target)
+);
+
+-- What stands between clients and the two sides (cutover/router.c).
+CREATE TABLE bluegreen.router_route (
+	id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	deployment integer NOT NULL
+		REFERENCES bluegreen.deployment ON DELETE CASCADE,
+	kind text NOT NULL CHECK (kind = 'pgbouncer'),
+	server name NOT NULL,			-- foreign server: the admin console
+	database name NOT NULL,			-- as the router calls it
+	blue_route text NOT NULL,
+	green_route text NOT NULL,
+	route_file text,
+	route_command text,
+	leads_to text CHECK (leads_to IN ('blue', 'green')),
+	changed_at timestamptz,
+	paused_at timestamptz,			-- NULL = it is not, nor will be at once
+	login_retry text,				-- what is to be set again then
+	UNIQUE (deployment, server, database),
+	CHECK (num_nonnulls(route_file, route_command) = 1)
 );
 
 -- Comparisons of both sides (stream/verify_log.c).
@@ -263,6 +318,7 @@ CREATE TABLE bluegreen.applied_table (
 	generation bigint NOT NULL DEFAULT 1,
 	state text NOT NULL DEFAULT 'copying'
 		CHECK (state IN ('copying', 'streaming')),
+	key_aside boolean NOT NULL DEFAULT false,	-- see saved_index.is_key
 	PRIMARY KEY (stream, mapping)
 );
 
@@ -290,6 +346,7 @@ CREATE TABLE bluegreen.saved_index (
 	mapping integer NOT NULL,
 	name name NOT NULL,
 	definition text NOT NULL,		-- for who looks; it is in the catalogs, too
+	is_key boolean NOT NULL,		-- over the mapping's key
 	PRIMARY KEY (stream, mapping, name),
 	FOREIGN KEY (stream, mapping)
 		REFERENCES bluegreen.applied_table ON DELETE CASCADE
@@ -313,6 +370,76 @@ CREATE TABLE bluegreen.conflict_log (
 CREATE INDEX ON bluegreen.conflict_log (at);
 
 --
+-- The fence: what stops the application's writes to this side.  Each writer of a
+-- mapped table locks the table "fence"; see src/cutover/fence.c.  Its columns,
+-- and those of the tables that say what is mapped, are read by number.
+--
+CREATE TABLE bluegreen.fence (
+	id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	name name NOT NULL,				-- of the deployment
+	side text NOT NULL CHECK (side IN ('blue', 'green')),
+	deployment integer UNIQUE,		-- of which this side is the source
+	stream text UNIQUE,				-- who writes here, by its origin's name
+	state text NOT NULL CHECK (state IN ('open', 'raised', 'in_doubt',
+		'closed', 'retired', 'guarded')),
+	epoch bigint NOT NULL DEFAULT 0,
+	since timestamptz NOT NULL DEFAULT clock_timestamp(),
+	raised_by integer,				-- process
+	switched_at timestamptz,		-- became the active side, or was closed
+	marked boolean NOT NULL DEFAULT false	-- by the sign for clients
+);
+
+-- The last switchover or rollback that began on this side (core/switch_row.c);
+-- what decides it are the rows of both sides in fence.
+CREATE TABLE bluegreen.switch (
+	deployment integer PRIMARY KEY
+		REFERENCES bluegreen.deployment ON DELETE CASCADE,
+	kind text NOT NULL CHECK (kind IN ('switchover', 'rollback')),
+	epoch bigint NOT NULL,
+	state text NOT NULL
+		CHECK (state IN ('running', 'decided', 'done', 'failed')),
+	begun boolean NOT NULL DEFAULT false,	-- a worker has begun
+	cancelled boolean NOT NULL DEFAULT false,
+	requested_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+	requested_by name NOT NULL,
+	deadline timestamptz NOT NULL,
+	drain_timeout integer NOT NULL,	-- ms
+	on_drain_timeout text NOT NULL
+		CHECK (on_drain_timeout IN ('abort', 'terminate')),
+	stop_at text,					-- for tests: a step
+	finished_at timestamptz,
+	sqlstate text,					-- why it failed, or cannot go on now
+	message text,
+	detail text,
+	hint text
+);
+
+-- What a switchover waits for beside transactions (cutover/drain.c).
+CREATE TABLE bluegreen.drain_condition (
+	deployment integer NOT NULL
+		REFERENCES bluegreen.deployment ON DELETE CASCADE,
+	name name NOT NULL,
+	sql text NOT NULL,
+	search_path text NOT NULL,
+	PRIMARY KEY (deployment, name)
+);
+
+-- What streams write to here: as in applied_table, where roles that apply may
+-- write.  This is granted to nobody, and all that a backend reads is.
+CREATE TABLE bluegreen.fence_target (
+	stream text NOT NULL,
+	mapping integer NOT NULL,
+	target_schema name NOT NULL,
+	target_table name NOT NULL,
+	PRIMARY KEY (stream, mapping)
+);
+
+-- Tables that stay writable when this side is closed.
+CREATE TABLE bluegreen.fence_local (
+	relation oid PRIMARY KEY
+);
+
+--
 -- The peer: a foreign server, so that secrets sit in its user mapping
 --
 CREATE FUNCTION bluegreen.fdw_validator(options text[], catalog oid)
@@ -327,7 +454,8 @@ CREATE FOREIGN DATA WRAPPER pg_bluegreen
 --
 -- Definitions
 --
-CREATE FUNCTION bluegreen.create_deployment(name name, server name)
+CREATE FUNCTION bluegreen.create_deployment(name name, server name,
+	peer_server name DEFAULT NULL)
 RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_create_deployment'
 LANGUAGE C
@@ -351,6 +479,16 @@ RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_map_table'
 LANGUAGE C;
 
+-- The same by name: the source of a mapping back need not exist on blue.
+CREATE FUNCTION bluegreen.map_table(deployment name, source text,
+	target text DEFAULT NULL, transform text DEFAULT NULL,
+	key text[] DEFAULT NULL, on_write text DEFAULT 'mirror',
+	on_delete text DEFAULT 'delete', lookup text DEFAULT NULL,
+	direction text DEFAULT 'forward')
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_map_table'
+LANGUAGE C;
+
 CREATE FUNCTION bluegreen.map_schema(deployment name, schema name,
 	target_schema name DEFAULT NULL, exclude name[] DEFAULT '{}',
 	OUT mapping integer, OUT source regclass)
@@ -362,17 +500,31 @@ SET search_path = pg_catalog, pg_temp;
 CREATE FUNCTION bluegreen.alter_mapping(deployment name, source regclass,
 	target text DEFAULT NULL, transform text DEFAULT NULL,
 	key text[] DEFAULT NULL, on_write text DEFAULT NULL,
-	on_delete text DEFAULT NULL)
+	on_delete text DEFAULT NULL, direction text DEFAULT 'forward')
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_alter_mapping'
+LANGUAGE C;
+
+CREATE FUNCTION bluegreen.alter_mapping(deployment name, source text,
+	target text DEFAULT NULL, transform text DEFAULT NULL,
+	key text[] DEFAULT NULL, on_write text DEFAULT NULL,
+	on_delete text DEFAULT NULL, direction text DEFAULT 'forward')
 RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_alter_mapping'
 LANGUAGE C;
 
 CREATE FUNCTION bluegreen.unmap_table(deployment name, source regclass,
-	target text DEFAULT NULL)
+	target text DEFAULT NULL, direction text DEFAULT 'forward')
 RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_unmap_table'
 LANGUAGE C
 SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.unmap_table(deployment name, source text,
+	target text DEFAULT NULL, direction text DEFAULT 'forward')
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_unmap_table'
+LANGUAGE C;
 
 CREATE FUNCTION bluegreen.preview(deployment name, source regclass,
 	n integer DEFAULT 5,
@@ -395,6 +547,63 @@ CREATE FUNCTION bluegreen.accept(deployment name, "check" text, object text,
 	accepted boolean DEFAULT true)
 RETURNS void
 AS 'MODULE_PATHNAME', 'bluegreen_accept'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.add_router(deployment name, kind text, server name,
+	database name, blue_route text, green_route text,
+	route_file text DEFAULT NULL, route_command text DEFAULT NULL)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_add_router'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.drop_router(deployment name, server name,
+	database name DEFAULT NULL)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_drop_router'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+-- For health checks, of whoever: it tells what a write would.
+CREATE FUNCTION bluegreen.is_active(deployment name DEFAULT NULL)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'bluegreen_is_active'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+-- Steps of a switchover, for who has to do one by hand.
+CREATE PROCEDURE bluegreen.routers_pause(deployment name,
+	timeout interval DEFAULT '1 second')
+AS 'MODULE_PATHNAME', 'bluegreen_routers_pause'
+LANGUAGE C;
+
+CREATE PROCEDURE bluegreen.routers_switch(deployment name, side text)
+AS 'MODULE_PATHNAME', 'bluegreen_routers_switch'
+LANGUAGE C;
+
+CREATE PROCEDURE bluegreen.routers_resume(deployment name)
+AS 'MODULE_PATHNAME', 'bluegreen_routers_resume'
+LANGUAGE C;
+
+CREATE FUNCTION bluegreen.sequences(deployment name,
+	OUT sequence text, OUT source text, OUT source_value text,
+	OUT value bigint, OUT next_value bigint, OUT action text,
+	OUT message text, OUT hint text)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'bluegreen_sequences'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.move_sequences(deployment name)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_move_sequences'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.check_sequences(deployment name)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_check_sequences'
 LANGUAGE C
 SET search_path = pg_catalog, pg_temp;
 
@@ -468,6 +677,50 @@ LANGUAGE C STRICT
 SET search_path = pg_catalog, pg_temp;
 
 --
+-- For blue, on green: the deployment's second row and its derived mappings
+--
+CREATE FUNCTION bluegreen.join_deployment(deployment name, opposite text,
+	server name, identity text, OUT stream text, OUT server_used name)
+AS 'MODULE_PATHNAME', 'bluegreen_join_deployment'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.joined_stream(deployment name, opposite text)
+RETURNS text
+AS 'MODULE_PATHNAME', 'bluegreen_joined_stream'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.leave_deployment(deployment name, opposite text,
+	force boolean)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_leave_deployment'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.derive_mapping(deployment name, source text,
+	target text, transform text, key text[], types text[], derived_from text)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_derive_mapping'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.keep_derived(deployment name, mappings integer[])
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_keep_derived'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.joined_mappings(deployment name,
+	OUT mapping integer, OUT source text, OUT target text, OUT key name[],
+	OUT on_write text, OUT on_delete text, OUT derived boolean,
+	OUT transform text)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'bluegreen_joined_mappings'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+--
 -- For streams, on a target: what a role that applies changes is granted
 --
 CREATE FUNCTION bluegreen.check_rows(expected bigint[])
@@ -513,8 +766,28 @@ AS 'MODULE_PATHNAME', 'bluegreen_insert_rows'
 LANGUAGE C STRICT
 SET search_path = pg_catalog, pg_temp;
 
+CREATE FUNCTION bluegreen.takes_rows(target regclass, key name[])
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'bluegreen_takes_rows'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.update_rows(target regclass, key name[],
+	columns name[], rows bytea, number bigint)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_update_rows'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.delete_rows(target regclass, key name[],
+	rows bytea, number bigint)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_delete_rows'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
 CREATE FUNCTION bluegreen.save_indexes(stream text, mapping integer,
-	key name[])
+	key name[], with_key boolean)
 RETURNS boolean
 AS 'MODULE_PATHNAME', 'bluegreen_save_indexes'
 LANGUAGE C STRICT
@@ -525,6 +798,32 @@ CREATE FUNCTION bluegreen.restore_indexes(stream text,
 RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_restore_indexes'
 LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.restore_key(stream text, mapping integer)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_restore_key'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.sequence_position(sequence oid,
+	OUT last_value bigint, OUT is_called boolean)
+AS 'MODULE_PATHNAME', 'bluegreen_sequence_position'
+LANGUAGE C VOLATILE STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.column_extreme(relation oid, "column" name,
+	lowest boolean)
+RETURNS bigint
+AS 'MODULE_PATHNAME', 'bluegreen_column_extreme'
+LANGUAGE C VOLATILE STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.restart_sequences(sequences oid[],
+	at_least bigint[], wraps boolean[], lock_timeout integer)
+RETURNS bigint[]
+AS 'MODULE_PATHNAME', 'bluegreen_restart_sequences'
+LANGUAGE C VOLATILE STRICT
 SET search_path = pg_catalog, pg_temp;
 
 -- Not for PUBLIC to lose: it is called as the owner of the row's table, and
@@ -538,6 +837,12 @@ SET search_path = pg_catalog, pg_temp;
 CREATE FUNCTION bluegreen.noted_row()
 RETURNS text
 AS 'MODULE_PATHNAME', 'bluegreen_noted_row'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.wait_for_writers(stream text)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_wait_for_writers'
 LANGUAGE C STRICT
 SET search_path = pg_catalog, pg_temp;
 
@@ -601,6 +906,162 @@ CREATE FUNCTION bluegreen.reset_stats(deployment name)
 RETURNS void
 AS 'MODULE_PATHNAME', 'bluegreen_reset_stats'
 LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+--
+-- The fence: its rows come and go with what they belong to, and every change
+-- of what is fenced tells the backends, also in sessions that apply
+--
+CREATE FUNCTION bluegreen.fence_changed()
+RETURNS trigger
+AS 'MODULE_PATHNAME', 'bluegreen_fence_changed'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.fence_follow()
+RETURNS trigger
+AS 'MODULE_PATHNAME', 'bluegreen_fence_follow'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.fence_name_target()
+RETURNS trigger
+AS 'MODULE_PATHNAME', 'bluegreen_fence_name_target'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE TRIGGER fence_changed
+	AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON bluegreen.fence
+	FOR EACH STATEMENT EXECUTE FUNCTION bluegreen.fence_changed();
+ALTER TABLE bluegreen.fence ENABLE ALWAYS TRIGGER fence_changed;
+CREATE TRIGGER fence_changed
+	AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON bluegreen.fence_local
+	FOR EACH STATEMENT EXECUTE FUNCTION bluegreen.fence_changed();
+ALTER TABLE bluegreen.fence_local ENABLE ALWAYS TRIGGER fence_changed;
+CREATE TRIGGER fence_changed
+	AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON bluegreen.table_mapping
+	FOR EACH STATEMENT EXECUTE FUNCTION bluegreen.fence_changed();
+ALTER TABLE bluegreen.table_mapping ENABLE ALWAYS TRIGGER fence_changed;
+CREATE TRIGGER fence_changed
+	AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON bluegreen.fence_target
+	FOR EACH STATEMENT EXECUTE FUNCTION bluegreen.fence_changed();
+ALTER TABLE bluegreen.fence_target ENABLE ALWAYS TRIGGER fence_changed;
+CREATE TRIGGER fence_name_target
+	AFTER INSERT OR DELETE OR
+		UPDATE OF stream, mapping, target_schema, target_table
+	ON bluegreen.applied_table
+	FOR EACH ROW EXECUTE FUNCTION bluegreen.fence_name_target();
+ALTER TABLE bluegreen.applied_table ENABLE ALWAYS TRIGGER fence_name_target;
+CREATE TRIGGER fence_follow AFTER INSERT OR DELETE ON bluegreen.deployment
+	FOR EACH ROW EXECUTE FUNCTION bluegreen.fence_follow();
+ALTER TABLE bluegreen.deployment ENABLE ALWAYS TRIGGER fence_follow;
+CREATE TRIGGER fence_follow AFTER INSERT OR DELETE ON bluegreen.applied_stream
+	FOR EACH ROW EXECUTE FUNCTION bluegreen.fence_follow();
+ALTER TABLE bluegreen.applied_stream ENABLE ALWAYS TRIGGER fence_follow;
+
+-- Steps of a switchover; they commit, so C pins the path.
+CREATE PROCEDURE bluegreen.fence_raise(deployment name, epoch bigint,
+	drain_timeout interval DEFAULT '5 s',
+	on_drain_timeout text DEFAULT 'abort')
+AS 'MODULE_PATHNAME', 'bluegreen_fence_raise'
+LANGUAGE C;
+
+CREATE PROCEDURE bluegreen.fence_adopt(deployment name, epoch bigint,
+	drain_timeout interval DEFAULT '5 s',
+	on_drain_timeout text DEFAULT 'abort')
+AS 'MODULE_PATHNAME', 'bluegreen_fence_adopt'
+LANGUAGE C;
+
+CREATE PROCEDURE bluegreen.fence_lower(deployment name, epoch bigint)
+AS 'MODULE_PATHNAME', 'bluegreen_fence_lower'
+LANGUAGE C;
+
+CREATE PROCEDURE bluegreen.fence_doubt(deployment name, epoch bigint)
+AS 'MODULE_PATHNAME', 'bluegreen_fence_doubt'
+LANGUAGE C;
+
+CREATE PROCEDURE bluegreen.fence_close(deployment name, epoch bigint)
+AS 'MODULE_PATHNAME', 'bluegreen_fence_close'
+LANGUAGE C;
+
+CREATE PROCEDURE bluegreen.fence_activate(deployment name, epoch bigint)
+AS 'MODULE_PATHNAME', 'bluegreen_fence_activate'
+LANGUAGE C;
+
+-- The other side asks these, by its stream's name.
+CREATE FUNCTION bluegreen.fence_look(stream text, OUT state text,
+	OUT epoch bigint)
+AS 'MODULE_PATHNAME', 'bluegreen_fence_look'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.fence_decide(stream text, epoch bigint)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_fence_decide'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.fence_settle(stream text, epoch bigint)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'bluegreen_fence_settle'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+--
+-- Switchover; the procedures commit, so C pins the path
+--
+CREATE PROCEDURE bluegreen.switchover(deployment name,
+	timeout interval DEFAULT '60 s', drain_timeout interval DEFAULT '5 s',
+	on_drain_timeout text DEFAULT 'abort',
+	require_verified interval DEFAULT NULL, dry_run boolean DEFAULT false)
+AS 'MODULE_PATHNAME', 'bluegreen_switchover'
+LANGUAGE C;
+
+CREATE PROCEDURE bluegreen.rollback(deployment name,
+	timeout interval DEFAULT '60 s', drain_timeout interval DEFAULT '5 s',
+	on_drain_timeout text DEFAULT 'abort',
+	require_verified interval DEFAULT NULL, dry_run boolean DEFAULT false)
+AS 'MODULE_PATHNAME', 'bluegreen_rollback'
+LANGUAGE C;
+
+CREATE PROCEDURE bluegreen.cancel(deployment name)
+AS 'MODULE_PATHNAME', 'bluegreen_cancel'
+LANGUAGE C;
+
+CREATE PROCEDURE bluegreen.finish(deployment name)
+AS 'MODULE_PATHNAME', 'bluegreen_finish'
+LANGUAGE C;
+
+CREATE FUNCTION bluegreen.force_active(side text,
+	deployment name DEFAULT NULL)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_force_active'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+-- No SET search_path: the names in the query are the caller's to resolve.
+CREATE FUNCTION bluegreen.add_drain(deployment name, name name, sql text)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_add_drain'
+LANGUAGE C;
+
+CREATE FUNCTION bluegreen.drop_drain(deployment name, name name)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_drop_drain'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.set_local(relation regclass,
+	local boolean DEFAULT true)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_set_local'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.reopen()
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_reopen'
+LANGUAGE C STRICT
 SET search_path = pg_catalog, pg_temp;
 
 --
@@ -819,10 +1280,10 @@ SET search_path = pg_catalog, pg_temp;
 --
 CREATE VIEW bluegreen.stat_stream AS
 SELECT d.name AS deployment,
-	'forward'::text AS direction,
+	i.direction,
 	CASE
 		WHEN pg_is_in_recovery() THEN 'standby'
-		WHEN d.desired = 'defined' THEN 'defined'
+		WHEN d.desired IN ('defined', 'finished') THEN d.desired
 		-- a first start that was killed before it had a slot
 		WHEN r.slot_name IS NULL AND d.desired = 'started'
 			AND d.slot_lsn IS NULL THEN 'defined'
@@ -899,11 +1360,13 @@ FROM bluegreen.deployment d
 	CROSS JOIN (SELECT CASE WHEN pg_is_in_recovery()
 		THEN pg_last_wal_replay_lsn()
 		ELSE pg_current_wal_flush_lsn() END AS lsn) w
-	CROSS JOIN LATERAL (SELECT 'bluegreen_' || b.oid || '_' || d.id || '_f'
-			AS slot_name
+	CROSS JOIN LATERAL (SELECT CASE d.side WHEN 'blue' THEN 'forward'
+		ELSE 'backward' END AS direction) i
+	CROSS JOIN LATERAL (SELECT 'bluegreen_' || b.oid || '_' || d.id || '_'
+			|| left(i.direction, 1) AS slot_name
 		FROM pg_database b WHERE b.datname = current_database()) n
 	LEFT JOIN bluegreen.stream_state() s
-		ON s.deployment = d.id AND s.direction = 'forward'
+		ON s.deployment = d.id AND s.direction = i.direction
 	LEFT JOIN pg_replication_slots r ON r.slot_name = n.slot_name::name
 	LEFT JOIN LATERAL bluegreen.slot_state(n.slot_name::name) l
 		ON d.slot_lsn IS NOT NULL
@@ -926,7 +1389,13 @@ ORDER BY d.name, m.id;
 
 CREATE VIEW bluegreen.status AS
 SELECT s.deployment,
-	s.direction,
+	(SELECT CASE WHEN f.state IN ('open', 'raised') THEN f.side
+			WHEN f.state = 'in_doubt' THEN 'doubt'
+			WHEN f.side = 'blue' THEN 'green'
+			ELSE 'blue' END
+		FROM bluegreen.fence f
+			JOIN bluegreen.deployment d ON d.id = f.deployment
+		WHERE d.name = s.deployment) AS active,
 	s.state,
 	(SELECT count(*) FILTER (WHERE t.state = 'streaming') || '/' || count(*)
 		FROM bluegreen.stat_table t
@@ -1080,20 +1549,146 @@ FROM bluegreen.event_log e
 	LEFT JOIN bluegreen.deployment d ON d.id = e.deployment
 ORDER BY e.id;
 
+CREATE VIEW bluegreen.router AS
+SELECT d.name AS deployment,
+	r.kind,
+	r.server,
+	r.database,
+	r.leads_to,
+	r.changed_at,
+	r.paused_at,
+	r.blue_route,
+	r.green_route,
+	coalesce('file ' || r.route_file, 'command') AS route_by
+FROM bluegreen.router_route r
+	JOIN bluegreen.deployment d ON d.id = r.deployment
+ORDER BY d.name, r.id;
+
 CREATE VIEW bluegreen.mapping AS
 SELECT d.name AS deployment,
+	m.direction,
 	m.id AS mapping,
-	m.source::regclass AS source,
+	format('%I.%I', n.nspname, r.relname) AS source,
 	format('%I.%I', m.target_schema, m.target_table) AS target,
 	(SELECT array_agg(c.name ORDER BY c.position)
 		FROM bluegreen.mapping_column c
 		WHERE c.mapping = m.id AND c.is_key) AS key,
 	m.on_write,
 	m.on_delete,
+	m.derived_from IS NOT NULL AS derived,
 	pg_get_viewdef(m.view) AS transform
 FROM bluegreen.table_mapping m
 	JOIN bluegreen.deployment d ON d.id = m.deployment
-ORDER BY d.name, m.id;
+	JOIN pg_class r ON r.oid = m.source
+	JOIN pg_namespace n ON n.oid = r.relnamespace
+UNION ALL
+SELECT d.name,
+	'backward',
+	b.mapping,
+	b.source,
+	b.target,
+	b.key,
+	b.on_write,
+	b.on_delete,
+	b.derived,
+	b.transform
+FROM bluegreen.backward_mapping b
+	JOIN bluegreen.deployment d ON d.id = b.deployment
+ORDER BY 1, 2 DESC, 3;
+
+CREATE VIEW bluegreen.fence_writer AS
+SELECT l.pid,
+	p.gid AS prepared,
+	NOT l.granted AS held,
+	coalesce(a.xact_start, p.prepared) AS xact_start,
+	coalesce(a.usename, p.owner) AS username,
+	a.state,
+	a.query
+FROM pg_locks l
+	LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+	LEFT JOIN pg_locks x ON l.pid IS NULL AND x.pid IS NULL
+		AND x.locktype = 'transactionid'
+		AND x.virtualtransaction = l.virtualtransaction
+	LEFT JOIN pg_prepared_xacts p ON p.transaction = x.transactionid
+WHERE l.locktype = 'relation'
+	AND l.database = (SELECT oid FROM pg_database
+		WHERE datname = current_database())
+	AND l.relation = 'bluegreen.fence'::regclass
+	AND l.mode = 'RowExclusiveLock'
+ORDER BY 4;
+
+CREATE VIEW bluegreen.fence_state AS
+SELECT f.name AS deployment,
+	f.side,
+	CASE WHEN f.state = 'raised' AND o.drained IS NULL THEN 'abandoned'
+		ELSE f.state END AS state,
+	f.epoch,
+	f.since,
+	f.raised_by,
+	coalesce(o.drained, false) AND f.state IN ('raised', 'in_doubt') AS drained,
+	w.running,
+	w.held
+FROM bluegreen.fence f
+	-- the session that raises has a lock of its own, see fence.c
+	LEFT JOIN LATERAL (SELECT EXISTS (SELECT FROM pg_locks s
+			WHERE s.locktype = 'relation' AND s.pid = l.pid
+				AND s.database = l.database AND s.relation = l.classid
+				AND s.mode = 'ShareLock' AND s.granted) AS drained
+		FROM pg_locks l
+		WHERE l.locktype = 'object'
+			AND l.database = (SELECT oid FROM pg_database
+				WHERE datname = current_database())
+			AND l.classid = 'bluegreen.fence'::regclass
+			AND l.objid = 0
+			AND l.granted) o ON true
+	CROSS JOIN (SELECT count(*) FILTER (WHERE NOT held) AS running,
+			count(*) FILTER (WHERE held) AS held
+		FROM bluegreen.fence_writer) w
+ORDER BY f.name, f.side;
+
+CREATE VIEW bluegreen.drain AS
+SELECT d.name AS deployment,
+	c.name,
+	c.sql
+FROM bluegreen.drain_condition c
+	JOIN bluegreen.deployment d ON d.id = c.deployment
+ORDER BY d.name, c.name;
+
+CREATE VIEW bluegreen.switch_state AS
+SELECT f.name AS deployment,
+	f.side,
+	a.active,
+	coalesce(f.switched_at, d.created_at) AS since,
+	f.state AS fence,
+	f.epoch,
+	m.kind AS move,
+	m.state AS move_state,
+	m.requested_at,
+	m.finished_at,
+	m.message,
+	CASE
+		WHEN f.state = 'retired'
+			THEN 'finished: no way back; reopen() lets this side take writes again'
+		WHEN f.state = 'in_doubt'
+			THEN coalesce(m.hint, 'the other side will be asked which one is active')
+		WHEN m.state IN ('running', 'decided')
+			THEN format('a %s is under way', m.kind)
+		WHEN a.active = 'blue'
+			THEN 'nothing to roll back: blue is the active side'
+		WHEN d.opposite IS NOT NULL
+			THEN 'rollback() would move the users back to blue'
+		WHEN f.side = 'blue' OR f.stream IS NOT NULL
+			THEN 'no stream leads back from green: a rollback is not possible'
+	END AS advice
+FROM bluegreen.fence f
+	CROSS JOIN LATERAL (SELECT CASE
+		WHEN f.state IN ('open', 'raised') THEN f.side
+		WHEN f.state IN ('closed', 'guarded', 'retired')
+			THEN CASE f.side WHEN 'blue' THEN 'green' ELSE 'blue' END
+	END AS active) a
+	LEFT JOIN bluegreen.deployment d ON d.id = f.deployment
+	LEFT JOIN bluegreen.switch m ON m.deployment = f.deployment
+ORDER BY f.name, f.side;
 
 CREATE VIEW bluegreen.change AS
 SELECT c.name AS change,
@@ -1170,18 +1765,49 @@ ORDER BY c.id, b.relation;
 GRANT USAGE ON SCHEMA bluegreen TO PUBLIC;
 
 REVOKE ALL ON FUNCTION bluegreen.fdw_validator(text[], oid) FROM PUBLIC;
-REVOKE ALL ON FUNCTION bluegreen.create_deployment(name, name) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.create_deployment(name, name, name)
+	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.drop_deployment(name, boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.map_table(name, regclass, text, text, text[],
+	text, text, text, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.map_table(name, text, text, text, text[],
 	text, text, text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.map_schema(name, name, name, name[])
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.alter_mapping(name, regclass, text, text,
-	text[], text, text) FROM PUBLIC;
-REVOKE ALL ON FUNCTION bluegreen.unmap_table(name, regclass, text) FROM PUBLIC;
+	text[], text, text, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.alter_mapping(name, text, text, text,
+	text[], text, text, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.unmap_table(name, regclass, text, text)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.unmap_table(name, text, text, text)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.join_deployment(name, text, name, text)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.joined_stream(name, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.leave_deployment(name, text, boolean)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.derive_mapping(name, text, text, text, text[],
+	text[], text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.keep_derived(name, integer[]) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.joined_mappings(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.preview(name, regclass, integer) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.preflight(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.accept(name, text, text, boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.add_router(name, text, name, name, text, text,
+	text, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.drop_router(name, name, name) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.routers_pause(name, interval) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.routers_switch(name, text) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.routers_resume(name) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.sequences(name) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.move_sequences(name) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.check_sequences(name) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.sequence_position(oid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.column_extreme(oid, name, boolean)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.restart_sequences(oid[], bigint[], boolean[],
+	integer) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.start(name, boolean) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.stop(name) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.wait_for_sync(name, interval) FROM PUBLIC;
@@ -1197,14 +1823,20 @@ REVOKE ALL ON FUNCTION bluegreen.check_rows(bigint[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.begin_apply() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.insert_rows(regclass, name[], bytea, bigint)
 	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.takes_rows(regclass, name[]) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.update_rows(regclass, name[], name[], bytea,
+	bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.delete_rows(regclass, name[], bytea, bigint)
+	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_create(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_setup(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_progress() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_drop(text) FROM PUBLIC;
-REVOKE ALL ON FUNCTION bluegreen.save_indexes(text, integer, name[])
+REVOKE ALL ON FUNCTION bluegreen.save_indexes(text, integer, name[], boolean)
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.restore_indexes(text, integer, boolean)
 	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.restore_key(text, integer) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.noted_row() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.grant_apply(regrole, regclass[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.revoke_apply(regrole, regclass[])
@@ -1253,6 +1885,32 @@ REVOKE ALL ON PROCEDURE bluegreen.contract(name) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.undo(name) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.wait_for_backfill(name, interval) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.reset_stats(name) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.wait_for_writers(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.fence_changed() FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.fence_follow() FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.fence_name_target() FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.fence_raise(name, bigint, interval, text)
+	FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.fence_adopt(name, bigint, interval, text)
+	FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.fence_lower(name, bigint) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.fence_doubt(name, bigint) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.fence_close(name, bigint) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.fence_activate(name, bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.fence_look(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.fence_decide(text, bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.fence_settle(text, bigint) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.switchover(name, interval, interval, text,
+	interval, boolean) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.rollback(name, interval, interval, text,
+	interval, boolean) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.cancel(name) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.finish(name) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.force_active(text, name) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.add_drain(name, name, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.drop_drain(name, name) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.set_local(regclass, boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.reopen() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.stream_state() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.table_state() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.copy_state() FROM PUBLIC;
@@ -1265,7 +1923,8 @@ GRANT SELECT ON bluegreen.status, bluegreen.stat_stream, bluegreen.stat_table,
 	bluegreen.copy_progress, bluegreen.chunk, bluegreen.conflict,
 	bluegreen.event, bluegreen.mapping, bluegreen.verification,
 	bluegreen.difference, bluegreen.change, bluegreen.change_step,
-	bluegreen.backfill_progress TO pg_monitor;
+	bluegreen.backfill_progress, bluegreen.fence_state, bluegreen.fence_writer,
+	bluegreen.switch_state, bluegreen.drain, bluegreen.router TO pg_monitor;
 
 --
 -- Comments
@@ -1281,6 +1940,8 @@ COMMENT ON TABLE bluegreen.table_mapping IS
 	'mappings of deployments; see view mapping';
 COMMENT ON TABLE bluegreen.mapping_column IS
 	'target columns of mappings, in the order of the transform';
+COMMENT ON TABLE bluegreen.backward_mapping IS
+	'on blue: the mappings that green has, as it told; see view mapping';
 COMMENT ON TABLE bluegreen.partition_change IS
 	'always empty: ATTACH and DETACH of partitions with rows pass through it into the WAL';
 COMMENT ON TABLE bluegreen.event_log IS
@@ -1291,6 +1952,10 @@ COMMENT ON TABLE bluegreen.preflight_result IS
 	'worst severity of each deployment''s last preflight; see view status';
 COMMENT ON TABLE bluegreen.accepted IS
 	'findings of preflights that somebody has accepted';
+COMMENT ON TABLE bluegreen.router_route IS
+	'routers of deployments; see view router';
+COMMENT ON TABLE bluegreen.sequence_move IS
+	'where the other side''s sequences were moved to last, for check_sequences()';
 COMMENT ON TABLE bluegreen.verify_run IS
 	'the last comparison of each deployment, and when the next is due';
 COMMENT ON TABLE bluegreen.verify_table IS
@@ -1310,34 +1975,92 @@ COMMENT ON TABLE bluegreen.saved_index IS
 COMMENT ON TABLE bluegreen.conflict_log IS
 	'on a target: rows that were not as a stream expected; see view conflict';
 
-COMMENT ON FUNCTION bluegreen.create_deployment(name, name) IS
-	'define a deployment whose peer is a foreign server; returns its id';
+COMMENT ON TABLE bluegreen.fence IS
+	'state of this side in each deployment, and the lock that writers of mapped tables take; see view fence_state';
+COMMENT ON TABLE bluegreen.switch IS
+	'the last switchover or rollback that began on this side; see view switch_state';
+COMMENT ON TABLE bluegreen.drain_condition IS
+	'what a switchover waits for; see view drain';
+COMMENT ON TABLE bluegreen.fence_target IS
+	'on a target: the tables that streams write to, as the fence reads them';
+COMMENT ON TABLE bluegreen.fence_local IS
+	'tables that stay writable when this side is closed; see set_local()';
+
+COMMENT ON FUNCTION bluegreen.create_deployment(name, name, name) IS
+	'define a deployment whose peer is a foreign server; peer_server: the peer''s server that leads back; returns its id';
 COMMENT ON FUNCTION bluegreen.drop_deployment(name, boolean) IS
 	'stop a deployment and remove it on both sides; force: also if the peer cannot be reached';
 COMMENT ON FUNCTION bluegreen.map_table(name, regclass, text, text, text[],
 	text, text, text, text) IS
 	'map a table to a table of the peer through a transform; returns the mapping''s id';
+COMMENT ON FUNCTION bluegreen.map_table(name, text, text, text, text[],
+	text, text, text, text) IS
+	'map a table to a table of the peer through a transform; direction backward: a table of the peer to one of this side; returns the mapping''s id';
 COMMENT ON FUNCTION bluegreen.map_schema(name, name, name, name[]) IS
 	'map every table of a schema under its own name, all or nothing';
 COMMENT ON FUNCTION bluegreen.alter_mapping(name, regclass, text, text, text[],
-	text, text) IS
+	text, text, text) IS
 	'change a mapping without a new copy; what is null stays; returns the mapping''s id';
-COMMENT ON FUNCTION bluegreen.unmap_table(name, regclass, text) IS
+COMMENT ON FUNCTION bluegreen.alter_mapping(name, text, text, text, text[],
+	text, text, text) IS
+	'change a mapping without a new copy; what is null stays; returns the mapping''s id';
+COMMENT ON FUNCTION bluegreen.unmap_table(name, regclass, text, text) IS
 	'remove the mappings of a table, or the one to a target; returns how many';
+COMMENT ON FUNCTION bluegreen.unmap_table(name, text, text, text) IS
+	'remove the mappings of a table, or the one to a target; returns how many';
+COMMENT ON FUNCTION bluegreen.join_deployment(name, text, name, text) IS
+	'for blue, on green: have a row of the deployment, for the stream back; returns the stream''s name, null if no server leads back';
+COMMENT ON FUNCTION bluegreen.joined_stream(name, text) IS
+	'for blue, on green: the name of the deployment''s stream back, null if there is none';
+COMMENT ON FUNCTION bluegreen.leave_deployment(name, text, boolean) IS
+	'for blue, on green: drop the row of the deployment and the stream back';
+COMMENT ON FUNCTION bluegreen.derive_mapping(name, text, text, text, text[],
+	text[], text) IS
+	'for blue, on green: have a mapping back that was derived, unless somebody defined one; returns its id, null if somebody did';
+COMMENT ON FUNCTION bluegreen.keep_derived(name, integer[]) IS
+	'for blue, on green: remove the derived mappings back but these; returns how many';
+COMMENT ON FUNCTION bluegreen.joined_mappings(name) IS
+	'for blue, on green: the mappings back';
 COMMENT ON FUNCTION bluegreen.preview(name, regclass, integer) IS
 	'show what rows of a mapped table become; nothing is written';
 COMMENT ON FUNCTION bluegreen.preflight(name) IS
 	'every reason why a start or a switchover would fail or lose something, with what mends it';
 COMMENT ON FUNCTION bluegreen.accept(name, text, text, boolean) IS
 	'count what a check of preflight() finds about an object as a notice; accepted => false: not any more';
+COMMENT ON FUNCTION bluegreen.add_router(name, text, name, name, text, text,
+	text, text) IS
+	'have a switchover pause a database of a PgBouncer and change its route; server: its admin console; returns its id';
+COMMENT ON FUNCTION bluegreen.drop_router(name, name, name) IS
+	'leave a router, or one database of it, alone again; returns how many';
+COMMENT ON FUNCTION bluegreen.is_active(name) IS
+	'does this database take the application''s writes; without a deployment: in all of them';
+COMMENT ON PROCEDURE bluegreen.routers_pause(name, interval) IS
+	'step of a switchover: let transactions through routers end and hold the next ones';
+COMMENT ON PROCEDURE bluegreen.routers_switch(name, text) IS
+	'step of a switchover: have routers lead to blue or green';
+COMMENT ON PROCEDURE bluegreen.routers_resume(name) IS
+	'step of a switchover: let clients through routers again';
+COMMENT ON FUNCTION bluegreen.sequences(name) IS
+	'sequences of the other side that mapped tables use, those of this side that go with them, and what a move would do';
+COMMENT ON FUNCTION bluegreen.move_sequences(name) IS
+	'move the other side''s sequences beyond this side''s, as a switchover does; returns how many there are';
+COMMENT ON FUNCTION bluegreen.check_sequences(name) IS
+	'warn of sequences of this side that have reached what the other side hands out since the last move; returns how many';
+COMMENT ON FUNCTION bluegreen.sequence_position(oid) IS
+	'for move_sequences(): where a sequence stands; nulls if the caller may not read it';
+COMMENT ON FUNCTION bluegreen.column_extreme(oid, name, boolean) IS
+	'for move_sequences(): largest or lowest value of a column; null if the caller may not read it';
+COMMENT ON FUNCTION bluegreen.restart_sequences(oid[], bigint[], boolean[],
+	integer) IS
+	'for move_sequences(), on a target: restart sequences, given UPDATE on them, never the wrong way; returns their next values';
 COMMENT ON FUNCTION bluegreen.commit_time() IS
 	'in a transform: commit time of the change on the source';
 COMMENT ON FUNCTION bluegreen.commit_lsn() IS
 	'in a transform: WAL position of the change''s commit on the source';
 COMMENT ON PROCEDURE bluegreen.start(name, boolean) IS
-	'start a deployment''s stream; allow_nonempty: target tables may have rows at the first start';
+	'start a deployment''s stream, and the one back; allow_nonempty: target tables may have rows at the first start';
 COMMENT ON PROCEDURE bluegreen.stop(name) IS
-	'stop a deployment''s stream; its slot goes on to hold WAL';
+	'stop a deployment''s stream, and the one back; their slots go on to hold WAL';
 COMMENT ON PROCEDURE bluegreen.wait_for_sync(name, interval) IS
 	'wait until all tables follow and what was committed before the call is on the peer; query_canceled after the timeout';
 COMMENT ON PROCEDURE bluegreen.verify(name, regclass, interval, boolean) IS
@@ -1364,12 +2087,20 @@ COMMENT ON FUNCTION bluegreen.origin_progress() IS
 	'for streams, on a target: how far the session''s replication origin is';
 COMMENT ON FUNCTION bluegreen.origin_drop(text) IS
 	'for streams, on a target: drop a stream''s replication origins';
-COMMENT ON FUNCTION bluegreen.save_indexes(text, integer, name[]) IS
+COMMENT ON FUNCTION bluegreen.save_indexes(text, integer, name[], boolean) IS
 	'for streams, on a target: put aside the indexes that are in the way of a copy; false if that cannot be';
 COMMENT ON FUNCTION bluegreen.restore_indexes(text, integer, boolean) IS
 	'for streams, on a target: build the indexes again that were put aside; returns how many';
+COMMENT ON FUNCTION bluegreen.restore_key(text, integer) IS
+	'for streams, on a target: build the index over a mapping''s key again if it was put aside; returns how many';
 COMMENT ON FUNCTION bluegreen.insert_rows(regclass, name[], bytea, bigint) IS
 	'for streams, on a target: insert rows that are in the format of COPY BINARY';
+COMMENT ON FUNCTION bluegreen.takes_rows(regclass, name[]) IS
+	'for streams, on a target: can update_rows and delete_rows be used for the table?';
+COMMENT ON FUNCTION bluegreen.update_rows(regclass, name[], name[], bytea, bigint) IS
+	'for streams, on a target: update rows by key; they are in the format of COPY BINARY';
+COMMENT ON FUNCTION bluegreen.delete_rows(regclass, name[], bytea, bigint) IS
+	'for streams, on a target: delete rows by key; keys are in the format of COPY BINARY';
 COMMENT ON FUNCTION bluegreen.note_row(text) IS
 	'for streams, on a target: keep a row for the conflict that is about to be recorded';
 COMMENT ON FUNCTION bluegreen.noted_row() IS
@@ -1459,6 +2190,52 @@ COMMENT ON VIEW bluegreen.backfill_progress IS
 	'how far the backfill of each table is';
 COMMENT ON FUNCTION bluegreen.reset_stats(name) IS
 	'set the counters of a deployment''s stream to zero';
+COMMENT ON FUNCTION bluegreen.wait_for_writers(text) IS
+	'for streams: waits for statements that began to write to its tables before they were guarded';
+COMMENT ON FUNCTION bluegreen.fence_changed() IS
+	'trigger: backends look at the fences again';
+COMMENT ON FUNCTION bluegreen.fence_name_target() IS
+	'trigger: the fence knows the tables that streams write to';
+COMMENT ON FUNCTION bluegreen.fence_follow() IS
+	'trigger: a deployment, or a stream on its target, has a fence';
+COMMENT ON PROCEDURE bluegreen.fence_raise(name, bigint, interval, text) IS
+	'step of a switchover: hold writers of mapped tables, and wait for those that had written before';
+COMMENT ON PROCEDURE bluegreen.fence_adopt(name, bigint, interval, text) IS
+	'step of a switchover: the same for a fence whose session is gone';
+COMMENT ON PROCEDURE bluegreen.fence_lower(name, bigint) IS
+	'step of a switchover: give up, writers go on';
+COMMENT ON PROCEDURE bluegreen.fence_doubt(name, bigint) IS
+	'step of a switchover: the decision is about to be made on the other side';
+COMMENT ON PROCEDURE bluegreen.fence_close(name, bigint) IS
+	'step of a switchover: the other side is the active one, this one takes no writes';
+COMMENT ON PROCEDURE bluegreen.fence_activate(name, bigint) IS
+	'step of a switchover: this side is the active one';
+COMMENT ON FUNCTION bluegreen.fence_look(text) IS
+	'for the other side of a switchover: state and epoch of the fence of a stream''s target';
+COMMENT ON FUNCTION bluegreen.fence_decide(text, bigint) IS
+	'for the other side of a switchover: the decision, this side is the active one';
+COMMENT ON FUNCTION bluegreen.fence_settle(text, bigint) IS
+	'for the other side of a switchover: was it decided? If not it cannot be any more';
+COMMENT ON PROCEDURE bluegreen.switchover(name, interval, interval, text,
+	interval, boolean) IS
+	'move the users from blue to green; an error leaves everything as it was; dry_run: tell what would be done and what is in the way';
+COMMENT ON PROCEDURE bluegreen.rollback(name, interval, interval, text,
+	interval, boolean) IS
+	'move the users back from green to blue';
+COMMENT ON PROCEDURE bluegreen.cancel(name) IS
+	'end a switchover or rollback that has not been decided';
+COMMENT ON PROCEDURE bluegreen.finish(name) IS
+	'end the way back: remove streams, slots and origins; blue stays closed until reopen()';
+COMMENT ON FUNCTION bluegreen.force_active(text, name) IS
+	'a human says which side is the active one, because the other server cannot be asked';
+COMMENT ON FUNCTION bluegreen.add_drain(name, name, text) IS
+	'a switchover waits until this query, which returns one boolean, is true';
+COMMENT ON FUNCTION bluegreen.drop_drain(name, name) IS
+	'a switchover does not wait for this condition any more';
+COMMENT ON FUNCTION bluegreen.set_local(regclass, boolean) IS
+	'a table stays writable when this side is closed, or no longer';
+COMMENT ON FUNCTION bluegreen.reopen() IS
+	'this side takes writes again after it was closed; returns how many deployments had closed it';
 COMMENT ON FUNCTION bluegreen.stream_state() IS
 	'streams of this database as the workers show them; see view stat_stream';
 COMMENT ON FUNCTION bluegreen.table_state() IS
@@ -1486,11 +2263,28 @@ COMMENT ON VIEW bluegreen.difference IS
 	'keys whose rows verify() has found wrong, and which of them are repaired';
 COMMENT ON VIEW bluegreen.event IS
 	'history of the deployments';
+COMMENT ON VIEW bluegreen.router IS
+	'routers of the deployments: where they lead to, and since when they are paused';
 COMMENT ON VIEW bluegreen.mapping IS
 	'mappings with their transforms';
 
+COMMENT ON VIEW bluegreen.fence_state IS
+	'does this side take writes, and who is held or waited for if a fence is raised';
+COMMENT ON VIEW bluegreen.switch_state IS
+	'which side is the active one, since when, what moves are under way and what a rollback would do';
+COMMENT ON VIEW bluegreen.drain IS
+	'conditions that a switchover waits for';
+COMMENT ON VIEW bluegreen.fence_writer IS
+	'transactions that have written to mapped tables, or are held before they do';
+
+COMMENT ON COLUMN bluegreen.fence_state.state IS
+	'open, raised, abandoned (raised by a session that is gone; holds nobody), in_doubt, closed, retired, guarded';
+COMMENT ON COLUMN bluegreen.fence_state.drained IS
+	'no transaction that has written to mapped tables is in flight, and none can begin';
 COMMENT ON COLUMN bluegreen.status.state IS
 	'defined, starting, copying, streaming, stopped, error, lost; standby on a standby';
+COMMENT ON COLUMN bluegreen.status.active IS
+	'the side that takes writes: blue or green; doubt: see view switch_state';
 COMMENT ON COLUMN bluegreen.status.tables IS
 	'how many of the mapped tables are copied and follow';
 COMMENT ON COLUMN bluegreen.status.lag_bytes IS

@@ -71,7 +71,7 @@ EXCEPTION WHEN OTHERS THEN
 	RETURN regexp_replace(SQLSTATE || ' ' || m
 		|| coalesce(E'\n  ' || nullif(d, ''), '')
 		|| coalesce(E'\n  ' || nullif(h, ''), ''),
-		'on \S+/regression_green', 'on PEER', 'g');
+		'on \S+/regression_green|port ''\d+''', 'on PEER', 'g');
 END $$;
 
 SELECT format('CREATE SERVER green FOREIGN DATA WRAPPER pg_bluegreen OPTIONS (host %L, port %L, dbname ''regression_green'')',
@@ -173,7 +173,7 @@ SELECT try($$SELECT bluegreen.map_table('d', 'app.parts')$$);
 SELECT deployment, source, target, key, on_write, on_delete
 FROM bluegreen.mapping;
 SELECT replace(regexp_replace(transform, '\s+', ' ', 'g'), 'users.', '')
-FROM bluegreen.mapping WHERE source = 'app.users'::regclass;
+FROM bluegreen.mapping WHERE source = 'app.users';
 SELECT m.source, c.name, c.type, c.wire, c.is_key
 FROM bluegreen.mapping_column c
 	JOIN bluegreen.mapping m USING (mapping)

@@ -463,8 +463,8 @@ SELECT to_now();
 -- its own it may, and a user's function runs as the deployment's owner, with
 -- the owner's rights, whoever reads
 GRANT USAGE ON FOREIGN SERVER green TO regress_bluegreen_reader;
-GRANT EXECUTE ON FUNCTION bluegreen.create_deployment(name, name),
-	bluegreen.map_table(name, regclass, text, text, text[], text, text, text,
+GRANT EXECUTE ON FUNCTION bluegreen.create_deployment(name, name, name),
+	bluegreen.map_table(name, text, text, text, text[], text, text, text,
 	text) TO regress_bluegreen_reader;
 GRANT USAGE ON SCHEMA app TO regress_bluegreen_reader;
 GRANT SELECT ON app.called TO regress_bluegreen_reader;

@@ -324,6 +324,78 @@ rte_set_check_as_user(List *perminfos, RangeTblEntry *rte, Oid userid)
 }
 #endif
 
+/* 17 numbers backends by their PGPROC, and keeps the two numbers together. */
+#include "storage/proc.h"
+#include "storage/procarray.h"
+#if PG_VERSION_NUM >= 170000
+#define vxid_proc(vxid) ProcNumberGetProc((vxid).procNumber)
+#define proc_lxid(proc) ((proc)->vxid.lxid)
+#else
+#include "storage/sinvaladt.h"
+
+#define vxid_proc(vxid) BackendIdGetProc((vxid).backendId)
+#define proc_lxid(proc) ((proc)->lxid)
+#endif
+
+/* 18 counts what index scans do. */
+#if PG_VERSION_NUM >= 180000
+#define begin_index_scan(rel, index, snapshot, nkeys) \
+	index_beginscan(rel, index, snapshot, NULL, nkeys, 0)
+#else
+#define begin_index_scan(rel, index, snapshot, nkeys) \
+	index_beginscan(rel, index, snapshot, nkeys, 0)
+#endif
+
+/* 16 tells which indexes an UPDATE leaves as they are: all that summarize. */
+#if PG_VERSION_NUM >= 160000
+#include "access/tableam.h"
+
+typedef TU_UpdateIndexes UpdatedIndexes;
+#define insert_index_entries(target, slot, estate, indexes) \
+	((indexes) == TU_None ? NIL : \
+	 ExecInsertIndexTuples(target, slot, estate, true, false, NULL, NIL, \
+						   (indexes) == TU_Summarizing))
+#else
+typedef bool UpdatedIndexes;
+#define insert_index_entries(target, slot, estate, indexes) \
+	(!(indexes) ? NIL : \
+	 ExecInsertIndexTuples(target, slot, estate, true, false, NULL, NIL))
+#endif
+
+/*
+ * Give an executor state the range table of a statement that updates columns
+ * (numbers as in permissions) of one relation.
+ */
+#include "executor/executor.h"
+#include "nodes/makefuncs.h"
+
+static inline void
+init_range_table(EState *estate, Relation rel, Bitmapset *updated)
+{
+	RangeTblEntry *rte = makeNode(RangeTblEntry);
+#if PG_VERSION_NUM >= 160000
+	List	   *permissions = NIL;
+#endif
+
+	rte->rtekind = RTE_RELATION;
+	rte->relid = RelationGetRelid(rel);
+	rte->relkind = rel->rd_rel->relkind;
+	rte->rellockmode = RowExclusiveLock;
+#if PG_VERSION_NUM >= 160000
+	addRTEPermissionInfo(&permissions, rte)->updatedCols = updated;
+#else
+	rte->updatedCols = updated;
+#endif
+#if PG_VERSION_NUM >= 180000
+	ExecInitRangeTable(estate, list_make1(rte), permissions,
+					   bms_make_singleton(1));
+#elif PG_VERSION_NUM >= 160000
+	ExecInitRangeTable(estate, list_make1(rte), permissions);
+#else
+	ExecInitRangeTable(estate, list_make1(rte));
+#endif
+}
+
 /* ALTER TABLE ... SET EXPRESSION is new in 17. */
 #if PG_VERSION_NUM >= 170000
 #define IS_SET_EXPRESSION(subtype) ((subtype) == AT_SetExpression)

@@ -19,6 +19,7 @@
 #include "core/settings.h"
 #include "core/shared.h"
 #include "core/worker.h"
+#include "cutover/fence.h"
 #include "miscadmin.h"
 #include "schema/change.h"
 #include "storage/ipc.h"
@@ -70,5 +71,6 @@ _PG_init(void)
 	partition_hook_install();
 	ddl_watch_install();
 	owner_watch_install();
+	fence_hooks_install();
 	dualwrite_install();
 }

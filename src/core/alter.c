@@ -60,7 +60,8 @@ enum
 	ARG_TRANSFORM,
 	ARG_KEY,
 	ARG_ON_WRITE,
-	ARG_ON_DELETE
+	ARG_ON_DELETE,
+	ARG_DIRECTION
 };
 
 /* One run of alter_mapping(). */
@@ -84,14 +85,12 @@ find_mapping(const Deployment *deployment, const MapRequest *request)
 	MappingRow *found = NULL;
 	ListCell   *lc;
 
-	foreach(lc, mappings_load(deployment->id, 'f'))
+	foreach(lc, mappings_load(deployment->id, deployment->direction))
 	{
 		MappingRow *mapping = lfirst(lc);
 
 		if (mapping->source != request->source ||
-			(request->target_table &&
-			 (strcmp(mapping->target_schema, request->target_schema) != 0 ||
-			  strcmp(mapping->target_table, request->target_table) != 0)))
+			(request->target_table && !mapping_writes(mapping, request)))
 			continue;
 		if (found != NULL)
 			ereport(ERROR,
@@ -185,7 +184,8 @@ update_mapping(const Alteration *alteration, bool has_other_columns)
 	catalog_arg_text(&args, on_delete_names[request->on_delete]);
 	catalog_arg(&args, BOOLOID, BoolGetDatum(has_other_columns));
 	catalog_run("UPDATE bluegreen.table_mapping SET on_write = $2, "
-				"on_delete = $3, has_other_columns = $4 WHERE id = $1",
+				"on_delete = $3, has_other_columns = $4, derived_from = NULL "
+				"WHERE id = $1",
 				&args, SPI_OK_UPDATE);
 	catalog_arg_int4(&id, alteration->mapping->id);
 	catalog_run("DELETE FROM bluegreen.mapping_column WHERE mapping = $1",
@@ -373,7 +373,7 @@ check_stream(const Alteration *alteration, const Transform *now)
 	const char *young;
 	StreamShared *s;
 
-	stream_slot_name(slot_name, MyDatabaseId, deployment->id, 'f');
+	deployment_slot_name(slot_name, deployment);
 	young = young_column(now, decoding_horizon(slot_name));
 	if (!alteration->follows)
 	{
@@ -397,11 +397,26 @@ check_stream(const Alteration *alteration, const Transform *now)
 	control_wait_applied(deployment);
 }
 
+static int32
+alter_on_green(FunctionCallInfo fcinfo, const Deployment *deployment)
+{
+	const char *args[ARG_DIRECTION];
+
+	for (int i = 0; i < ARG_DIRECTION; i++)
+		args[i] = mapping_text_argument(fcinfo, i);
+	return backward_call_integer(deployment,
+								 "SELECT bluegreen.alter_mapping("
+								 "$1::pg_catalog.name, $2::pg_catalog.text, "
+								 "$3, $4, $5::pg_catalog.text[], $6, $7, "
+								 "'backward')", lengthof(args), args);
+}
+
 /*
- * bluegreen.alter_mapping(deployment name, source regclass, target text,
- * transform text, key text[], on_write text, on_delete text) returns integer:
- * put another definition in the place of a mapping's; the mapping's id.  What
- * is null stays as it is, and so do the rows on the target.
+ * bluegreen.alter_mapping(deployment name, source regclass or text, target
+ * text, transform text, key text[], on_write text, on_delete text, direction
+ * text) returns integer: put another definition in the place of a mapping's; the
+ * mapping's id.  What is null stays as it is, and so do the rows on the target.
+ * One that was derived is no longer.
  *
  * Locks as map_table(); where a column was altered lately, also the source
  * against writers, and waits for the stream.  Errors: as map_table(); there is
@@ -418,8 +433,10 @@ bluegreen_alter_mapping(PG_FUNCTION_ARGS)
 
 	require_argument(fcinfo, ARG_DEPLOYMENT, "deployment");
 	require_argument(fcinfo, ARG_SOURCE, "source");
-	request->source = PG_GETARG_OID(ARG_SOURCE);
 	deployment = deployment_lock(NameStr(*PG_GETARG_NAME(ARG_DEPLOYMENT)));
+	if (mapping_is_remote(fcinfo, ARG_DIRECTION, deployment))
+		PG_RETURN_INT32(alter_on_green(fcinfo, deployment));
+	request->source = mapping_source_oid(fcinfo, ARG_SOURCE);
 	source_check(request->source, deployment->owner);
 	if (!PG_ARGISNULL(ARG_TARGET))
 		mapping_resolve_target(request, PG_GETARG_TEXT_PP(ARG_TARGET));
@@ -446,5 +463,6 @@ bluegreen_alter_mapping(PG_FUNCTION_ARGS)
 					   NULL);
 	if (deployment->desired == DESIRED_STARTED)
 		control_retry_at_commit(deployment->id);
+	backward_mappings_changed(deployment);
 	PG_RETURN_INT32(alteration.mapping->id);
 }

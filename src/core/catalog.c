@@ -20,22 +20,29 @@
 #include "core/definition.h"
 #include "core/event.h"
 #include "executor/spi.h"
+#include "jit/jit.h"
 #include "miscadmin.h"
+#include "tcop/pquery.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/pg_lsn.h"
+#include "utils/snapmgr.h"
 
 const char *const on_write_names[] = {"mirror", "merge", "patch"};
 const char *const on_delete_names[] = {"delete", "ignore", "write"};
 const char *const wire_kind_names[] = {"binary", "array", "text"};
-static const char *const desired_names[] = {"defined", "started", "stopped"};
+static const char *const desired_names[] = {
+	"defined", "started", "stopped", "finished"
+};
 
 #define DEPLOYMENT_SQL \
 	"SELECT id, name::text, owner, server::text, desired, mapping_version, " \
-	"system_identifier, slot_lsn, skip_lsn, source_place " \
+	"system_identifier, slot_lsn, skip_lsn, source_place, side, " \
+	"peer_server::text, opposite, opposite_lsn " \
 	"FROM bluegreen.deployment "
 
 #define MAPPING_SQL \
@@ -45,7 +52,8 @@ static const char *const desired_names[] = {"defined", "started", "stopped"};
 	"JOIN bluegreen.deployment od ON od.id = o.deployment " \
 	"WHERE o.id <> m.id AND od.server = d.server " \
 	"AND o.direction = m.direction AND o.target_schema = m.target_schema " \
-	"AND o.target_table = m.target_table), m.row_shape, m.defined_in " \
+	"AND o.target_table = m.target_table), m.row_shape, m.defined_in, " \
+	"m.derived_from " \
 	"FROM bluegreen.table_mapping m " \
 	"JOIN bluegreen.deployment d ON d.id = m.deployment "
 
@@ -72,18 +80,29 @@ search_path_restore(int guc_level)
 
 /*
  * Begin to run SQL over the extension's tables: SPI, superuser, search_path.
- * Needs a transaction.  Results are made in the caller's memory context.
+ * Needs a transaction; a worker that has no snapshot has one until the end.
+ * Results are made in the caller's memory context.
  */
 void
 catalog_begin(CatalogAccess *access)
 {
 	access->context = CurrentMemoryContext;
+	access->pushed = ActivePortal == NULL && !ActiveSnapshotSet();
+	if (access->pushed)
+		PushActiveSnapshot(GetTransactionSnapshot());
+	access->read_only = XactReadOnly;
+	if (DefaultXactReadOnly)
+		XactReadOnly = false;	/* whether we may is require_writable()'s */
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	GetUserIdAndSecContext(&access->userid, &access->sec_context);
 	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID,
 						   access->sec_context | SECURITY_LOCAL_USERID_CHANGE);
 	access->guc_level = search_path_pin();
+	/* functions that return rows look expensive, and are called once */
+	if (jit_enabled)
+		(void) set_config_option("jit", "off", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
 	/* the tables' foreign keys cascade */
 	if (SessionReplicationRole != SESSION_REPLICATION_ROLE_ORIGIN)
 		(void) set_config_option("session_replication_role", "origin",
@@ -101,6 +120,9 @@ catalog_end(CatalogAccess *access)
 	SetUserIdAndSecContext(access->userid, access->sec_context);
 	if (SPI_finish() != SPI_OK_FINISH)
 		elog(ERROR, "SPI_finish failed");
+	if (access->pushed)
+		PopActiveSnapshot();
+	XactReadOnly = access->read_only;
 	MemoryContextSwitchTo(access->context);
 }
 
@@ -243,6 +265,11 @@ read_deployment(const CatalogAccess *access)
 	deployment->slot_lsn = stored_lsn(0, 8);
 	deployment->skip_lsn = stored_lsn(0, 9);
 	deployment->source_place = catalog_text(access, 0, 10);
+	deployment->direction =
+		strcmp(catalog_text(access, 0, 11), "blue") == 0 ? 'f' : 'b';
+	deployment->peer_server = catalog_text(access, 0, 12);
+	deployment->opposite = catalog_text(access, 0, 13);
+	deployment->opposite_lsn = stored_lsn(0, 14);
 	return deployment;
 }
 
@@ -424,6 +451,7 @@ read_mapping(const CatalogAccess *access, uint64 row)
 	mapping->target_shared = DatumGetBool(catalog_value(row, 12, NULL));
 	mapping->row_shape = stored_texts(access, row, 13);
 	mapping->defined_in = catalog_text(access, row, 14);
+	mapping->derived_from = catalog_text(access, row, 15);
 	return mapping;
 }
 
@@ -486,7 +514,7 @@ mappings_load(int32 deployment, char direction)
 	CatalogArgs args = {0};
 
 	catalog_arg_int4(&args, deployment);
-	catalog_arg_text(&args, direction == 'f' ? "forward" : "backward");
+	catalog_arg_text(&args, direction_name(direction));
 	return load_mappings(MAPPING_SQL
 						 "WHERE m.deployment = $1 AND m.direction = $2 "
 						 "ORDER BY m.id", &args);
@@ -542,6 +570,39 @@ stream_origin_name(uint64 system_identifier, Oid dboid, int32 deployment,
 }
 
 /*
+ * Names as the literal of a text[].
+ */
+char *
+catalog_text_array(List *names)
+{
+	Datum	   *values = palloc_array(Datum, Max(list_length(names), 1));
+	int			n = 0;
+	ListCell   *lc;
+
+	foreach(lc, names)
+	{
+		values[n++] = CStringGetTextDatum(lfirst(lc));
+	}
+	return OidOutputFunctionCall(F_ARRAY_OUT,
+								 PointerGetDatum(construct_array(values, n,
+																 TEXTOID, -1,
+																 false,
+																 TYPALIGN_INT)));
+}
+
+const char *
+direction_name(char direction)
+{
+	return direction == 'f' ? "forward" : "backward";
+}
+
+void
+deployment_slot_name(char *buf, const Deployment *deployment)
+{
+	stream_slot_name(buf, MyDatabaseId, deployment->id, deployment->direction);
+}
+
+/*
  * First part of the application_name of a deployment's sessions on its target.
  * What follows tells them from each other, and must not be cut off; servers
  * write characters that are not ASCII longer, or as "?".  A name that cannot
@@ -550,7 +611,7 @@ stream_origin_name(uint64 system_identifier, Oid dboid, int32 deployment,
 char *
 stream_application_name(const Deployment *deployment)
 {
-	int			room = NAMEDATALEN - 1 - strlen("bluegreen  forward control");
+	int			room = NAMEDATALEN - 1 - strlen("bluegreen  backward control");
 	char	   *name = pstrdup(deployment->name);
 	char	   *id = psprintf("#%d", deployment->id);
 	bool		changed = strlen(name) > room;

@@ -18,8 +18,9 @@
 typedef enum DesiredState
 {
 	DESIRED_DEFINED,			/* -> STARTED */
-	DESIRED_STARTED,			/* -> STOPPED */
-	DESIRED_STOPPED				/* -> STARTED */
+	DESIRED_STARTED,			/* -> STOPPED, FINISHED */
+	DESIRED_STOPPED,			/* -> STARTED, FINISHED */
+	DESIRED_FINISHED			/* green is alone; to be dropped */
 } DesiredState;
 
 /* Columns of bluegreen.deployment that are read from the WAL. */
@@ -38,6 +39,12 @@ typedef struct Deployment
 	XLogRecPtr	slot_lsn;		/* the slot's first position */
 	XLogRecPtr	skip_lsn;		/* transaction to leave out, or invalid */
 	char	   *source_place;	/* see place.c; NULL = not started */
+	char		direction;		/* of its stream: 'f' on blue, 'b' on green */
+	char	   *peer_server;	/* on blue: green's server that leads back, if
+								 * it was named */
+	char	   *opposite;		/* origin of the stream that writes here, or
+								 * NULL: see join.c */
+	XLogRecPtr	opposite_lsn;	/* from here on that is whose origin it is */
 } Deployment;
 
 typedef enum OnWrite
@@ -97,6 +104,7 @@ typedef struct MappingRow
 								 * made: name, type, name ...; NIL unless the
 								 * transform reads whole rows */
 	char	   *defined_in;		/* pg_snapshot of map_table() */
+	char	   *derived_from;	/* what blue derived it from; NULL = defined */
 	int			ncolumns;
 	MappingColumn *columns;		/* by position */
 } MappingRow;
@@ -118,6 +126,12 @@ extern void owner_check(Oid owner, const char *deployment);
 /* Origin name on the target, unique over all source clusters. */
 extern char *stream_origin_name(uint64 system_identifier, Oid dboid,
 								int32 deployment, char direction);
+
+/* "forward" or "backward" */
+extern const char *direction_name(char direction);
+
+/* Name of the slot of its stream; buf has NAMEDATALEN bytes. */
+extern void deployment_slot_name(char *buf, const Deployment *deployment);
 
 /* What its sessions on the target are called, before what they are for. */
 extern char *stream_application_name(const Deployment *deployment);

@@ -25,6 +25,7 @@
 #include "core/event.h"
 #include "core/lost.h"
 #include "core/shared.h"
+#include "core/switch_row.h"
 #include "executor/spi.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -102,8 +103,26 @@ require_argument(FunctionCallInfo fcinfo, int i, const char *name)
 }
 
 /*
+ * Is this database one whose sessions begin read-only because the side is
+ * closed (cutover/fence_mark.c)?
+ */
+static bool
+has_closed_sign(void)
+{
+	CatalogAccess access;
+	bool		result;
+
+	catalog_begin(&access);
+	result = catalog_run("SELECT FROM bluegreen.fence WHERE marked", NULL,
+						 SPI_OK_SELECT) > 0;
+	catalog_end(&access);
+	return result;
+}
+
+/*
  * Error if nothing can be written: on a standby, or in a transaction that is
- * read-only.
+ * read-only.  Who comes to a closed side, to open it again or to drop what is
+ * there, has a session that is read-only as a sign; that does not count.
  */
 void
 require_writable(const char *function)
@@ -113,7 +132,34 @@ require_writable(const char *function)
 				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
 				 errmsg("cannot execute %s during recovery", function),
 				 errhint("Call it on the primary.")));
-	PreventCommandIfReadOnly(function);
+	if (!DefaultXactReadOnly || !has_closed_sign())
+		PreventCommandIfReadOnly(function);
+}
+
+/*
+ * Error unless this side of a deployment takes writes: what it has is right,
+ * and the other side follows.
+ */
+void
+control_require_active(const Deployment *deployment, const char *what)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	char	   *side = NULL;
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, deployment->id);
+	if (catalog_run("SELECT side FROM bluegreen.fence WHERE deployment = $1 "
+					"AND state NOT IN ('open', 'raised')",
+					&args, SPI_OK_SELECT) > 0)
+		side = catalog_text(&access, 0, 1);
+	catalog_end(&access);
+	if (side != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot %s deployment \"%s\" from %s, which is not the active side",
+						what, deployment->name, side),
+				 errhint("Call it on the other side.")));
 }
 
 /*
@@ -166,11 +212,8 @@ static List *resume_list = NIL; /* go on, if this aborts */
 static void
 retry_stream(int32 deployment)
 {
-	char		slot_name[NAMEDATALEN];
-	StreamShared *s;
+	StreamShared *s = stream_of_deployment(deployment);
 
-	stream_slot_name(slot_name, MyDatabaseId, deployment, 'f');
-	s = stream_shared_find(slot_name);
 	if (s != NULL)
 		control_release_stream(s);
 }
@@ -280,7 +323,8 @@ stream_has_processes(StreamShared *s)
 
 /*
  * End the stream's worker wherever it waits: for a peer that is slow or gone,
- * most likely.  It takes its copy workers with it.
+ * most likely.  It takes its copy workers with it, but for one that was on its
+ * way when the worker ended, and that may wait for our very transaction.
  */
 static void
 terminate_worker(StreamShared *s)
@@ -296,6 +340,11 @@ terminate_worker(StreamShared *s)
 		(void) kill(pid, SIGTERM);
 	if (verify_pid != 0)
 		(void) kill(verify_pid, SIGTERM);
+	LWLockAcquire(shared_chunk_lock(), LW_SHARED);
+	for (int i = 0; i < BG_MAX_COPY_WORKERS; i++)
+		if (s->copy[i].pid != 0)
+			(void) kill(s->copy[i].pid, SIGTERM);
+	LWLockRelease(shared_chunk_lock());
 }
 
 /*
@@ -380,6 +429,7 @@ stop_locked(const char *name)
 				 errmsg("deployment \"%s\" has not been started",
 						deployment->name),
 				 errhint("Use CALL bluegreen.start().")));
+	switch_refuse_unfinished(deployment, "stop");
 	if (deployment->desired == DESIRED_STARTED)
 	{
 		catalog_update_deployment(deployment->id, "desired = 'stopped'");
@@ -387,8 +437,9 @@ stop_locked(const char *name)
 						   "stream stopped", NULL);
 	}
 	SPI_commit();
-	stream_slot_name(slot_name, MyDatabaseId, deployment->id, 'f');
+	deployment_slot_name(slot_name, deployment);
 	control_stop_stream(slot_name);
+	backward_stop(name);
 }
 
 /*
@@ -581,7 +632,7 @@ control_stream(const Deployment *deployment)
 	LostReason	reason;
 	StreamShared *s;
 
-	stream_slot_name(slot_name, MyDatabaseId, deployment->id, 'f');
+	deployment_slot_name(slot_name, deployment);
 	reason = lost_by_slot(slot_name);
 	if (!XLogRecPtrIsInvalid(deployment->slot_lsn) && reason.message != NULL)
 		lost_report(deployment->name, &reason);
@@ -700,7 +751,7 @@ find_stream(const Deployment *deployment)
 {
 	char		slot_name[NAMEDATALEN];
 
-	stream_slot_name(slot_name, MyDatabaseId, deployment->id, 'f');
+	deployment_slot_name(slot_name, deployment);
 	return stream_shared_find(slot_name);
 }
 

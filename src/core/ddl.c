@@ -121,7 +121,8 @@ started_mappings(Oid relid)
 	n = catalog_run("SELECT m.id FROM bluegreen.table_mapping m "
 					"JOIN bluegreen.deployment d ON d.id = m.deployment "
 					"WHERE m.source = ANY ($1::oid[]) "
-					"AND d.desired <> 'defined' ORDER BY m.id",
+					"AND d.desired NOT IN ('defined', 'finished') "
+					"ORDER BY m.id",
 					&args, SPI_OK_SELECT);
 	for (uint64 i = 0; i < n; i++)
 	{

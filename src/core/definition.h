@@ -35,6 +35,8 @@ typedef struct CatalogAccess
 	int			sec_context;
 	int			guc_level;
 	MemoryContext context;		/* the caller's: results go there */
+	bool		pushed;			/* a snapshot; a worker may have none */
+	bool		read_only;		/* was the transaction */
 } CatalogAccess;
 
 #define CATALOG_MAX_ARGS 12
@@ -66,6 +68,10 @@ extern int	enum_lookup(const char *const *names, int n, const char *value);
 /* deployment by name, its row locked, its owner checked */
 extern Deployment *deployment_lock(const char *name);
 extern void deployment_bump_version(int32 deployment);
+extern void deployment_drop_local(Deployment *deployment);
+extern void deployment_drop(Deployment *deployment, bool force);
+extern void deployment_check_server(const char *name);
+extern char *catalog_text_array(List *names);
 
 /* ---- registry.c: what a stream leaves on the peer ---- */
 
@@ -81,6 +87,8 @@ extern void registry_remove(Peer *peer, const char *origin);
 
 extern void require_argument(FunctionCallInfo fcinfo, int i, const char *name);
 extern void require_writable(const char *function);
+extern void control_require_active(const Deployment *deployment,
+								   const char *what);
 extern void procedure_begin(FunctionCallInfo fcinfo, const char *name);
 extern void procedure_end(void);
 extern Deployment *procedure_lock(const char *name);
@@ -119,6 +127,36 @@ extern void target_check_columns(const MapRequest *request,
 extern bool target_has_other_columns(TargetTable *target, List *names);
 extern WireKind target_wire_kind(const TargetColumn *column);
 
+/* ---- join.c, backward.c: the deployment's second row, on green ---- */
+
+extern Peer *backward_connect(const Deployment *deployment);
+extern bool backward_join(Deployment *deployment, Peer *peer);
+extern void backward_derive(const Deployment *deployment, Peer *peer);
+extern void backward_mappings_changed(const Deployment *deployment);
+extern int32 backward_call_integer(const Deployment *deployment,
+								   const char *sql, int nargs,
+								   const char *const *args);
+extern void backward_expect(const char *name);
+extern void backward_start(const char *name);
+extern void backward_require(const char *name);
+extern void backward_stop(const char *name);
+extern void backward_leave(const Deployment *deployment, bool force);
+
+/* derive.c: what a mapping back is, if its forward mapping tells */
+typedef struct DerivedMapping
+{
+	const MappingRow *forward;
+	char	   *source;			/* quoted */
+	char	   *target;			/* quoted */
+	char	   *transform;
+	List	   *key;			/* of char *; NIL: without a key */
+	List	   *types;			/* of the columns, as SQL */
+	char	   *basis;			/* differs whenever one of it does */
+	char	   *problem;		/* why there is none, or NULL */
+} DerivedMapping;
+
+extern List *derive_mappings(const Deployment *deployment);
+
 /* ---- ready.c: what a first start asks of both sides ---- */
 
 extern void ready_mappings(const Deployment *deployment, List *mappings);
@@ -148,6 +186,17 @@ extern void ddl_note_commands(Oid relid, const AlterTableStmt *stmt);
 struct Transform;
 
 /* arguments of functions that define mappings */
+extern bool mapping_is_remote(FunctionCallInfo fcinfo, int i,
+							  const Deployment *deployment);
+extern Oid	mapping_source_oid(FunctionCallInfo fcinfo, int i);
+extern char *mapping_text_argument(FunctionCallInfo fcinfo, int i);
+extern int32 mapping_define(const Deployment *deployment, Peer *peer,
+							MapRequest *request, const char *derived_from);
+extern void mapping_remove(const MappingRow *mapping);
+extern bool mapping_writes(const MappingRow *mapping,
+						   const MapRequest *request);
+extern void mappings_changed(const Deployment *deployment,
+							 const char *message);
 extern int	mapping_word_argument(FunctionCallInfo fcinfo, int i,
 								  const char *name, const char *const *words);
 extern List *mapping_names_argument(ArrayType *array, Oid type);

@@ -22,9 +22,11 @@
 #include "core/definition.h"
 #include "core/event.h"
 #include "core/place.h"
+#include "core/switch_row.h"
 #include "executor/spi.h"
 #include "foreign/foreign.h"
 #include "miscadmin.h"
+#include "replication/origin.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
@@ -39,8 +41,8 @@ PG_FUNCTION_INFO_V1(bluegreen_drop_deployment);
 /*
  * Error unless the server is one of ours that the caller may use.
  */
-static void
-check_server(const char *name)
+void
+deployment_check_server(const char *name)
 {
 	ForeignServer *server = GetForeignServerByName(name, false);
 	ForeignDataWrapper *wrapper = GetForeignDataWrapper(server->fdwid);
@@ -65,10 +67,11 @@ check_server(const char *name)
 }
 
 /*
- * bluegreen.create_deployment(name name, server name) returns integer: the new
- * deployment's id; it belongs to the current user.  Errors: no such server, a
- * server of another wrapper, no USAGE on it, a role that workers cannot run
- * as, the name is taken.
+ * bluegreen.create_deployment(name name, server name, peer_server name)
+ * returns integer: the new deployment's id; it belongs to the current user.
+ * peer_server, a server on the peer that leads back, is looked at there later.
+ * Errors: no such server, a server of another wrapper, no USAGE on it, a role
+ * that workers cannot run as, the name is taken.
  */
 Datum
 bluegreen_create_deployment(PG_FUNCTION_ARGS)
@@ -88,14 +91,18 @@ bluegreen_create_deployment(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_NAME),
 				 errmsg("the name of a deployment must not be empty")));
-	check_server(server);
+	deployment_check_server(server);
 	owner_check(GetUserId(), name);
 	catalog_arg_name(&args, name);
 	catalog_arg(&args, OIDOID, ObjectIdGetDatum(GetUserId()));
 	catalog_arg_name(&args, server);
+	catalog_arg_text(&args, PG_ARGISNULL(2) ? NULL :
+					 NameStr(*PG_GETARG_NAME(2)));
 	catalog_begin(&access);
-	if (catalog_run("INSERT INTO bluegreen.deployment (name, owner, server) "
-					"VALUES ($1, $2, $3) ON CONFLICT DO NOTHING RETURNING id",
+	if (catalog_run("INSERT INTO bluegreen.deployment "
+					"(name, owner, server, peer_server) "
+					"VALUES ($1, $2, $3, $4) "
+					"ON CONFLICT DO NOTHING RETURNING id",
 					&args, SPI_OK_INSERT_RETURNING) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
@@ -115,7 +122,7 @@ bluegreen_create_deployment(PG_FUNCTION_ARGS)
  * to the original of a copy, or to the successor of a source that was replaced.
  */
 static void
-clean_peer(const Deployment *deployment)
+clean_peer(const Deployment *deployment, bool force)
 {
 	Peer	   *peer;
 
@@ -127,6 +134,9 @@ clean_peer(const Deployment *deployment)
 				 errdetail("It was started at %s; this is %s.",
 						   deployment->source_place, source_place()),
 				 errhint("To drop it here and leave the peer alone, use force => true. If this server has taken the source's place, call bluegreen.confirm_source() first.")));
+	backward_leave(deployment, force);
+	if (deployment->desired == DESIRED_DEFINED)
+		return;
 	peer = registry_connect(deployment, true);
 	registry_check_source(peer, deployment);
 	registry_remove(peer, registry_origin(deployment));
@@ -146,7 +156,7 @@ try_clean_peer(const Deployment *deployment)
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
-		clean_peer(deployment);
+		clean_peer(deployment, true);
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
@@ -173,6 +183,17 @@ try_clean_peer(const Deployment *deployment)
 	CurrentResourceOwner = owner;
 }
 
+/*
+ * May there be something of it on the peer?
+ */
+static bool
+is_on_peer(const Deployment *deployment)
+{
+	if (deployment->desired == DESIRED_FINISHED)
+		return !XLogRecPtrIsInvalid(deployment->slot_lsn);
+	return deployment->desired != DESIRED_DEFINED;
+}
+
 static void
 delete_deployment(const Deployment *deployment)
 {
@@ -190,40 +211,99 @@ delete_deployment(const Deployment *deployment)
 }
 
 /*
- * bluegreen.drop_deployment(name name, force boolean) returns void: stop the
- * stream, remove what it left on the peer (with force, if the peer can be
- * reached), the mappings, the deployment and the slot.  The tables and their
- * rows stay on both sides.  Waits for the stream's processes.
+ * Drop a deployment that is locked, and what this side has of it: the stream's
+ * processes, mappings, the row, and the slot.
  */
-Datum
-bluegreen_drop_deployment(PG_FUNCTION_ARGS)
+void
+deployment_drop_local(Deployment *deployment)
 {
-	char	   *name;
-	bool		force;
-	Deployment *deployment;
 	char		slot_name[NAMEDATALEN];
 
-	require_argument(fcinfo, 0, "name");
-	require_argument(fcinfo, 1, "force");
-	require_writable("bluegreen.drop_deployment");
-	name = NameStr(*PG_GETARG_NAME(0));
-	force = PG_GETARG_BOOL(1);
-	deployment = deployment_load_by_name(name, false);
-	deployment_check_owner(deployment);
+	deployment_slot_name(slot_name, deployment);
+	delete_deployment(deployment);
+	control_drop_slot(slot_name);
+	(void) stream_shared_remove(slot_name);
+}
+
+/*
+ * What the stream back has left here, if green could not take it away: from now
+ * on it is turned away.
+ */
+static void
+forget_opposite(const Deployment *deployment)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	CatalogArgs name = {0};
+
+	catalog_begin(&access);
+	catalog_arg_text(&args, deployment->opposite);
+	catalog_run("DELETE FROM bluegreen.applied_stream WHERE name = $1", &args,
+				SPI_OK_DELETE);
+	catalog_arg_text(&name, psprintf("%s backward",
+									 stream_application_name(deployment)));
+	catalog_run("SELECT pg_terminate_backend(pid, 5000) "
+				"FROM pg_stat_activity WHERE application_name = $1 "
+				"AND datname = current_database()", &name, SPI_OK_SELECT);
+	catalog_end(&access);
+	replorigin_drop_by_name(deployment->opposite, true, true);
+}
+
+/*
+ * Drop a deployment whose owner the caller is.
+ */
+void
+deployment_drop(Deployment *deployment, bool force)
+{
+	char		slot_name[NAMEDATALEN];
+
 	control_lock(deployment->id, false);
-	deployment = deployment_lock(name);
-	stream_slot_name(slot_name, MyDatabaseId, deployment->id, 'f');
+	deployment = deployment_lock(deployment->name);
+	if (!force)
+		switch_refuse_unfinished(deployment, "drop");
+	deployment_slot_name(slot_name, deployment);
 	if (deployment->desired == DESIRED_STARTED)
 		control_resume_at_abort(deployment->id);
 	control_stop_stream(slot_name);
 
-	if (deployment->desired != DESIRED_DEFINED && force)
-		try_clean_peer(deployment);
-	else if (deployment->desired != DESIRED_DEFINED)
-		clean_peer(deployment);
-	delete_deployment(deployment);
-	control_drop_slot(slot_name);
-	(void) stream_shared_remove(slot_name);
+	if (is_on_peer(deployment) || deployment->opposite != NULL)
+	{
+		if (force)
+			try_clean_peer(deployment);
+		else
+			clean_peer(deployment, false);
+	}
+	if (deployment->opposite != NULL && deployment->direction == 'f')
+		forget_opposite(deployment);
+	deployment_drop_local(deployment);
+}
+
+/*
+ * bluegreen.drop_deployment(name name, force boolean) returns void: stop the
+ * streams of both directions, remove what they left on the peer (with force, if
+ * the peer can be reached), the mappings, the deployment and the slots.  The
+ * tables and their rows stay on both sides.  Waits for the streams' processes.
+ * Errors: green's row goes with blue's, or with force.
+ */
+Datum
+bluegreen_drop_deployment(PG_FUNCTION_ARGS)
+{
+	Deployment *deployment;
+	bool		force;
+
+	require_argument(fcinfo, 0, "name");
+	require_argument(fcinfo, 1, "force");
+	require_writable("bluegreen.drop_deployment");
+	force = PG_GETARG_BOOL(1);
+	deployment = deployment_load_by_name(NameStr(*PG_GETARG_NAME(0)), false);
+	deployment_check_owner(deployment);
+	if (deployment->direction == 'b' && !force)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("this server is green of deployment \"%s\"",
+						deployment->name),
+				 errhint("Drop it on blue. If blue is gone for good, use force => true.")));
+	deployment_drop(deployment, force);
 	PG_RETURN_VOID();
 }
 

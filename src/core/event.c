@@ -98,6 +98,9 @@ const char *const event_kind_names[] = {
 	[EVENT_DROPPED] = "dropped",
 	[EVENT_VERIFIED] = "verified",
 	[EVENT_REPAIRED] = "repaired",
+	[EVENT_SWITCH] = "switch",
+	[EVENT_SEQUENCES] = "sequences",
+	[EVENT_ROUTERS] = "routers",
 	[EVENT_CHANGE] = "change",
 	[EVENT_BLOCKED] = "blocked"
 };
@@ -316,13 +319,17 @@ insert_event_as_owner(const Event *e, Oid relid)
 {
 	Oid			user;
 	int			context;
+	bool		read_only = XactReadOnly;
 
 	GetUserIdAndSecContext(&user, &context);
 	SetUserIdAndSecContext(relation_owner(relid),
 						   context | SECURITY_LOCAL_USERID_CHANGE);
+	if (DefaultXactReadOnly)	/* as catalog_begin() does */
+		XactReadOnly = false;
 	SPI_connect();
 	insert_event(e);
 	SPI_finish();
+	XactReadOnly = read_only;
 	SetUserIdAndSecContext(user, context);
 }
 

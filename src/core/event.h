@@ -31,6 +31,9 @@ typedef enum EventKind
 	EVENT_DROPPED,
 	EVENT_VERIFIED,
 	EVENT_REPAIRED,
+	EVENT_SWITCH,				/* a step of a switchover or rollback */
+	EVENT_SEQUENCES,			/* moved, or run beyond */
+	EVENT_ROUTERS,				/* did not do it, or were left paused */
 	EVENT_CHANGE,				/* a change's state */
 	EVENT_BLOCKED				/* a change waits for somebody's lock */
 } EventKind;

@@ -28,6 +28,7 @@ PG_FUNCTION_INFO_V1(bluegreen_grant_apply);
 PG_FUNCTION_INFO_V1(bluegreen_revoke_apply);
 
 #define TABLE_PRIVILEGES "SELECT, INSERT, UPDATE, DELETE, TRUNCATE"
+#define SEQUENCE_PRIVILEGES "SELECT, UPDATE"
 
 /* What every stream needs; the database's name goes where %s is. */
 const char *const apply_privileges[] = {
@@ -41,11 +42,20 @@ const char *const apply_privileges[] = {
 	"bluegreen.check_rows(bigint[]), "
 	"bluegreen.commit_position(pg_lsn, timestamptz, pg_lsn), "
 	"bluegreen.insert_rows(regclass, name[], bytea, bigint), "
+	"bluegreen.takes_rows(regclass, name[]), "
+	"bluegreen.update_rows(regclass, name[], name[], bytea, bigint), "
+	"bluegreen.delete_rows(regclass, name[], bytea, bigint), "
 	"bluegreen.noted_row(), bluegreen.origin_create(text), "
 	"bluegreen.origin_setup(text), bluegreen.origin_progress(), "
 	"bluegreen.origin_drop(text), "
-	"bluegreen.save_indexes(text, integer, name[]), "
-	"bluegreen.restore_indexes(text, integer, boolean)",
+	"bluegreen.save_indexes(text, integer, name[], boolean), "
+	"bluegreen.restore_indexes(text, integer, boolean), "
+	"bluegreen.restore_key(text, integer), bluegreen.wait_for_writers(text), "
+	"bluegreen.fence_look(text), bluegreen.fence_decide(text, bigint), "
+	"bluegreen.fence_settle(text, bigint)",
+	"EXECUTE ON FUNCTION bluegreen.sequence_position(oid), "
+	"bluegreen.column_extreme(oid, name, boolean), "
+	"bluegreen.restart_sequences(oid[], bigint[], boolean[], integer)",
 };
 const int	apply_privilege_count = lengthof(apply_privileges);
 
@@ -57,6 +67,21 @@ static const char granted_tables[] =
 "AND EXISTS (SELECT FROM pg_catalog.aclexplode(c.relacl) a "
 " WHERE a.grantee = $1 AND a.privilege_type = 'TRUNCATE') "
 "ORDER BY c.oid::pg_catalog.regclass::text";
+
+/* Sequences of the table's owner that a table owns or has in a default. */
+static const char used_sequences[] =
+"SELECT s.oid FROM pg_catalog.pg_class t JOIN pg_catalog.pg_class s "
+"ON s.relkind = 'S' AND s.relowner = t.relowner WHERE t.oid = $1 "
+"AND EXISTS (SELECT FROM pg_catalog.pg_depend d "
+" LEFT JOIN pg_catalog.pg_attrdef f "
+" ON d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass "
+" AND f.oid = d.objid AND f.adrelid = t.oid "
+" WHERE d.objid = s.oid AND d.refobjid = t.oid AND d.deptype IN ('a', 'i') "
+" AND d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass "
+" AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass "
+" OR f.oid IS NOT NULL AND d.refobjid = s.oid "
+" AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass) "
+"ORDER BY s.oid::pg_catalog.regclass::text";
 
 /* One call. */
 typedef struct GrantCall
@@ -84,12 +109,48 @@ grant(GrantCall *call, const char *privileges)
 						 values, nulls);
 }
 
+/*
+ * The relations that a query finds, given an OID.
+ */
+static Oid *
+query_relations(const char *sql, Oid argument, uint64 *n)
+{
+	Oid			types[] = {OIDOID};
+	Datum		values[] = {ObjectIdGetDatum(argument)};
+	Oid		   *result;
+
+	if (SPI_execute_with_args(sql, 1, types, values, NULL, true,
+							  0) != SPI_OK_SELECT)
+		elog(ERROR, "could not look for relations");
+	*n = SPI_processed;
+	result = palloc_array(Oid, *n + 1);
+	for (uint64 i = 0; i < *n; i++)
+	{
+		bool		isnull;
+
+		result[i] = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[i],
+												   SPI_tuptable->tupdesc, 1,
+												   &isnull));
+	}
+	return result;
+}
+
+static char *
+relation_name(Oid relation)
+{
+	char	   *schema = get_namespace_name(get_rel_namespace(relation));
+
+	return quote_qualified_identifier(schema, get_rel_name(relation));
+}
+
 static void
 grant_table(GrantCall *call, Oid table)
 {
 	char	   *name = get_rel_name(table);
 	char		kind = get_rel_relkind(table);
 	char	   *schema;
+	Oid		   *sequences;
+	uint64		n;
 
 	if (name == NULL)
 		ereport(ERROR,
@@ -102,8 +163,11 @@ grant_table(GrantCall *call, Oid table)
 	schema = get_namespace_name(get_rel_namespace(table));
 	if (!call->revoke)
 		grant(call, psprintf("USAGE ON SCHEMA %s", quote_identifier(schema)));
-	grant(call, psprintf(TABLE_PRIVILEGES " ON %s",
-						 quote_qualified_identifier(schema, name)));
+	grant(call, psprintf(TABLE_PRIVILEGES " ON %s", relation_name(table)));
+	sequences = query_relations(used_sequences, table, &n);
+	for (uint64 i = 0; i < n; i++)
+		grant(call, psprintf(SEQUENCE_PRIVILEGES " ON SEQUENCE %s",
+							 relation_name(sequences[i])));
 }
 
 static void
@@ -124,24 +188,9 @@ grant_base(GrantCall *call)
 static void
 revoke_all_tables(GrantCall *call, Oid role)
 {
-	Oid			types[] = {OIDOID};
-	Datum		values[] = {ObjectIdGetDatum(role)};
 	uint64		n;
-	Oid		   *tables;
+	Oid		   *tables = query_relations(granted_tables, role, &n);
 
-	if (SPI_execute_with_args(granted_tables, 1, types, values, NULL, true,
-							  0) != SPI_OK_SELECT)
-		elog(ERROR, "could not look for granted tables");
-	n = SPI_processed;
-	tables = palloc_array(Oid, n + 1);
-	for (uint64 i = 0; i < n; i++)
-	{
-		bool		isnull;
-
-		tables[i] = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[i],
-												   SPI_tuptable->tupdesc, 1,
-												   &isnull));
-	}
 	for (uint64 i = 0; i < n; i++)
 		grant_table(call, tables[i]);
 }

@@ -47,6 +47,7 @@
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_authid.h"
+#include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "core/guard.h"
 #include "executor/executor.h"
@@ -58,6 +59,7 @@
 #include "storage/lmgr.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
@@ -447,6 +449,15 @@ guard_finish(QueryDesc *desc)
 /* ---- COPY and TRUNCATE ---- */
 
 /*
+ * Is this a session that applies?
+ */
+bool
+guard_session_applies(void)
+{
+	return installed;
+}
+
+/*
  * Error unless this is a session that applies.
  */
 void
@@ -460,14 +471,32 @@ guard_require(void)
 }
 
 /*
- * Error unless the user may COPY into a relation, or into all columns named.
+ * The names in an array, as String nodes.
+ */
+List *
+guard_column_names(ArrayType *array)
+{
+	Datum	   *names;
+	int			n;
+	List	   *result = NIL;
+
+	deconstruct_array(array, NAMEOID, NAMEDATALEN, false, TYPALIGN_CHAR,
+					  &names, NULL, &n);
+	for (int i = 0; i < n; i++)
+		result = lappend(result,
+						 makeString(pstrdup(NameStr(*DatumGetName(names[i])))));
+	return result;
+}
+
+/*
+ * Error unless the user has a privilege on a relation, or on all columns named.
  */
 static void
-check_copy_privileges(Oid relation, List *columns)
+check_privilege(Oid relation, List *columns, AclMode needed)
 {
 	ListCell   *lc;
 
-	if (guard_is_granted(relation, ACL_INSERT))
+	if (guard_is_granted(relation, needed))
 		return;
 	if (columns == NIL)
 		guard_denied(relation);
@@ -481,9 +510,18 @@ check_copy_privileges(Oid relation, List *columns)
 					 errmsg("column \"%s\" of relation \"%s\" does not exist",
 							strVal(lfirst(lc)), get_rel_name(relation))));
 		if (pg_attribute_aclcheck(relation, attno, GetUserId(),
-								  ACL_INSERT) != ACLCHECK_OK)
+								  needed) != ACLCHECK_OK)
 			guard_denied(relation);
 	}
+}
+
+void		(*guard_write_hook) (Oid relation) = NULL;
+
+static Oid
+other_owner(Oid relation)
+{
+	return guard_is_foreign(relation) ? guard_check_relation(relation) :
+		InvalidOid;
 }
 
 /*
@@ -494,9 +532,20 @@ check_copy_privileges(Oid relation, List *columns)
 Oid
 guard_copy_owner(Oid relation, List *columns)
 {
-	check_copy_privileges(relation, columns);
-	return guard_is_foreign(relation) ? guard_check_relation(relation) :
-		InvalidOid;
+	check_privilege(relation, columns, ACL_INSERT);
+	return other_owner(relation);
+}
+
+/*
+ * The same for rows that are found by a key and updated, or deleted if no
+ * columns are set.
+ */
+Oid
+guard_keyed_owner(Oid relation, List *key, List *set)
+{
+	check_privilege(relation, key, ACL_SELECT);
+	check_privilege(relation, set, set == NIL ? ACL_DELETE : ACL_UPDATE);
+	return other_owner(relation);
 }
 
 /*

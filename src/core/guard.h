@@ -11,6 +11,7 @@
 
 #include "compat.h"
 #include "nodes/parsenodes.h"
+#include "utils/array.h"
 
 /* Whom to return to. */
 typedef struct GuardUser
@@ -24,8 +25,18 @@ typedef struct GuardUser
 extern void guard_enter(Oid owner, GuardUser *saved);
 extern void guard_leave(const GuardUser *saved);
 extern void guard_failed(void);
+extern bool guard_session_applies(void);
 extern void guard_require(void);
+
+/*
+ * Called with each relation whose rows are about to be written by C code of
+ * ours that no executor knows of; set by who must know (cutover/fence_hook.c).
+ */
+extern void (*guard_write_hook) (Oid relation);
+
 extern Oid	guard_copy_owner(Oid relation, List *columns);
+extern Oid	guard_keyed_owner(Oid relation, List *key, List *set);
+extern List *guard_column_names(ArrayType *array);
 
 /*
  * Run a part of a statement as a table's owner.

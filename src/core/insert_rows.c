@@ -68,21 +68,6 @@ read_pieces(void *buffer, int minread, int maxread)
 	return done;
 }
 
-static List *
-column_names(ArrayType *array)
-{
-	Datum	   *names;
-	int			n;
-	List	   *result = NIL;
-
-	deconstruct_array(array, NAMEOID, NAMEDATALEN, false, TYPALIGN_CHAR,
-					  &names, NULL, &n);
-	for (int i = 0; i < n; i++)
-		result = lappend(result,
-						 makeString(pstrdup(NameStr(*DatumGetName(names[i])))));
-	return result;
-}
-
 /*
  * Tables that COPY would not do justice to: INSERT is for them.
  */
@@ -153,7 +138,7 @@ Datum
 bluegreen_insert_rows(PG_FUNCTION_ARGS)
 {
 	Oid			relid = PG_GETARG_OID(0);
-	List	   *columns = column_names(PG_GETARG_ARRAYTYPE_P(1));
+	List	   *columns = guard_column_names(PG_GETARG_ARRAYTYPE_P(1));
 	bytea	   *rows = PG_GETARG_BYTEA_PP(2);
 	int64		expected = PG_GETARG_INT64(3);
 	Relation	rel;
@@ -164,6 +149,8 @@ bluegreen_insert_rows(PG_FUNCTION_ARGS)
 	rel = table_open(relid, RowExclusiveLock);
 	check_relation(rel);
 	owner = guard_copy_owner(relid, columns);
+	if (guard_write_hook)
+		guard_write_hook(relid);
 	pieces[0] = (Piece) {header, sizeof(header)};
 	pieces[1] = (Piece) {VARDATA_ANY(rows), VARSIZE_ANY_EXHDR(rows)};
 	count = copy_rows_as(owner, rel, columns);

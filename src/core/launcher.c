@@ -57,6 +57,7 @@ typedef struct LauncherEntry
 	TimestampTz started_at;
 	int			quick_ends;		/* orderly ends soon after the start, in a row */
 	BackgroundWorkerHandle *verify; /* its verify worker */
+	BackgroundWorkerHandle *switching;	/* that of a switchover */
 } LauncherEntry;
 
 /* What it remembers of the recorder. */
@@ -480,6 +481,41 @@ tend_verify(int index)
 }
 
 /*
+ * Start the worker of a switchover or rollback when that is due, whether the
+ * stream runs or not.  Returns when to look again, or 0.
+ */
+static TimestampTz
+tend_switch(int index)
+{
+	StreamShared *s = stream_shared_at(index);
+	LauncherEntry *entry = &entries[index];
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz at;
+
+	if (worker_is_there(&entry->switching) || !s->in_use)
+		return 0;
+	SpinLockAcquire(&s->mutex);
+	at = s->switch_at;
+	if (s->switch_pid != 0 || !OidIsValid(s->owner))
+		at = 0;
+	if (at != 0 && at <= now)
+		s->switch_at =
+			TimestampTzPlusMilliseconds(now, settings_restart_delay(++s->switch_failures));
+	SpinLockRelease(&s->mutex);
+	if (at == 0 || at > now)
+		return at;
+	entry->switching = start_worker("bluegreen_switch_main",
+									"pg_bluegreen switch", s->slot_name,
+									Int32GetDatum(index));
+	if (entry->switching == NULL)
+		ereport(WARNING,
+				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+				 errmsg("no background worker is free for a switchover"),
+				 errhint("Raise max_worker_processes.")));
+	return s->switch_at;
+}
+
+/*
  * Give up the events of a database that no recorder can get into: it was
  * dropped, most likely.
  */
@@ -567,6 +603,7 @@ launcher_round(void)
 	{
 		wanted = earlier(wanted, tend_entry(i));
 		wanted = earlier(wanted, tend_verify(i));
+		wanted = earlier(wanted, tend_switch(i));
 	}
 	wanted = earlier(wanted, tend_recorder());
 

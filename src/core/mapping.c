@@ -147,24 +147,77 @@ mapping_resolve_target(MapRequest *request, text *target)
 static void
 refuse_unsupported(FunctionCallInfo fcinfo)
 {
-	char	   *direction;
-
 	if (!PG_ARGISNULL(ARG_LOOKUP))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("argument \"lookup\" is not supported yet")));
-	require_argument(fcinfo, ARG_DIRECTION, "direction");
-	direction = text_to_cstring(PG_GETARG_TEXT_PP(ARG_DIRECTION));
-	if (strcmp(direction, "backward") == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("mappings of direction \"backward\" are not supported yet")));
-	if (strcmp(direction, "forward") != 0)
+}
+
+/*
+ * Argument i, "direction": is it green that has to do what is asked for?  Each
+ * side has the mappings of the tables that it is the source of.  Errors: this
+ * is green, and what is asked for is blue's.
+ */
+bool
+mapping_is_remote(FunctionCallInfo fcinfo, int i, const Deployment *deployment)
+{
+	char	   *word;
+
+	require_argument(fcinfo, i, "direction");
+	word = text_to_cstring(PG_GETARG_TEXT_PP(i));
+	if (strcmp(word, "forward") != 0 && strcmp(word, "backward") != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid value for argument \"direction\": \"%s\"",
-						direction),
+						word),
 				 errhint("Valid values are \"forward\" and \"backward\".")));
+	if (word[0] == deployment->direction)
+		return false;
+	if (deployment->direction == 'b')
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("this server is green of deployment \"%s\"",
+						deployment->name),
+				 errhint("Call this on blue, or use direction => 'backward' for tables of this server.")));
+	return true;
+}
+
+/*
+ * The table that argument i names, by its OID or as text, which is read by the
+ * caller's search_path.
+ */
+Oid
+mapping_source_oid(FunctionCallInfo fcinfo, int i)
+{
+	if (get_fn_expr_argtype(fcinfo->flinfo, i) != TEXTOID)
+		return PG_GETARG_OID(i);
+	return DatumGetObjectId(DirectFunctionCall1(regclassin,
+												CStringGetDatum(text_to_cstring(PG_GETARG_TEXT_PP(i)))));
+}
+
+/*
+ * An argument as text, for green: a table by its full name, names as the
+ * literal of an array.  NULL if it is null.
+ */
+char *
+mapping_text_argument(FunctionCallInfo fcinfo, int i)
+{
+	Oid			type = get_fn_expr_argtype(fcinfo->flinfo, i);
+	Oid			function;
+	bool		is_varlena;
+	char	   *name;
+
+	if (PG_ARGISNULL(i))
+		return NULL;
+	if (type == REGCLASSOID)
+	{
+		name = get_rel_name(PG_GETARG_OID(i));
+		if (name != NULL)
+			return quote_qualified_identifier(get_namespace_name(get_rel_namespace(PG_GETARG_OID(i))),
+											  name);
+	}
+	getTypeOutputInfo(type, &function, &is_varlena);
+	return OidOutputFunctionCall(function, PG_GETARG_DATUM(i));
 }
 
 /* ---- rows ---- */
@@ -174,7 +227,7 @@ refuse_unsupported(FunctionCallInfo fcinfo)
  */
 static int32
 insert_mapping(const Deployment *deployment, const MapRequest *request,
-			   bool has_other_columns)
+			   bool has_other_columns, const char *derived_from)
 {
 	CatalogAccess access;
 	CatalogArgs args = {0};
@@ -188,10 +241,12 @@ insert_mapping(const Deployment *deployment, const MapRequest *request,
 	catalog_arg_text(&args, on_write_names[request->on_write]);
 	catalog_arg_text(&args, on_delete_names[request->on_delete]);
 	catalog_arg(&args, BOOLOID, BoolGetDatum(has_other_columns));
+	catalog_arg_text(&args, direction_name(deployment->direction));
+	catalog_arg_text(&args, derived_from);
 	if (catalog_run("INSERT INTO bluegreen.table_mapping (deployment, "
 					"direction, source, view, target_schema, target_table, "
-					"on_write, on_delete, has_other_columns) "
-					"VALUES ($1, 'forward', $2, 0, $3, $4, $5, $6, $7) "
+					"on_write, on_delete, has_other_columns, derived_from) "
+					"VALUES ($1, $8, $2, 0, $3, $4, $5, $6, $7, $9) "
 					"ON CONFLICT DO NOTHING RETURNING id",
 					&args, SPI_OK_INSERT_RETURNING) == 0)
 		ereport(ERROR,
@@ -416,10 +471,40 @@ mapping_check_stored(int32 mapping)
 }
 
 /*
+ * Does the mapping write the table that the request is to write?
+ */
+bool
+mapping_writes(const MappingRow *mapping, const MapRequest *request)
+{
+	return strcmp(mapping->target_schema, request->target_schema) == 0 &&
+		strcmp(mapping->target_table, request->target_table) == 0;
+}
+
+/*
+ * What somebody defines takes the place of what was derived.
+ */
+static void
+replace_derived(const Deployment *deployment, const MapRequest *request)
+{
+	ListCell   *lc;
+
+	foreach(lc, mappings_load(deployment->id, deployment->direction))
+	{
+		MappingRow *mapping = lfirst(lc);
+
+		if (mapping->derived_from != NULL &&
+			(mapping->source == request->source ||
+			 mapping_writes(mapping, request)))
+			mapping_remove(mapping);
+	}
+}
+
+/*
  * Define one mapping; returns its id.
  */
-static int32
-map_one(const Deployment *deployment, Peer *peer, MapRequest *request)
+int32
+mapping_define(const Deployment *deployment, Peer *peer, MapRequest *request,
+			   const char *derived_from)
 {
 	TargetTable *target = target_require(peer, request);
 	Query	   *query;
@@ -434,8 +519,10 @@ map_one(const Deployment *deployment, Peer *peer, MapRequest *request)
 	target_check_columns(request, target, names);
 	if (deployment->desired == DESIRED_STARTED)
 		ready_target_rights(peer, request);
+	if (deployment->direction == 'b')
+		replace_derived(deployment, request);
 	id = insert_mapping(deployment, request,
-						target_has_other_columns(target, names));
+						target_has_other_columns(target, names), derived_from);
 	mapping_insert_columns(id, target, names);
 
 	/* literals are the caller's; what is stored must not depend on his style */
@@ -450,7 +537,7 @@ map_one(const Deployment *deployment, Peer *peer, MapRequest *request)
 /*
  * After mappings have come or gone.
  */
-static void
+void
 mappings_changed(const Deployment *deployment, const char *message)
 {
 	deployment_bump_version(deployment->id);
@@ -473,9 +560,28 @@ describe_request(const MapRequest *request)
 }
 
 /*
- * bluegreen.map_table(deployment name, source regclass, target text,
+ * Have green do it, whose table it is.
+ */
+static int32
+map_on_green(FunctionCallInfo fcinfo, const Deployment *deployment)
+{
+	const char *args[ARG_LOOKUP + 1];
+
+	for (int i = 0; i <= ARG_LOOKUP; i++)
+		args[i] = mapping_text_argument(fcinfo, i);
+	return backward_call_integer(deployment,
+								 "SELECT bluegreen.map_table("
+								 "$1::pg_catalog.name, $2::pg_catalog.text, "
+								 "$3, $4, $5::pg_catalog.text[], $6, $7, $8, "
+								 "'backward')", lengthof(args), args);
+}
+
+/*
+ * bluegreen.map_table(deployment name, source regclass or text, target text,
  * transform text, key text[], on_write text, on_delete text, lookup text,
  * direction text) returns integer: define a mapping; its id.
+ *
+ * The mappings of direction backward are green's, which is asked to do it.
  *
  * Locks the deployment's row and the source (AccessShareLock) until the end of
  * the transaction; reads the peer's catalogs, changes nothing there.  Errors:
@@ -495,7 +601,10 @@ bluegreen_map_table(PG_FUNCTION_ARGS)
 	require_argument(fcinfo, ARG_SOURCE, "source");
 	refuse_unsupported(fcinfo);
 	require_writable("bluegreen.map_table");
-	request.source = PG_GETARG_OID(ARG_SOURCE);
+	deployment = deployment_lock(NameStr(*PG_GETARG_NAME(ARG_DEPLOYMENT)));
+	if (mapping_is_remote(fcinfo, ARG_DIRECTION, deployment))
+		PG_RETURN_INT32(map_on_green(fcinfo, deployment));
+	request.source = mapping_source_oid(fcinfo, ARG_SOURCE);
 	request.on_write = mapping_word_argument(fcinfo, ARG_ON_WRITE, "on_write",
 									 on_write_names);
 	request.on_delete = mapping_word_argument(fcinfo, ARG_ON_DELETE, "on_delete",
@@ -505,14 +614,14 @@ bluegreen_map_table(PG_FUNCTION_ARGS)
 	if (!PG_ARGISNULL(ARG_TRANSFORM))
 		request.transform = text_to_cstring(PG_GETARG_TEXT_PP(ARG_TRANSFORM));
 
-	deployment = deployment_lock(NameStr(*PG_GETARG_NAME(ARG_DEPLOYMENT)));
 	source_check(request.source, deployment->owner);
 	mapping_resolve_target(&request, PG_ARGISNULL(ARG_TARGET) ? NULL :
 				   PG_GETARG_TEXT_PP(ARG_TARGET));
 	peer = registry_connect(deployment, false);
-	id = map_one(deployment, peer, &request);
+	id = mapping_define(deployment, peer, &request, NULL);
 	peer_close(peer);
 	mappings_changed(deployment, describe_request(&request));
+	backward_mappings_changed(deployment);
 	PG_RETURN_INT32(id);
 }
 
@@ -581,6 +690,12 @@ bluegreen_map_schema(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	schema = NameStr(*PG_GETARG_NAME(1));
 	deployment = deployment_lock(NameStr(*PG_GETARG_NAME(0)));
+	if (deployment->direction == 'b')
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("this server is green of deployment \"%s\"",
+						deployment->name),
+				 errhint("Call this on blue.")));
 	tables = schema_tables(schema, mapping_names_argument(PG_GETARG_ARRAYTYPE_P(3),
 												  NAMEOID));
 	if (tables == NIL)
@@ -600,13 +715,14 @@ bluegreen_map_schema(PG_FUNCTION_ARGS)
 		mapping_resolve_target(&request, NULL);
 		if (!PG_ARGISNULL(2))
 			request.target_schema = NameStr(*PG_GETARG_NAME(2));
-		values[0] = Int32GetDatum(map_one(deployment, peer, &request));
+		values[0] = Int32GetDatum(mapping_define(deployment, peer, &request, NULL));
 		values[1] = ObjectIdGetDatum(request.source);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	peer_close(peer);
 	mappings_changed(deployment, psprintf("schema %s mapped: %d tables",
 										  schema, list_length(tables)));
+	backward_mappings_changed(deployment);
 	return (Datum) 0;
 }
 
@@ -615,8 +731,8 @@ bluegreen_map_schema(PG_FUNCTION_ARGS)
 /*
  * Remove a mapping with its view.
  */
-static void
-remove_mapping(const MappingRow *mapping)
+void
+mapping_remove(const MappingRow *mapping)
 {
 	CatalogAccess access;
 	CatalogArgs args = {0};
@@ -641,14 +757,27 @@ mappings_remove_all(int32 deployment)
 
 	foreach(lc, mappings)
 	{
-		remove_mapping(lfirst(lc));
+		mapping_remove(lfirst(lc));
 	}
 }
 
+static int32
+unmap_on_green(FunctionCallInfo fcinfo, const Deployment *deployment)
+{
+	const char *args[3];
+
+	for (int i = 0; i < lengthof(args); i++)
+		args[i] = mapping_text_argument(fcinfo, i);
+	return backward_call_integer(deployment,
+								 "SELECT bluegreen.unmap_table("
+								 "$1::pg_catalog.name, $2::pg_catalog.text, "
+								 "$3, 'backward')", lengthof(args), args);
+}
+
 /*
- * bluegreen.unmap_table(deployment name, source regclass, target text)
- * returns integer: remove the mappings of a source, or the one to a target;
- * how many.  Error if there are none.  Rows on the peer stay.
+ * bluegreen.unmap_table(deployment name, source regclass or text, target text,
+ * direction text) returns integer: remove the mappings of a source, or the one
+ * to a target; how many.  Error if there are none.  Rows on the peer stay.
  */
 Datum
 bluegreen_unmap_table(PG_FUNCTION_ARGS)
@@ -661,22 +790,22 @@ bluegreen_unmap_table(PG_FUNCTION_ARGS)
 	require_argument(fcinfo, 0, "deployment");
 	require_argument(fcinfo, 1, "source");
 	require_writable("bluegreen.unmap_table");
-	request.source = PG_GETARG_OID(1);
 	deployment = deployment_lock(NameStr(*PG_GETARG_NAME(0)));
+	if (mapping_is_remote(fcinfo, 3, deployment))
+		PG_RETURN_INT32(unmap_on_green(fcinfo, deployment));
+	request.source = mapping_source_oid(fcinfo, 1);
 	if (!PG_ARGISNULL(2))
 		mapping_resolve_target(&request, PG_GETARG_TEXT_PP(2));
 
-	foreach(lc, mappings_load(deployment->id, 'f'))
+	foreach(lc, mappings_load(deployment->id, deployment->direction))
 	{
 		MappingRow *mapping = lfirst(lc);
 
 		if (mapping->source != request.source)
 			continue;
-		if (request.target_table &&
-			(strcmp(mapping->target_schema, request.target_schema) != 0 ||
-			 strcmp(mapping->target_table, request.target_table) != 0))
+		if (request.target_table && !mapping_writes(mapping, &request))
 			continue;
-		remove_mapping(mapping);
+		mapping_remove(mapping);
 		removed++;
 	}
 	if (removed == 0)
@@ -686,5 +815,6 @@ bluegreen_unmap_table(PG_FUNCTION_ARGS)
 						get_rel_name(request.source), deployment->name)));
 	mappings_changed(deployment, psprintf("%s unmapped",
 										  get_rel_name(request.source)));
+	backward_mappings_changed(deployment);
 	PG_RETURN_INT32(removed);
 }

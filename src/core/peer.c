@@ -504,6 +504,9 @@ copy_rows(const PGresult *res, PeerResult *result)
 
 	result->ntuples = ntuples;
 	result->nfields = nfields;
+	result->names = palloc(sizeof(char *) * Max(nfields, 1));
+	for (int col = 0; col < nfields; col++)
+		result->names[col] = pstrdup(PQfname(res, col));
 	result->values = palloc(sizeof(char **) * Max(ntuples, 1));
 	for (int row = 0; row < ntuples; row++)
 	{
@@ -635,19 +638,43 @@ peer_finish(Peer *peer, const char *sql)
 PeerResult *
 peer_query(Peer *peer, const char *sql, int nargs, const char *const *args)
 {
-	PeerResult *result = palloc0(sizeof(PeerResult));
 	PeerError	error;
+	PeerResult *result;
 
-	begin_statement(peer, sql);
-	if (!PQsendQueryParams(peer->conn, sql, nargs, NULL, args, NULL, NULL, 0))
-	{
-		sending_failed(peer);
-		peer_rethrow_sql(&peer->loss, sql);
-	}
-	finish_statement(peer, result, &error);
-	if (error.sqlstate[0] != '\0')
+	peer_require(peer, PEER_IDLE);
+	result = peer_try_query(peer, sql, nargs, args, &error);
+	if (result == NULL)
 		peer_rethrow_sql(&error, sql);
 	return result;
+}
+
+/*
+ * Like peer_query(), but a remote error or a lost connection is returned in
+ * *error with NULL instead of being raised.
+ */
+PeerResult *
+peer_try_query(Peer *peer, const char *sql, int nargs,
+			   const char *const *args, PeerError *error)
+{
+	PeerResult *result = palloc0(sizeof(PeerResult));
+	bool		sent;
+
+	if (!peer_is_alive(peer))
+	{
+		*error = peer->loss;
+		return NULL;
+	}
+	begin_statement(peer, sql);
+	sent = peer->simple ? PQsendQuery(peer->conn, sql) :
+		PQsendQueryParams(peer->conn, sql, nargs, NULL, args, NULL, NULL, 0);
+	if (sent)
+		finish_statement(peer, result, error);
+	else
+	{
+		sending_failed(peer);
+		*error = peer->loss;
+	}
+	return error->sqlstate[0] == '\0' ? result : NULL;
 }
 
 /*
@@ -672,6 +699,29 @@ peer_query_end(Peer *peer, const char *sql)
 	if (error.sqlstate[0] != '\0')
 		peer_rethrow_sql(&error, sql);
 	return result;
+}
+
+/*
+ * The second step, with a remote error or a lost connection returned in *error
+ * with NULL.
+ */
+PeerResult *
+peer_try_end(Peer *peer, PeerError *error)
+{
+	PeerResult *result = palloc0(sizeof(PeerResult));
+
+	finish_statement(peer, result, error);
+	return error->sqlstate[0] == '\0' ? result : NULL;
+}
+
+/*
+ * From now on, a statement that has no answer by then is given up, and with it
+ * the connection.  For what cannot be asked whether it is still there.
+ */
+void
+peer_set_deadline(Peer *peer, TimestampTz deadline)
+{
+	peer->deadline = deadline;
 }
 
 /*

@@ -28,6 +28,7 @@
 #define BG_PEER_H
 
 #include "compat.h"
+#include "datatype/timestamp.h"
 
 typedef struct Peer Peer;
 
@@ -44,6 +45,7 @@ typedef struct PeerResult
 {
 	int			ntuples;
 	int			nfields;
+	char	  **names;			/* of the columns */
 	char	 ***values;			/* [row][column]; NULL = SQL NULL; text format */
 	int64		affected;		/* rows that the command tag counts, else 0 */
 } PeerResult;
@@ -93,8 +95,11 @@ typedef struct PeerStatement
 /* connection */
 extern Peer *peer_connect(const char *server, Oid userid,
 						  const char *application_name);
+extern Peer *peer_try_console(const char *server, Oid userid, int timeout,
+							  PeerError *error);
 extern void peer_close(Peer *peer);
 extern void peer_keep(Peer *peer);	/* outlive transactions that abort */
+extern void peer_show_notices(Peer *peer);
 extern bool peer_is_alive(Peer *peer);
 extern void peer_check(Peer *peer);
 extern int	peer_server_version(Peer *peer);
@@ -106,8 +111,12 @@ extern const PeerOption *peer_options(int *count);	/* all of libpq's */
 /* simple */
 extern PeerResult *peer_query(Peer *peer, const char *sql, int nargs,
 							  const char *const *args);
+extern PeerResult *peer_try_query(Peer *peer, const char *sql, int nargs,
+								  const char *const *args, PeerError *error);
 extern void peer_query_begin(Peer *peer, const char *sql);
 extern PeerResult *peer_query_end(Peer *peer, const char *sql);
+extern PeerResult *peer_try_end(Peer *peer, PeerError *error);
+extern void peer_set_deadline(Peer *peer, TimestampTz deadline);
 extern int64 peer_command(Peer *peer, const char *sql);
 extern bool peer_try_command(Peer *peer, const char *sql, PeerError *error);
 

@@ -59,6 +59,7 @@ static const SessionSetting startup_settings[] = {
 	{"extra_float_digits", "3"},
 	{"timezone", "UTC"},
 	{"default_transaction_read_only", "off"},	/* a sign for clients only */
+	{"jit", "off"},				/* of queries that run once */
 	{NULL}
 };
 
@@ -86,7 +87,6 @@ static const SessionSetting apply_settings[] = {
 	{"xmloption", "content"},
 	{"default_text_search_config", "pg_catalog.simple"},
 	{"plan_cache_mode", "force_generic_plan"},
-	{"jit", "off"},
 	{NULL}
 };
 
@@ -311,15 +311,37 @@ check_server(ForeignServer *server, Oid userid)
 					   server->servername);
 }
 
-/* Remote notices are for those who debug; a FATAL is kept as last words. */
+/*
+ * Remote notices are for those who debug, unless somebody wants them; a FATAL
+ * is kept as last words.
+ */
 static void
 peer_notice_receiver(void *arg, const PGresult *res)
 {
+	Peer	   *peer = arg;
+	const char *severity = PQresultErrorField(res,
+											  PG_DIAG_SEVERITY_NONLOCALIZED);
 	PeerError	notice;
 
-	peer_note_error((Peer *) arg, res, &notice);
-	ereport(DEBUG1,
-			(errmsg_internal("message of peer: %s", notice.message)));
+	peer_note_error(peer, res, &notice);
+	if (peer->show_notices && severity != NULL &&
+		(strcmp(severity, "NOTICE") == 0 || strcmp(severity, "WARNING") == 0))
+		ereport(severity[0] == 'W' ? WARNING : NOTICE,
+				(errmsg_internal("%s", notice.message),
+				 notice.detail[0] ? errdetail_internal("%s", notice.detail) : 0,
+				 notice.hint[0] ? errhint("%s", notice.hint) : 0));
+	else
+		ereport(DEBUG1,
+				(errmsg_internal("message of peer: %s", notice.message)));
+}
+
+/*
+ * From now on the caller's client gets the notices and warnings of the peer.
+ */
+void
+peer_show_notices(Peer *peer)
+{
+	peer->show_notices = true;
 }
 
 pg_noreturn static void
@@ -334,8 +356,8 @@ connect_failed(const char *server, const char *detail)
 }
 
 /*
- * Poll a started connection to its end, at most timeout seconds (0: no limit;
- * libpq itself looks at connect_timeout only when it is allowed to block).
+ * Poll a started connection to its end, at most timeout ms (0: no limit; libpq
+ * itself looks at connect_timeout only when it is allowed to block).
  * Returns false on timeout; otherwise PQstatus() tells.
  */
 static bool
@@ -343,7 +365,7 @@ poll_connection(PGconn *conn, int timeout)
 {
 	PostgresPollingStatusType status = PGRES_POLLING_WRITING;
 	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-													   timeout * INT64CONST(1000));
+													   timeout);
 
 	if (PQstatus(conn) == CONNECTION_BAD)
 		return true;
@@ -375,13 +397,20 @@ poll_connection(PGconn *conn, int timeout)
 	return true;
 }
 
+/* The limit that the options set, in ms. */
+static int
+connect_timeout(const ConnectParams *params)
+{
+	int			seconds = atoi(find_param(params, "connect_timeout"));
+
+	return (int) Min(seconds * INT64CONST(1000), INT_MAX);
+}
+
 /* Open the connection; raises an error if that fails. */
 static void
-open_connection(Peer *peer, const char *server, const ConnectParams *params)
+open_connection(Peer *peer, const char *server, const ConnectParams *params,
+				int timeout)
 {
-	const char *limit = find_param(params, "connect_timeout");
-	int			timeout = atoi(limit);
-
 	if (!AcquireExternalFD())
 		ereport(ERROR,
 				(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
@@ -398,8 +427,8 @@ open_connection(Peer *peer, const char *server, const ConnectParams *params)
 	PQsetNoticeReceiver(peer->conn, peer_notice_receiver, peer);
 	if (!poll_connection(peer->conn, timeout))
 		connect_failed(server,
-					   psprintf(_("The peer did not answer within %d s."),
-								timeout));
+					   psprintf(_("The peer did not answer within %g s."),
+								timeout / 1000.0));
 	if (PQstatus(peer->conn) != CONNECTION_OK)
 		connect_failed(server, pchomp(PQerrorMessage(peer->conn)));
 	if (PQsetnonblocking(peer->conn, 1) != 0)
@@ -496,7 +525,7 @@ peer_connect(const char *servername, Oid userid, const char *application_name)
 	peer = peer_create();
 	PG_TRY();
 	{
-		open_connection(peer, servername, &params);
+		open_connection(peer, servername, &params, connect_timeout(&params));
 		check_password_used(peer->conn, user);
 		peer->version = PQserverVersion(peer->conn);
 		peer->description = MemoryContextStrdup(peer->context,
@@ -507,6 +536,86 @@ peer_connect(const char *servername, Oid userid, const char *application_name)
 	{
 		peer_close(peer);
 		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	return peer;
+}
+
+/*
+ * The same for the admin console of a connection pooler, which knows no
+ * settings and no extended protocol.
+ */
+static Peer *
+connect_console(const char *servername, Oid userid, int timeout)
+{
+	ForeignServer *server = GetForeignServerByName(servername, false);
+	UserMapping *user = require_user_mapping(server, userid);
+	ConnectParams params = {0};
+	int			max = list_length(server->options) +
+		list_length(user->options) + 12;
+	Peer	   *peer;
+
+	check_server(server, userid);
+	params.keywords = palloc(sizeof(char *) * max);
+	params.values = palloc(sizeof(char *) * max);
+	add_timeouts(&params);
+	add_param(&params, "dbname", "pgbouncer");
+	add_generic_options(&params, server->options);
+	add_generic_options(&params, user->options);
+	add_param(&params, "application_name", "bluegreen router");
+	check_password_given(&params, user);
+
+	peer = peer_create();
+	peer->simple = true;
+	PG_TRY();
+	{
+		open_connection(peer, servername, &params, timeout);
+		check_password_used(peer->conn, user);
+		peer->description = MemoryContextStrdup(peer->context,
+												describe_connection(peer->conn));
+	}
+	PG_CATCH();
+	{
+		peer_close(peer);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	return peer;
+}
+
+/*
+ * Connect to an admin console, within timeout ms.  If it cannot be reached, or
+ * the user may not connect like this, NULL with the reason in *error.  Those
+ * errors are raised here, with nothing held; all others are passed on.
+ */
+Peer *
+peer_try_console(const char *servername, Oid userid, int timeout,
+				 PeerError *error)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Peer	   *volatile peer = NULL;
+
+	memset(error, 0, sizeof(*error));
+	PG_TRY();
+	{
+		peer = connect_console(servername, userid, timeout);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *data;
+
+		MemoryContextSwitchTo(context);
+		data = CopyErrorData();
+		if (data->sqlerrcode != ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION &&
+			data->sqlerrcode != ERRCODE_S_R_E_PROHIBITED_SQL_STATEMENT_ATTEMPTED &&
+			data->sqlerrcode != ERRCODE_UNDEFINED_OBJECT)
+			PG_RE_THROW();
+		FlushErrorState();
+		peer_copy_text(error->sqlstate, sizeof(error->sqlstate),
+					   unpack_sql_state(data->sqlerrcode));
+		peer_copy_text(error->message, sizeof(error->message), data->message);
+		peer_copy_text(error->detail, sizeof(error->detail), data->detail);
+		peer_copy_text(error->hint, sizeof(error->hint), data->hint);
 	}
 	PG_END_TRY();
 	return peer;

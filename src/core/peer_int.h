@@ -62,9 +62,12 @@ struct Peer
 	PeerMode	mode;
 	bool		is_commit;		/* the simple statement that runs is one */
 	bool		keep;			/* outlives transactions that abort */
+	bool		show_notices;	/* to our own client */
 	SubTransactionId subid;		/* that opened it */
 	char	   *description;
 	int			version;
+	bool		simple;			/* knows the simple protocol only: a console */
+	TimestampTz deadline;		/* of what runs; 0 = none */
 	char		backend_pid[16];	/* the peer's process; "" until known */
 	char		backend_start[64];
 

@@ -573,11 +573,15 @@ peer_has_room(Peer *peer)
 	return peer->ngroups < PEER_MAX_GROUPS;
 }
 
-/* Is so much queued that more should wait?  Only pumping changes it. */
+/*
+ * Is so much queued in the pipeline that more should wait?  Only pumping changes
+ * it.  Who waits for the answer to a COPY has nothing more to send.
+ */
 bool
 peer_is_clogged(Peer *peer)
 {
-	return !peer->lost && peer->unsent > CLOGGED;
+	return !peer->lost && peer->mode == PEER_PIPELINE &&
+		peer->unsent > CLOGGED;
 }
 
 /* How many statements are in the open group? */

@@ -335,6 +335,13 @@ peer_watch(Peer *peer)
 
 	if (peer->lost)
 		return 0;
+	if (peer->deadline != 0)
+	{
+		if (now >= peer->deadline)
+			peer_is_gone(peer, _("There was no answer in time."));
+		return peer->lost ? 0 :
+			TimestampDifferenceMilliseconds(now, peer->deadline);
+	}
 	if (peer->last_sign == 0)
 		peer->last_sign = now;
 	silent = TimestampDifferenceMilliseconds(peer->last_sign, now);

@@ -218,7 +218,7 @@ bluegreen_preview(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	deployment = deployment_load_by_name(NameStr(*PG_GETARG_NAME(0)), false);
 	deployment_check_owner(deployment);
-	mappings = mappings_load(deployment->id, 'f');
+	mappings = mappings_load(deployment->id, deployment->direction);
 
 	GetUserIdAndSecContext(&userid, &sec_context);
 	if (get_rel_name(source) != NULL)

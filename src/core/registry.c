@@ -45,13 +45,13 @@ registry_connect(const Deployment *deployment, bool to_write)
 }
 
 /*
- * Origin name of a deployment's forward stream.
+ * Origin name of the deployment's stream from here.
  */
 char *
 registry_origin(const Deployment *deployment)
 {
 	return stream_origin_name(GetSystemIdentifier(), MyDatabaseId,
-							  deployment->id, 'f');
+							  deployment->id, deployment->direction);
 }
 
 /*
@@ -114,17 +114,14 @@ end_sessions(Peer *peer, const char *origin)
 					  "ON a.datname = pg_catalog.current_database() "
 					  "AND a.usename = CURRENT_USER "
 					  "WHERE s.name = $1 AND a.pid <> pg_catalog.pg_backend_pid() "
-					  "AND EXISTS (SELECT FROM (VALUES (' forward'), (' copy ')) v (word) "
+					  "AND EXISTS (SELECT FROM (VALUES (' forward'), (' backward'), (' copy ')) v (word) "
 					  "WHERE pg_catalog.starts_with(a.application_name, "
 					  "pg_catalog.left('bluegreen ' || s.deployment || v.word, 63)))",
 					  1, args);
 }
 
-/*
- * Remove everything that a stream left on the peer.  Nothing left is fine.
- */
-void
-registry_remove(Peer *peer, const char *origin)
+static void
+remove_rows(Peer *peer, const char *origin)
 {
 	const char *args[] = {origin};
 
@@ -142,7 +139,37 @@ registry_remove(Peer *peer, const char *origin)
 					  "DELETE FROM bluegreen.applied_stream WHERE name = $1",
 					  1, args);
 	peer_command(peer, "COMMIT");
+}
+
+/*
+ * Remove everything that a stream left on the peer.  Nothing left is fine.
+ */
+void
+registry_remove(Peer *peer, const char *origin)
+{
+	remove_rows(peer, origin);
 	drop_origins(peer, origin);
+}
+
+/*
+ * The origin of a stream back is made by blue, which knows then what to leave
+ * out (backward.c).
+ */
+static void
+require_origin(Peer *peer, const Deployment *deployment)
+{
+	const char *args[] = {registry_origin(deployment)};
+	PeerResult *result =
+		peer_query(peer, "SELECT FROM pg_catalog.pg_replication_origin "
+				   "WHERE roname = $1", 1, args);
+
+	if (result->ntuples == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("blue does not expect the stream back of deployment \"%s\"",
+						deployment->name),
+				 errhint("On the peer, use CALL bluegreen.start(%s);",
+						 quote_literal_cstr(deployment->name))));
 }
 
 /*
@@ -158,7 +185,13 @@ registry_create(Peer *peer, const Deployment *deployment, XLogRecPtr slot_lsn,
 		psprintf("%X/%X", LSN_FORMAT_ARGS(slot_lsn)),
 	source_timeline()};
 
-	registry_remove(peer, origin);
+	if (deployment->direction == 'f')
+		registry_remove(peer, origin);
+	else
+	{
+		require_origin(peer, deployment);
+		remove_rows(peer, origin);
+	}
 	peer_command(peer, "BEGIN");
 	(void) peer_query(peer,
 					  "INSERT INTO bluegreen.applied_stream "
@@ -195,8 +228,10 @@ registry_try_sessions(const Deployment *deployment)
 	char	   *origin = registry_origin(deployment);
 	char	   *name = stream_application_name(deployment);
 
-	try_session(deployment, psprintf("%s forward", name), origin);
-	if (bg_copy_workers > 0)
+	try_session(deployment,
+				psprintf("%s %s", name, direction_name(deployment->direction)),
+				origin);
+	if (bg_copy_workers > 0 && deployment->direction == 'f')
 		try_session(deployment, psprintf("%s copy 1", name),
 					psprintf("%s_c1", origin));
 }

@@ -3,7 +3,7 @@
  * settings.c
  *		Configuration parameters (bluegreen.*).
  *
- * All of them but one are integers, so they are one table.  Those that size shared
+ * All but a few are integers, so they are one table.  Those that size shared
  * memory can only be fixed while the postmaster starts; where the library is
  * loaded later they are still defined, so that a configuration file which
  * mentions them is not complained about, but they size nothing.
@@ -25,7 +25,7 @@ int			bg_max_streams = 16;
 int			bg_max_tables = 4096;
 int			bg_copy_workers = 2;
 int			bg_copy_chunk_rows = 500000;
-int			bg_batch_rows = 10000;
+int			bg_batch_rows = 50000;
 int			bg_batch_size = 8192;
 int			bg_batch_delay = 200;
 int			bg_decoding_work_mem = 256 * 1024;
@@ -37,6 +37,11 @@ int			bg_restart_delay_max = 60000;
 int			bg_idle_progress_interval = 10000;
 int			bg_event_retention = 43200;
 int			bg_long_transaction = 60;
+bool		bg_allow_target_writes = false;
+char	   *bg_switchover_stop_at = NULL;
+int			bg_sequence_margin = 1000;
+char	   *bg_router_command = NULL;
+int			bg_router_command_timeout = 10000;
 int			bg_lock_timeout = 500;
 int			bg_backfill_batch_time = 100;
 int			bg_backfill_rate = 0;
@@ -155,6 +160,19 @@ static const Setting settings[] = {
 		NULL
 	},
 	{
+		"bluegreen.sequence_margin", &bg_sequence_margin, 0, INT_MAX,
+		PGC_USERSET, 0,
+		"Sets how many values a switchover leaves out when it moves a sequence.",
+		"Nothing stops nextval() on the side that is closed."
+	},
+	{
+		"bluegreen.router_command_timeout", &bg_router_command_timeout,
+		100, 3600 * 1000,
+		PGC_SIGHUP, GUC_UNIT_MS,
+		"Ends commands that change a route after this time.",
+		"Those of bluegreen.router_command and of add_router()."
+	},
+	{
 		"bluegreen.lock_timeout", &bg_lock_timeout, 10, 60 * 1000,
 		PGC_SIGHUP, GUC_UNIT_MS,
 		"Sets the longest time that a change of a schema waits for a lock before it lets others pass.",
@@ -198,6 +216,22 @@ settings_define(void)
 								s->variable, *s->variable, s->min, s->max,
 								context, s->unit, NULL, NULL, NULL);
 	}
+	DefineCustomBoolVariable("bluegreen.allow_target_writes",
+							 "Lets a session write to the target tables of a stream.",
+							 "For repairs: what is written may be in the stream's way.",
+							 &bg_allow_target_writes, false,
+							 PGC_SUSET, 0, NULL, NULL, NULL);
+	DefineCustomStringVariable("bluegreen.switchover_stop_at",
+							   "Lets a switchover of this session wait before a step.",
+							   "For tests only: it waits until bluegreen.switch.stop_at is null.",
+							   &bg_switchover_stop_at, "",
+							   PGC_SUSET, GUC_NOT_IN_SAMPLE, NULL, NULL, NULL);
+	DefineCustomStringVariable("bluegreen.router_command",
+							   "Sets the shell command that brings clients to the side that is activated.",
+							   "It is run on the side that is left, after the decision.",
+							   &bg_router_command, "",
+							   PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+							   NULL, NULL, NULL);
 	DefineCustomStringVariable("bluegreen.app_version",
 							   "Sets the version of the schema that the session writes for.",
 							   "Name of a change or of its schema. Empty: the view that is written to tells.",

@@ -36,9 +36,20 @@ extern int	bg_restart_delay;	/* ms, first delay of the back-off */
 extern int	bg_restart_delay_max;	/* ms, its ceiling */
 extern int	bg_idle_progress_interval;	/* ms between idle progress marks */
 
+/* fence */
+extern bool bg_allow_target_writes;
+
+/* switchover */
+extern char *bg_switchover_stop_at; /* for tests: name of a step */
+
 /* history */
 extern int	bg_event_retention; /* minutes */
 extern int	bg_long_transaction;	/* seconds */
+
+/* cutover */
+extern int	bg_sequence_margin; /* values left out of each sequence */
+extern char *bg_router_command; /* shell command; "" = none */
+extern int	bg_router_command_timeout;	/* ms */
 
 /* changes */
 extern int	bg_lock_timeout;	/* ms */

@@ -285,6 +285,24 @@ stream_shared_find(const char *slot_name)
 	return s;
 }
 
+/*
+ * The entry of a deployment of this database: it has one stream here, whatever
+ * its direction.  NULL if it has none.  Takes the stream lock.
+ */
+StreamShared *
+stream_of_deployment(int32 deployment)
+{
+	char		slot_name[NAMEDATALEN];
+	StreamShared *s;
+
+	stream_slot_name(slot_name, MyDatabaseId, deployment, 'f');
+	s = stream_shared_find(slot_name);
+	if (s != NULL)
+		return s;
+	stream_slot_name(slot_name, MyDatabaseId, deployment, 'b');
+	return stream_shared_find(slot_name);
+}
+
 /* An entry that stands for nothing, or NULL.  Needs the stream lock. */
 static StreamShared *
 stream_free_entry(void)
@@ -406,7 +424,7 @@ stream_release(StreamShared *s)
 		return false;
 
 	SpinLockAcquire(&s->mutex);
-	if (s->pid == 0 && s->verify_pid == 0)
+	if (s->pid == 0 && s->verify_pid == 0 && s->switch_pid == 0)
 		s->in_use = false;
 	SpinLockRelease(&s->mutex);
 	return !s->in_use;

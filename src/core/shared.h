@@ -25,6 +25,8 @@
 
 #define BG_MAX_COPY_WORKERS		16
 #define BG_BOUND_SIZE			6144	/* a chunk bound as text */
+#define BG_SWITCH_LINES			32	/* what a switchover tells its caller */
+#define BG_SWITCH_LINE			160
 
 /*
  * State of a stream.  Legal next states:
@@ -74,6 +76,7 @@ typedef struct CopyShared
 {
 	pid_t		pid;			/* 0 = free */
 	int32		mapping;		/* 0 = no chunk announced */
+	int32		building;		/* the mapping whose indexes it builds */
 	bool		committing;		/* COMMIT may have been sent: the announcement
 								 * outlives its process, see stream/copy.c */
 	int64		generation;
@@ -164,6 +167,11 @@ typedef struct StreamShared
 	TimestampTz verify_at;		/* start a worker then; 0 = not */
 	int			verify_failures;	/* since one has come to its end */
 
+	/* switchover or rollback that begins here, see core/switch_row.c */
+	pid_t		switch_pid;		/* 0 = none */
+	TimestampTz switch_at;		/* start a worker then; 0 = not */
+	int			switch_failures;	/* since one has come to its end */
+
 	/* copy: protected by bg_shared->chunk_lock */
 	uint64		chunk_version;	/* changes whenever a chunk is announced,
 								 * finished or given up */
@@ -174,6 +182,10 @@ typedef struct StreamShared
 	int			copy_failures;	/* of copy workers since a chunk or a table
 								 * was finished */
 	TimestampTz copy_failed_at; /* the last of them */
+
+	/* steps that are done; protected by mutex */
+	int			switch_nlines;
+	char		switch_lines[BG_SWITCH_LINES][BG_SWITCH_LINE];
 } StreamShared;
 
 /* Counters and state of one mapping, in a shared hash table. */
@@ -202,6 +214,8 @@ typedef struct TableShared
 	TimestampTz copy_started_at;
 	TimestampTz copy_finished_at;
 	XLogRecPtr	copied_until;	/* largest P of its chunks */
+	bool		key_wanted;		/* by the stream, if it is aside (see
+								 * stream/copy_index.c); chunk_lock */
 } TableShared;
 
 extern void shared_request(void);	/* from shmem_request_hook */
@@ -219,6 +233,7 @@ extern void stream_slot_name(char *buf, Oid dboid, int32 deployment,
 extern bool stream_parse_slot_name(const char *name, Oid *dboid,
 								   int32 *deployment, char *direction);
 extern StreamShared *stream_shared_find(const char *slot_name);
+extern StreamShared *stream_of_deployment(int32 deployment);
 extern StreamShared *stream_shared_create(const char *slot_name);
 extern StreamShared *stream_shared_adopt(const char *slot_name);
 extern bool stream_shared_remove(const char *slot_name);

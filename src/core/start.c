@@ -197,7 +197,8 @@ undo_start(StartPlan *plan, ErrorData *error)
 static void
 start_first(StartPlan *plan)
 {
-	List	   *mappings = mappings_load(plan->deployment->id, 'f');
+	List	   *mappings = mappings_load(plan->deployment->id,
+											 plan->deployment->direction);
 	CatalogAccess access;
 	CatalogArgs args = {0};
 	ErrorData  *error;
@@ -274,8 +275,15 @@ start_locked(StartPlan *plan)
 	LostReason	reason;
 
 	plan->deployment = deployment;
+	if (deployment->desired == DESIRED_FINISHED)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("deployment \"%s\" is finished", deployment->name),
+				 errhint("Drop it, and create another one.")));
 	owner_check(deployment->owner, deployment->name);
-	stream_slot_name(plan->slot_name, MyDatabaseId, deployment->id, 'f');
+	deployment_slot_name(plan->slot_name, deployment);
+	/* nothing is copied back: blue's rows are where green's are from */
+	plan->allow_nonempty |= deployment->direction == 'b';
 	reason = lost_by_slot(plan->slot_name);
 	if (XLogRecPtrIsInvalid(deployment->slot_lsn))
 		start_first(plan);
@@ -289,12 +297,14 @@ start_locked(StartPlan *plan)
 
 /*
  * bluegreen.start(deployment name, allow_nonempty boolean): see the head of
- * this file.  Commits.  Errors leave both sides as they were.
+ * this file.  Commits.  Errors leave both sides as they were.  Then starts the
+ * stream back, if there is a way; what is wrong with that is a warning.
  */
 Datum
 bluegreen_start(PG_FUNCTION_ARGS)
 {
 	StartPlan  *plan;
+	char	   *name;
 	int32		id;
 
 	require_argument(fcinfo, 1, "allow_nonempty");
@@ -302,11 +312,14 @@ bluegreen_start(PG_FUNCTION_ARGS)
 	shared_require();
 	plan = palloc0(sizeof(StartPlan));
 	plan->allow_nonempty = PG_GETARG_BOOL(1);
-	plan->deployment = procedure_lock(NameStr(*PG_GETARG_NAME(0)));
+	name = pstrdup(NameStr(*PG_GETARG_NAME(0)));
+	plan->deployment = procedure_lock(name);
 	id = plan->deployment->id;
 	PG_TRY();
 	{
+		backward_expect(name);
 		start_locked(plan);
+		backward_start(name);
 	}
 	PG_FINALLY();
 	{

@@ -102,7 +102,7 @@ static void
 add_stream_identity(StateRow *row, const StreamShared *s)
 {
 	add_int4(row, s->deployment, false);
-	add_text(row, s->direction == 'f' ? "forward" : "backward");
+	add_text(row, direction_name(s->direction));
 	add_text(row, s->slot_name);
 	add_int4(row, (int32) s->pid, s->pid == 0);
 	add_text(row, stream_state_names[s->state]);
@@ -209,19 +209,6 @@ put_table(ReturnSetInfo *rsinfo, int32 mapping, int32 deployment)
 }
 
 /*
- * Is there a stream of this deployment?  Without one no counters exist, and
- * looking must not make them.
- */
-static bool
-has_stream(int32 deployment)
-{
-	char		slot_name[NAMEDATALEN];
-
-	stream_slot_name(slot_name, MyDatabaseId, deployment, 'f');
-	return stream_shared_find(slot_name) != NULL;
-}
-
-/*
  * bluegreen.table_state(): one row per mapping whose stream is known to shared
  * memory.
  */
@@ -242,7 +229,8 @@ bluegreen_table_state(PG_FUNCTION_ARGS)
 	{
 		int32		deployment = DatumGetInt32(catalog_value(i, 2, NULL));
 
-		if (has_stream(deployment))
+		/* without a stream no counters exist, and looking must not make them */
+		if (stream_of_deployment(deployment) != NULL)
 			put_table(rsinfo, DatumGetInt32(catalog_value(i, 1, NULL)),
 					  deployment);
 	}

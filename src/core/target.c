@@ -88,7 +88,8 @@ enum
 /*
  * $1 schema, $2 table.  One row per key column of each index that enforces
  * uniqueness or an exclusion: those of the table, and those that single
- * partitions have beside it.
+ * partitions have beside it.  A primary key that is not ready is one that is
+ * aside until the table is copied.
  */
 static const char indexes_sql[] =
 "WITH target AS ("
@@ -98,7 +99,8 @@ static const char indexes_sql[] =
 " SELECT i.indexrelid, i.indrelid = target.oid, i.indisprimary,"
 "   i.indisunique AND NOT i.indisexclusion AND i.indpred IS NULL"
 "     AND i.indexprs IS NULL AND i.indrelid = target.oid,"
-"   i.indisvalid, i.indimmediate, a.attname"
+"   i.indisvalid OR i.indisprimary AND NOT i.indisready, i.indimmediate,"
+"   a.attname"
 " FROM target JOIN pg_catalog.pg_index i ON i.indrelid = target.oid"
 "     OR i.indrelid IN (SELECT p.relid"
 "         FROM pg_catalog.pg_partition_tree(target.oid) p)"

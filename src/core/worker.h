@@ -17,10 +17,20 @@ extern PGDLLEXPORT void bluegreen_launcher_main(Datum arg);
 extern PGDLLEXPORT void bluegreen_stream_main(Datum arg);	/* stream/sync.c */
 extern PGDLLEXPORT void bluegreen_copy_main(Datum arg); /* stream/copy.c */
 extern PGDLLEXPORT void bluegreen_verify_main(Datum arg);	/* stream/verify.c */
+extern PGDLLEXPORT void bluegreen_switch_main(Datum arg);	/* cutover/switchover.c */
 extern PGDLLEXPORT void bluegreen_recorder_main(Datum arg); /* core/event.c */
 extern PGDLLEXPORT void bluegreen_probe_main(Datum arg);
+extern PGDLLEXPORT void bluegreen_router_main(Datum arg);	/* cutover/router_watch.c */
 
 extern void launcher_register(void);
+
+/*
+ * Start the watchdog of a deployment's routers (cutover/router_watch.c): it
+ * ends when none is paused any more.  Error if there is no room for a worker.
+ * routers_paused(): is one, by what is noted on this side?
+ */
+extern void router_watch(int32 deployment);
+extern bool routers_paused(int32 deployment);
 
 /* Is there room for n more background workers? */
 extern bool workers_are_free(int n);

@@ -8,6 +8,7 @@
 #include "postgres.h"
 
 #include "cutover/preflight.h"
+#include "cutover/sequence.h"
 
 /* Schemas of users; $schema is the OID of one. */
 #define IS_USERS_SCHEMA(schema) \
@@ -95,6 +96,30 @@ const char sql_sequences[] =
 "  " ON_GREEN "format('ALTER SEQUENCE %s AS %s MINVALUE %s MAXVALUE %s;',"
 "   green_name, type, min, max)"
 " FROM pair, given WHERE last NOT BETWEEN seqmin AND seqmax";
+
+/*
+ * Can each be moved beyond blue's?
+ */
+void
+check_sequences(PreflightRun *run)
+{
+	ListCell   *lc;
+
+	foreach(lc, sequences_plan(run->deployment, run->peer))
+	{
+		SequenceMove *move = lfirst(lc);
+		PreflightRow row = {
+			.severity = move->verdict < SEQUENCE_EXHAUSTED ?
+			PREFLIGHT_WARNING : PREFLIGHT_ERROR,
+			.object = move->name,
+			.message = sequence_message(move),
+			.hint = sequence_hint(move, run->deployment)
+		};
+
+		if (move->verdict != SEQUENCE_OK)
+			preflight_row(run, &row);
+	}
+}
 
 /* ---- what is not mapped ---- */
 

@@ -182,12 +182,18 @@ ORIGIN_LIMIT
 const char sql_collation_version_blue[] = COLLATION_VERSION(ON_BLUE);
 const char sql_collation_version_green[] = COLLATION_VERSION(ON_GREEN);
 
+/*
+ * What ICU is told has another column since 17, and since 16 the spelling of
+ * BCP 47.
+ */
 #define LOCALE \
-	"jsonb_build_object('LC_COLLATE', datcollate, 'LC_CTYPE', datctype," \
-	" 'provider', datlocprovider)"
+	"jsonb_build_object('LC_COLLATE', d.datcollate, 'LC_CTYPE', d.datctype," \
+	" 'provider', d.datlocprovider, 'locale of the provider'," \
+	" replace(coalesce(to_jsonb(d) ->> 'datlocale'," \
+	"  to_jsonb(d) ->> 'daticulocale', ''), '_', '-'))"
 
 const char facts_locale[] =
-"SELECT " LOCALE "::text FROM pg_database WHERE datname = current_database()";
+"SELECT " LOCALE "::text FROM pg_database d WHERE datname = current_database()";
 
 const char sql_locale[] =
 "SELECT 'warning', b.key, format('%s of the database is %s on blue and %s on"
@@ -196,7 +202,9 @@ const char sql_locale[] =
 " FROM given CROSS JOIN LATERAL jsonb_each_text(x) b"
 "  JOIN pg_database d ON d.datname = current_database()"
 "  CROSS JOIN LATERAL jsonb_each_text(" LOCALE ") g"
-" WHERE g.key = b.key AND g.value <> b.value";
+" WHERE g.key = b.key AND g.value <> b.value"
+"  AND (b.key <> 'locale of the provider'"
+"   OR x ->> 'provider' = d.datlocprovider::text)";
 
 /* ---- extensions ---- */
 

@@ -50,6 +50,33 @@ is_accepted(const PreflightRun *run, const char *object)
 }
 
 /*
+ * For a stream back what the checks call blue is green, and the reverse.  Hints
+ * say in lines of their own where a statement is run.
+ */
+static char *
+swap_sides(const char *hint)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	for (const char *c = hint; *c;)
+	{
+		bool		blue = strncmp(c, "-- on blue\n", 11) == 0;
+		bool		green = strncmp(c, "-- on green\n", 12) == 0;
+
+		if (blue || green)
+		{
+			appendStringInfoString(&buf, blue ? "-- on green\n" :
+								   "-- on blue\n");
+			c += blue ? 11 : 12;
+		}
+		else
+			appendStringInfoChar(&buf, *c++);
+	}
+	return buf.data;
+}
+
+/*
  * Add a row to the answer of the check at work.  Its strings are copied.
  */
 void
@@ -64,6 +91,8 @@ preflight_row(PreflightRun *run, const PreflightRow *row)
 	copy->message = pstrdup(row->message);
 	copy->detail = row->detail ? pstrdup(row->detail) : NULL;
 	copy->hint = row->hint ? pstrdup(row->hint) : NULL;
+	if (copy->hint != NULL && run->deployment->direction == 'b')
+		copy->hint = swap_sides(copy->hint);
 	if (row->severity > PREFLIGHT_NOTICE && is_accepted(run, row->object))
 	{
 		copy->severity = PREFLIGHT_NOTICE;
@@ -227,20 +256,28 @@ run_check(PreflightRun *run, const MappingRow *mapping)
 }
 
 /*
- * Run the check at work in a subtransaction; its error becomes a row.
+ * Run the check at work in a subtransaction; its error becomes a row.  Checks
+ * change nothing, so all are rolled back, which gives their locks on tables
+ * back: rows of large tables may be counted later.  But not where a connection
+ * was made, which would go with it.
  */
 static void
 try_check(PreflightRun *run, const MappingRow *mapping)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
+	Peer	   *peer = run->peer;
+	Peer	   *apply = run->apply;
 
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
 		run_check(run, mapping);
-		ReleaseCurrentSubTransaction();
+		if (run->peer != peer || run->apply != apply)
+			ReleaseCurrentSubTransaction();
+		else
+			RollbackAndReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
 	{
@@ -415,9 +452,9 @@ static void
 prepare_run(PreflightRun *run, Deployment *deployment, int phases)
 {
 	run->deployment = deployment;
-	run->mappings = mappings_load(deployment->id, 'f');
+	run->mappings = mappings_load(deployment->id, deployment->direction);
 	run->phases = phases;
-	stream_slot_name(run->slot_name, MyDatabaseId, deployment->id, 'f');
+	deployment_slot_name(run->slot_name, deployment);
 }
 
 /*

@@ -188,9 +188,18 @@ extern const char sql_subscriptions_blue[];
 extern const char sql_subscriptions_green[];
 extern const char sql_stream[];
 
+/* check_data.c */
+extern void check_sequences(PreflightRun *run);
+
+/* router_sql.c */
+extern void check_routers(PreflightRun *run);
+
 /* check_wal.c */
 extern void check_wal_space(PreflightRun *run);
 extern void check_wal_keep(PreflightRun *run);
 extern void check_encoding(PreflightRun *run);
+
+/* check_back.c */
+extern void check_way_back(PreflightRun *run);
 
 #endif							/* BG_PREFLIGHT_H */

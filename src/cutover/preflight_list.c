@@ -67,10 +67,12 @@ check_peer(PreflightRun *run)
 {
 	Peer	   *peer = registry_connect(run->deployment, false);
 
-	peer_command(peer, "SET statement_timeout = 0;"
-				 "SET idle_session_timeout = 0;"
-				 "SET default_transaction_isolation = 'read committed';"
+	peer_command(peer, "SET default_transaction_isolation = 'read committed';"
 				 "SET row_security = off");
+	(void) peer_query(peer, "SELECT pg_catalog.set_config(name, '0', false) "
+					  "FROM pg_catalog.pg_settings WHERE name IN "
+					  "('statement_timeout', 'transaction_timeout', "
+					  "'idle_session_timeout')", 0, NULL);
 	run->peer = peer;
 }
 
@@ -232,6 +234,11 @@ const PreflightCheck preflight_checks[] = {
 		Q(back_origins)
 	},
 	{
+		"way_back", "green", W,
+		"every mapped table has a way back",
+		F(check_way_back)
+	},
+	{
 		"collation_version", "blue", SW,
 		"collations are as when they were made",
 		Q(collation_version_blue)
@@ -348,6 +355,11 @@ const PreflightCheck preflight_checks[] = {
 		QF(sequences)
 	},
 	{
+		"sequence_move", "green", W,
+		"sequences can be moved beyond those of blue",
+		F(check_sequences)
+	},
+	{
 		"unmapped_table", "green", W,
 		"every table with rows is mapped",
 		QF(unmapped)
@@ -356,6 +368,11 @@ const PreflightCheck preflight_checks[] = {
 		"new_column", "green", W,
 		"columns that tables got later are carried over",
 		QF(new_columns)
+	},
+	{
+		"router", "blue", W,
+		"routers answer and lead to the active side",
+		F(check_routers)
 	},
 	{
 		"subscription", "blue", W,

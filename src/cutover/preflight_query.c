@@ -73,7 +73,7 @@ static const char facts_sql[] =
 "    LEFT JOIN bluegreen.table_state() t ON t.mapping = m.id"
 "    LEFT JOIN pg_class c ON c.oid = m.source"
 "    LEFT JOIN pg_namespace n ON n.oid = c.relnamespace"
-"   WHERE m.deployment = d.id AND m.direction = 'forward'), '[]'))::text"
+"   WHERE m.deployment = d.id), '[]'))::text"
 " FROM bluegreen.deployment d WHERE d.id = $1";
 
 static char *
@@ -104,9 +104,7 @@ preflight_gather(PreflightRun *run)
 	catalog_begin(&access);
 	catalog_arg_int4(&args, deployment->id);
 	catalog_arg_text(&args, run->slot_name);
-	catalog_arg_text(&args, stream_origin_name(GetSystemIdentifier(),
-											   MyDatabaseId, deployment->id,
-											   'f'));
+	catalog_arg_text(&args, registry_origin(deployment));
 	catalog_arg_int4(&args, bg_copy_workers);
 	catalog_arg_text(&args, privileges_as_json());
 	catalog_arg_int4(&args, bg_long_transaction);

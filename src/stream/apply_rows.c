@@ -141,6 +141,29 @@ add_slice(Apply *apply, const Slice *slice)
 }
 
 /*
+ * The statement for a slice of so many rows of a step, of which there may be so
+ * many in a slice.
+ */
+static StatementKind
+slice_kind(const Slice *step, int nrows, int most)
+{
+	switch (step->kind)
+	{
+		case STATEMENT_INSERT:
+			return step->writer->inserts_many && nrows >= MANY_ROWS &&
+				most >= MANY_ROWS ? STATEMENT_INSERT_MANY : STATEMENT_INSERT;
+		case STATEMENT_UPDATE:
+			return step->writer->takes_rows ? STATEMENT_UPDATE_ROWS :
+				STATEMENT_UPDATE;
+		case STATEMENT_DELETE:
+			return step->writer->takes_rows ? STATEMENT_DELETE_ROWS :
+				STATEMENT_DELETE;
+		default:
+			return step->kind;
+	}
+}
+
+/*
  * Cut rows into slices: the target begins with the first while the others are
  * encoded, and nothing has to hold all of them encoded.
  */
@@ -159,9 +182,7 @@ add_slices(Apply *apply, const Slice *all)
 	{
 		Slice		slice = *all;
 
-		if (many && all->nrows - r >= MANY_ROWS && most >= MANY_ROWS)
-			slice.kind = STATEMENT_INSERT_MANY;
-
+		slice.kind = slice_kind(all, all->nrows - r, most);
 		slice.rows = all->rows + r;
 		slice.nrows = Min(most, all->nrows - r);
 		add_slice(apply, &slice);
@@ -169,19 +190,35 @@ add_slices(Apply *apply, const Slice *all)
 }
 
 /*
- * Queue rows to be inserted by COPY's code, which counts them itself.
+ * Queue a statement that takes its rows as one parameter and counts them itself.
  */
 static void
-queue_insert_many(Apply *apply, const Slice *slice)
+queue_rows(Apply *apply, const Slice *slice)
 {
-	MemoryContext old = MemoryContextSwitchTo(apply->param_context);
-	Parameters	p = parameters_create(2);
+	TargetWriter *writer = slice->writer;
+	Transform  *transform = writer->transform;
+	const bool *missing = slice->by_columns ? slice->rows[0]->missing : NULL;
+	PeerStatement *statement = target_statement(writer, slice->kind, missing);
+	MemoryContext old;
+	Parameters	p;
+	int		   *columns;
+	int			ncolumns = transform->ncolumns;
 
-	parameters_add_rows(&p, slice->writer->transform, slice->rows,
-						slice->nrows);
-	parameters_add_text(&p, psprintf("%d", slice->nrows));
-	send_statement(apply, target_statement(slice->writer, slice->kind, NULL),
-				   &p);
+	if (statement == NULL)
+		return;
+	old = MemoryContextSwitchTo(apply->param_context);
+	p = parameters_create(2);
+	columns = palloc_array(int, 2 * ncolumns);
+	if (slice->kind == STATEMENT_INSERT_MANY)
+		for (int i = 0; i < ncolumns; i++)
+			columns[i] = i;
+	else
+		ncolumns = target_statement_columns(writer, slice->kind, missing,
+											columns);
+	parameters_add_rows(&p, slice->rows, slice->nrows, columns, ncolumns);
+	parameters_add_text(&p, psprintf("%d", slice->kind == STATEMENT_INSERT_MANY ||
+									 slice->counted ? slice->nrows : -1));
+	send_statement(apply, statement, &p);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(apply->param_context);
 }
@@ -391,8 +428,10 @@ apply_queue_slice(Apply *apply, const Slice *slice)
 {
 	if (slice->kind == STATEMENT_TAKE || slice->kind == STATEMENT_REPLACE)
 		queue_keyless(apply, slice);
-	else if (slice->kind == STATEMENT_INSERT_MANY)
-		queue_insert_many(apply, slice);
+	else if (slice->kind == STATEMENT_INSERT_MANY ||
+			 slice->kind == STATEMENT_UPDATE_ROWS ||
+			 slice->kind == STATEMENT_DELETE_ROWS)
+		queue_rows(apply, slice);
 	else
 		queue_statement(apply, slice);
 }

@@ -342,8 +342,8 @@ arrange(ChunkDirectory *directory, Chunk *all, int n)
 {
 	Datum	   *lower;
 	Datum	   *upper;
-	bool		announced = false;
 
+	directory->announced = false;
 	directory->chunks = palloc_array(Chunk, Max(n, 1));
 	directory->keys = palloc_array(Chunk, Max(n, 1));
 	directory->nchunks = 0;
@@ -356,11 +356,11 @@ arrange(ChunkDirectory *directory, Chunk *all, int n)
 			directory->chunks[directory->nchunks++] = all[i];
 		directory->next_number = Max(directory->next_number,
 									 all[i].number + 1);
-		announced |= all[i].announced;
+		directory->announced |= all[i].announced;
 	}
 	qsort_arg(directory->chunks, directory->nchunks, sizeof(Chunk),
 			  compare_chunks, directory->space);
-	directory->complete = !announced && directory->nchunks > 0 &&
+	directory->complete = !directory->announced && directory->nchunks > 0 &&
 		!chunk_first_gap(directory, &lower, &upper);
 }
 
@@ -372,7 +372,8 @@ query_finished(ChunkDirectory *directory, Peer *peer, const char *origin)
 	PeerResult *result;
 
 	result = peer_query(peer,
-						"SELECT generation FROM bluegreen.applied_table "
+						"SELECT generation, key_aside "
+						"FROM bluegreen.applied_table "
 						"WHERE stream = $1 AND mapping = $2::integer",
 						2, args);
 	if (result->ntuples == 0)
@@ -382,6 +383,7 @@ query_finished(ChunkDirectory *directory, Peer *peer, const char *origin)
 						mapping_target_name(directory->transform->row)),
 				 errhint("The table may have been unmapped just now; the stream starts again.")));
 	directory->generation = strtoll(result->values[0][0], NULL, 10);
+	directory->key_aside = result->values[0][1][0] == 't';
 	return peer_query(peer,
 					  "SELECT number, lower, upper, key_only, snapshot, lsn "
 					  "FROM bluegreen.applied_chunk "

@@ -51,11 +51,13 @@ typedef struct ChunkDirectory
 	MemoryContext context;		/* of the chunks */
 	uint64		version;		/* of StreamShared when loaded */
 	int64		generation;
+	bool		key_aside;		/* the target has no index over the key */
 	int			nchunks;
 	Chunk	   *chunks;			/* sorted by lower bound; ranges only */
 	int			nkeys;
 	Chunk	   *keys;			/* single keys, latest first */
 	int			next_number;
+	bool		announced;		/* any chunk is */
 	bool		complete;		/* finished chunks cover everything */
 	XLogRecPtr	copied_until;	/* largest P */
 } ChunkDirectory;

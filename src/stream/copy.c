@@ -55,6 +55,8 @@
 #define REPLAN_MS		1000
 #define LOCK_TIMEOUT	"10s"	/* on the target, see load_tables() */
 
+void		(*copy_wait_hook) (int32 deployment) = NULL;
+
 static CopyState *my_state = NULL;
 
 static void
@@ -109,11 +111,14 @@ take_slot(CopyState *state, int slot)
  * Wait until every transaction that runs now has ended.  One of them may have
  * written before the slot was consistent, or before the stream's worker knew
  * the mappings that we have loaded, and end after a chunk's snapshot: the
- * stream would not have it and the chunk would not see it.
+ * stream would not have it and the chunk would not see it.  Nor would the fence
+ * know of a statement that has yet to write its first row: see
+ * fence_wait_writers() in cutover/fence.c, for both sides.
  */
 static void
-wait_for_older_transactions(void)
+wait_for_older_transactions(CopyState *state)
 {
+	const char *args[] = {state->origin};
 	TransactionId xid;
 	Snapshot	snapshot;
 	TransactionId *running;
@@ -132,7 +137,13 @@ wait_for_older_transactions(void)
 	for (int i = 0; i < nrunning; i++)
 		if (TransactionIdPrecedes(running[i], xid))
 			XactLockTableWait(running[i], NULL, NULL, XLTW_None);
+	copy_wait_hook(state->deployment->id);
 	CommitTransactionCommand();
+	MemoryContextSwitchTo(state->context);
+	peer_command(state->peer, "SET lock_timeout = 0");
+	(void) peer_query(state->peer, "SELECT bluegreen.wait_for_writers($1)", 1,
+					  args);
+	peer_command(state->peer, "SET lock_timeout = '" LOCK_TIMEOUT "'");
 }
 
 /*
@@ -325,7 +336,9 @@ plan_may_change(const CopyState *state, uint64 version)
 	{
 		const TableShared *stats = ((CopyTable *) lfirst(lc))->stats;
 
-		if (stats->state == TABLE_CATCHING_UP && applied >= stats->copied_until)
+		if (stats->state == TABLE_CATCHING_UP &&
+			applied >= stats->copied_until &&
+			!copy_is_claimed(shared, stats->key.mapping))
 			return true;
 	}
 	return false;
@@ -377,11 +390,21 @@ copy_loop(CopyState *state)
 				state->table = job.table;
 				(void) copy_chunk(state, &job);
 				break;
+			case COPY_KEY:
+				state->table = job.table;
+				StartTransactionCommand();
+				copy_restore_key(state->peer, state->origin,
+								 job.table->transform->row->id);
+				CommitTransactionCommand();
+				copy_succeeded(state->shared);
+				copy_withdraw(state);
+				break;
 			case COPY_FINISH:
 				state->table = job.table;
 				StartTransactionCommand();
 				(void) copy_finish_table(state, &job);
 				CommitTransactionCommand();
+				copy_withdraw(state);
 				break;
 			case COPY_WAIT:
 				wait_for_change(state, version);
@@ -486,7 +509,7 @@ bluegreen_copy_main(Datum arg)
 		if (load_tables(state))
 		{
 			settle_orphan(state);
-			wait_for_older_transactions();
+			wait_for_older_transactions(state);
 			copy_loop(state);
 		}
 	}

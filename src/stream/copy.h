@@ -22,6 +22,7 @@ typedef struct CopyTable
 	bool		partitioned;	/* source is */
 	bool		staged;			/* rows go through a temporary table */
 	bool		binary;			/* COPY format */
+	bool		crowded;		/* in a plan: others are at it */
 } CopyTable;
 
 /* A chunk to copy, or a table to finish. */
@@ -67,6 +68,7 @@ typedef struct CopyReceiver
 typedef enum CopyStep
 {
 	COPY_CHUNK,					/* a chunk is announced: copy it */
+	COPY_KEY,					/* a table's key has to be built */
 	COPY_FINISH,				/* a table is copied and the stream is past it */
 	COPY_WAIT,					/* for the stream or for other copy workers */
 	COPY_DONE					/* every table is streaming */
@@ -80,6 +82,7 @@ extern void copy_estimate_source(const CopyTable *table);
 extern Datum *copy_find_upper(CopyTable *table, Datum *lower,
 							  Datum *gap_upper, int64 rows);
 extern void copy_withdraw(CopyState *state);
+extern bool copy_is_claimed(const StreamShared *shared, int32 mapping);
 
 /* copy_run.c */
 extern bool copy_chunk(CopyState *state, const CopyJob *job);
@@ -96,6 +99,7 @@ extern Query *copy_build_query(const CopyJob *job, TimestampTz moment);
 extern bool copy_save_indexes(CopyState *state, CopyTable *table);
 extern void copy_restore_indexes(Peer *peer, const char *origin, int32 mapping,
 								 bool gone);
+extern void copy_restore_key(Peer *peer, const char *origin, int32 mapping);
 extern bool copy_finish_table(CopyState *state, const CopyJob *job);
 
 /* copy.c */
@@ -106,5 +110,11 @@ extern void copy_launch_workers(StreamShared *shared);
 extern void copy_check_error(StreamShared *shared, bool *blamed);
 extern void copy_stop_workers(StreamShared *shared);
 extern void copy_forget_orphans(StreamShared *shared);
+
+/*
+ * Waits for who writes to a deployment's tables on this side and was there
+ * before they were mapped; set by who knows how (cutover/fence_hook.c).
+ */
+extern void (*copy_wait_hook) (int32 deployment);
 
 #endif							/* BG_COPY_H */

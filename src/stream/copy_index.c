@@ -17,6 +17,16 @@
  * less than filling it row by row, and the stream finds its rows by the key.
  * The target does all that itself, as the table's owner: core/saved_index.c.
  *
+ * The index over the key goes with them where the target can be without it, and
+ * is built after the last chunk: that costs half of filling it.  As long as it
+ * is aside (applied_table.key_aside) the stream writes nothing to the table, and
+ * no key is copied again.  A stream that has a change for a finished chunk asks
+ * for the index (TableShared.key_wanted) and waits, as it waits for an announced
+ * chunk: copy workers finish the chunks that they are at, one of them builds the
+ * index of what is there, and the rest is copied with it in place.  So a table
+ * that nobody writes to gains, and for others the stream waits once, for little.
+ * What is aside is known to the target alone, so it outlives every crash.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -64,14 +74,28 @@ bool
 copy_save_indexes(CopyState *state, CopyTable *table)
 {
 	MappingRow *row = table->transform->row;
+	bool		with_key = !table->staged && !row->target_shared &&
+		table->directory->nkeys == 0;
 	const char *args[] = {state->origin, psprintf("%d", row->id),
-	key_names_literal(table)};
+	key_names_literal(table), with_key ? "true" : "false"};
 	PeerResult *result;
 
 	result = peer_query(state->peer,
 						"SELECT bluegreen.save_indexes($1, $2::integer, "
-						"$3::name[])", 3, args);
+						"$3::name[], $4::boolean)", 4, args);
 	return result->values[0][0][0] == 't';
+}
+
+/*
+ * Have the index over the key of a mapping's target built, if it is aside, in
+ * the peer session's current transaction or one of its own.
+ */
+void
+copy_restore_key(Peer *peer, const char *origin, int32 mapping)
+{
+	const char *args[] = {origin, psprintf("%d", mapping)};
+
+	peer_query(peer, "SELECT bluegreen.restore_key($1, $2::integer)", 2, args);
 }
 
 /*

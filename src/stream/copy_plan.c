@@ -14,6 +14,13 @@
  * put aside first: rows that were read under different snapshots may clash in
  * unique ones until the stream has passed the last P.
  *
+ * Whoever builds the indexes of a table has claimed it (CopyShared.building):
+ * meanwhile others have nothing to do there.
+ *
+ * Copy workers rather take different tables, since two that write to one wait for
+ * each other whenever it grows.  One table's indexes are then built while another
+ * is copied.
+ *
  * A patch finds its target rows only after they are there, so its table waits
  * until every other mapping of the same target is streaming.
  *
@@ -405,11 +412,77 @@ copy_withdraw(CopyState *state)
 {
 	LWLockAcquire(shared_chunk_lock(), LW_EXCLUSIVE);
 	state->slot->mapping = 0;
+	state->slot->building = 0;
 	state->slot->committing = false;
 	state->shared->chunk_version++;
 	LWLockRelease(shared_chunk_lock());
 	ConditionVariableBroadcast(&state->shared->changed);
 	stream_wake(state->shared);
+}
+
+/*
+ * Does a copy worker build indexes of the mapping's target?
+ */
+bool
+copy_is_claimed(const StreamShared *shared, int32 mapping)
+{
+	bool		claimed = false;
+
+	LWLockAcquire(shared_chunk_lock(), LW_SHARED);
+	for (int i = 0; i < BG_MAX_COPY_WORKERS; i++)
+		claimed |= shared->copy[i].building == mapping;
+	LWLockRelease(shared_chunk_lock());
+	return claimed;
+}
+
+/*
+ * Build the table's indexes, and keep other copy workers from it until
+ * copy_withdraw().
+ */
+static CopyStep
+claim(CopyState *state, const CopyTable *table, CopyStep step)
+{
+	LWLockAcquire(shared_chunk_lock(), LW_EXCLUSIVE);
+	state->slot->building = table->transform->row->id;
+	LWLockRelease(shared_chunk_lock());
+	return step;
+}
+
+/*
+ * Does the stream want the table's key?  If it has it already, say so.
+ */
+static bool
+key_is_wanted(CopyState *state, CopyTable *table)
+{
+	bool		wanted;
+
+	LWLockAcquire(shared_chunk_lock(), LW_EXCLUSIVE);
+	wanted = table->stats->key_wanted;
+	if (wanted && !table->directory->key_aside)
+	{
+		table->stats->key_wanted = false;
+		state->shared->chunk_version++;
+	}
+	LWLockRelease(shared_chunk_lock());
+	if (wanted && !table->directory->key_aside)
+	{
+		ConditionVariableBroadcast(&state->shared->changed);
+		stream_wake(state->shared);
+	}
+	return wanted && table->directory->key_aside;
+}
+
+/*
+ * The target can be without the key's index until the last chunk is there, or
+ * until the stream has something to apply.
+ */
+static bool
+key_is_due(CopyState *state, CopyTable *table)
+{
+	bool		wanted = key_is_wanted(state, table);
+
+	return table->directory->key_aside &&
+		(wanted || table->staged || table->directory->complete);
 }
 
 /*
@@ -463,11 +536,12 @@ static CopyStep
 plan_table(CopyState *state, CopyTable *table, CopyJob *job)
 {
 	ChunkDirectory *directory = table->directory;
-	XLogRecPtr	applied;
+	XLogRecPtr	applied = InvalidXLogRecPtr;
 
 	if (table->stats->state == TABLE_STREAMING)
 		return COPY_DONE;
-	if (must_wait(state, table))
+	if (must_wait(state, table) ||
+		copy_is_claimed(state->shared, table->transform->row->id))
 		return COPY_WAIT;
 	chunk_directory_load(directory, state->peer, state->origin, state->shared);
 	memset(job, 0, sizeof(*job));
@@ -481,8 +555,12 @@ plan_table(CopyState *state, CopyTable *table, CopyJob *job)
 		SpinLockAcquire(&state->shared->mutex);
 		applied = state->shared->applied_lsn;
 		SpinLockRelease(&state->shared->mutex);
-		return applied >= directory->copied_until ? COPY_FINISH : COPY_WAIT;
 	}
+	if (key_is_due(state, table))
+		return directory->announced ? COPY_WAIT : claim(state, table, COPY_KEY);
+	if (directory->complete)
+		return applied >= directory->copied_until ?
+			claim(state, table, COPY_FINISH) : COPY_WAIT;
 	if (!chunk_first_gap(directory, &job->lower, &job->upper))
 		return COPY_WAIT;		/* others are at the rest of it */
 	begin_table(state, table);
@@ -492,9 +570,11 @@ plan_table(CopyState *state, CopyTable *table, CopyJob *job)
 }
 
 /*
- * A key that the stream wants to have copied again comes before everything.
+ * A key that the stream wants to have copied again comes before everything;
+ * what is on the target is looked for by its index.  COPY_DONE here means: there
+ * is none.
  */
-static bool
+static CopyStep
 plan_recopy(CopyState *state, CopyJob *job)
 {
 	RecopyRequest request;
@@ -506,26 +586,86 @@ plan_recopy(CopyState *state, CopyJob *job)
 		strlcpy(request.key, state->shared->recopy.key, sizeof(request.key));
 	LWLockRelease(shared_chunk_lock());
 	if (request.mapping == 0)
-		return false;
+		return COPY_DONE;
 	foreach(lc, state->tables)
 	{
 		CopyTable  *table = lfirst(lc);
 
 		if (table->transform->row->id != request.mapping)
 			continue;
+		if (copy_is_claimed(state->shared, request.mapping))
+			return COPY_WAIT;
 		chunk_directory_load(table->directory, state->peer, state->origin,
 							 state->shared);
 		memset(job, 0, sizeof(*job));
 		job->table = table;
 		job->generation = table->directory->generation;
 		job->number = table->directory->next_number;
+		if (table->directory->key_aside)
+			return table->directory->announced ? COPY_WAIT :
+				claim(state, table, COPY_KEY);
 		job->key_only = true;
 		job->upper = keyspace_key_from_literal(table->directory->space,
 											   request.key);
 		announce(state, job);
-		return true;
+		return COPY_CHUNK;
 	}
-	return false;
+	return COPY_DONE;
+}
+
+/*
+ * Is it something to do?
+ */
+static bool
+is_work(CopyStep step)
+{
+	return step != COPY_WAIT && step != COPY_DONE;
+}
+
+/*
+ * Note which tables other copy workers are at.
+ */
+static void
+find_crowded(CopyState *state)
+{
+	ListCell   *lc;
+
+	LWLockAcquire(shared_chunk_lock(), LW_SHARED);
+	foreach(lc, state->tables)
+	{
+		CopyTable  *table = lfirst(lc);
+
+		table->crowded = false;
+		for (int i = 0; i < BG_MAX_COPY_WORKERS; i++)
+			table->crowded |= state->shared->copy[i].mapping ==
+				table->transform->row->id;
+	}
+	LWLockRelease(shared_chunk_lock());
+}
+
+/*
+ * Look for something to do in the tables that are crowded, or in the others.
+ * Until then, step is what there was to do elsewhere.
+ */
+static CopyStep
+plan_tables(CopyState *state, CopyJob *job, CopyStep step, bool crowded)
+{
+	ListCell   *lc;
+
+	foreach(lc, state->tables)
+	{
+		CopyTable  *table = lfirst(lc);
+		CopyStep	found;
+
+		if (is_work(step))
+			break;
+		if (table->crowded != crowded)
+			continue;
+		found = plan_table(state, table, job);
+		if (found != COPY_DONE)
+			step = found;
+	}
+	return step;
 }
 
 /*
@@ -535,31 +675,17 @@ plan_recopy(CopyState *state, CopyJob *job)
 CopyStep
 copy_plan(CopyState *state, CopyJob *job)
 {
-	CopyStep	result = COPY_DONE;
+	CopyStep	result;
 	MemoryContext old;
-	ListCell   *lc;
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	old = MemoryContextSwitchTo(state->chunk_context);
 	lock_planning(state);
-	if (plan_recopy(state, job))
-		result = COPY_CHUNK;
-	else
-	{
-		foreach(lc, state->tables)
-		{
-			CopyStep	step = plan_table(state, lfirst(lc), job);
-
-			if (step == COPY_CHUNK || step == COPY_FINISH)
-			{
-				result = step;
-				break;
-			}
-			if (step == COPY_WAIT)
-				result = COPY_WAIT;
-		}
-	}
+	find_crowded(state);
+	result = plan_recopy(state, job);
+	result = plan_tables(state, job, result, false);
+	result = plan_tables(state, job, result, true);
 	MemoryContextSwitchTo(old);
 	PopActiveSnapshot();
 	CommitTransactionCommand();

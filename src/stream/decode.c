@@ -183,8 +183,8 @@ load_transforms(const PluginOptions *options, Oid *partition_change)
 	MemoryContextSwitchTo(context);
 	deployment = deployment_load_by_name(options->deployment, false);
 	deployment_check_owner(deployment);
-	rows = mappings_load(deployment->id,
-						 options->direction ? options->direction[0] : 'f');
+	rows = mappings_load(deployment->id, options->direction ?
+						 options->direction[0] : deployment->direction);
 	foreach(lc, rows)
 	{
 		Transform  *transform = transform_compile(lfirst(lc));
@@ -453,4 +453,7 @@ _PG_output_plugin_init(OutputPluginCallbacks *cb)
 	cb->truncate_cb = plugin_truncate;
 	cb->message_cb = plugin_message;
 	cb->commit_cb = plugin_commit;
+	/* core asks it for every record: not without need */
+	if (attached != NULL && attached->left_out != NIL)
+		cb->filter_by_origin_cb = origin_filter;
 }

@@ -8,6 +8,7 @@
 #ifndef BG_DECODE_H
 #define BG_DECODE_H
 
+#include "core/catalog.h"
 #include "replication/logical.h"
 #include "stream/change.h"
 
@@ -43,6 +44,9 @@ typedef struct DecodeState
 								 * have changed */
 	int32		deployment;
 	int64		mapping_version;	/* what the transforms were compiled from */
+	List	   *left_out;		/* ids of origins whose changes came from where
+								 * this stream goes (origin_filter.c) ... */
+	XLogRecPtr	left_out_from;	/* ... in WAL from here on */
 	bool		pin_settings;	/* in a user's session: for each transaction */
 	int			guc_level;
 	MemoryContext context;		/* of this struct and the relation entries */
@@ -65,6 +69,11 @@ extern DecodeState *decode_create(List *transforms, const ChangeSink *sink);
 
 /* The next startup callback of this process takes this state (the worker). */
 extern void decode_attach(DecodeState *state);
+
+/* origin_filter.c */
+extern List *origin_filter_load(const Deployment *deployment);
+extern bool origin_filter(struct LogicalDecodingContext *ctx,
+						  RepOriginId origin);
 
 /* The sink of the SQL interface (text.c). */
 extern void text_sink_init(ChangeSink *sink, LogicalDecodingContext *ctx);

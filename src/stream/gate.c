@@ -7,7 +7,9 @@
  * key lies in:
  *
  *	no chunk			drop: the chunk to come will see X
- *	finished (S, P)		apply if S does not see X; L >= P says so by itself
+ *	finished (S, P)		apply if S does not see X; L >= P says so by itself;
+ *						but if the target's key is aside, wait until it is
+ *						built (copy_index.c)
  *	announced			wait until it is finished or given up
  *
  * X must have left the proc array before the directory is looked at (see
@@ -156,10 +158,72 @@ wait_for_chunk(Gate *gate, GateTable *table, ReorderBufferTXN *txn)
 			break;
 		if (WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 					  1000, PG_WAIT_EXTENSION) & WL_TIMEOUT)
+		{
+			copy_check_error(shared, &gate->copy_failed);
 			copy_launch_workers(shared);	/* if one has died */
+		}
 		ResetLatch(MyLatch);
 		gate_check_stop(shared);
 	}
+}
+
+/*
+ * The stream has something to apply to the table: have its key built.
+ */
+static void
+want_key(Gate *gate, GateTable *table)
+{
+	bool		wanted;
+
+	LWLockAcquire(shared_chunk_lock(), LW_EXCLUSIVE);
+	wanted = table->stats->key_wanted;
+	if (!wanted)
+	{
+		table->stats->key_wanted = true;
+		gate->shared->chunk_version++;
+	}
+	LWLockRelease(shared_chunk_lock());
+	if (!wanted)
+		ConditionVariableBroadcast(&gate->shared->changed);
+}
+
+/*
+ * Has a copy worker failed for want of a lock?
+ */
+static bool
+lock_was_refused(const StreamShared *shared)
+{
+	bool		refused;
+
+	LWLockAcquire(shared_chunk_lock(), LW_SHARED);
+	refused = shared->copy_error.at != 0 &&
+		strcmp(shared->copy_error.sqlstate,
+			   unpack_sql_state(ERRCODE_LOCK_NOT_AVAILABLE)) == 0;
+	LWLockRelease(shared_chunk_lock());
+	return refused;
+}
+
+/*
+ * May rows go to the target?  If its key is aside wait for a change, after
+ * which the directory has to be looked at again.
+ *
+ * Our own transaction on the target may be in the way of who builds the key: a
+ * trigger of another table has touched this one.  Then the worker ends, and the
+ * next one has the key built before it decodes anything.
+ */
+static bool
+has_key(Gate *gate, GateTable *table, ReorderBufferTXN *txn)
+{
+	if (!table->directory->key_aside)
+		return true;
+	if (txn && lock_was_refused(gate->shared))
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("key of table \"%s\" must be built before a transaction is applied",
+						mapping_target_name(table->transform->row))));
+	want_key(gate, table);
+	wait_for_chunk(gate, table, txn);
+	return false;
 }
 
 static bool
@@ -177,7 +241,13 @@ decide(Gate *gate, GateTable *table, ReorderBufferTXN *txn)
 		if (chunk == NULL)
 			return false;
 		if (!chunk->announced)
-			return txn->final_lsn >= chunk->lsn || !chunk_sees(chunk, txn->xid);
+		{
+			if (txn->final_lsn < chunk->lsn && chunk_sees(chunk, txn->xid))
+				return false;
+			if (has_key(gate, table, txn))
+				return true;
+			continue;
+		}
 		if (!XLogRecPtrIsInvalid(chunk->lsn) && txn->final_lsn < chunk->lsn)
 			return false;		/* nobody wrote when S was taken: S sees it */
 		wait_for_chunk(gate, table, txn);
@@ -356,6 +426,26 @@ gate_finish_recopy(Gate *gate)
 }
 
 /*
+ * Before decoding: have the keys built that the last worker waited for.
+ */
+void
+gate_finish_keys(Gate *gate)
+{
+	for (int i = 0; i < gate->ntables; i++)
+	{
+		GateTable  *table = &gate->tables[i];
+
+		if (table->passed || !table->stats->key_wanted)
+			continue;
+		do
+		{
+			refresh(gate, table);
+			copy_launch_workers(gate->shared);
+		} while (!has_key(gate, table, NULL));
+	}
+}
+
+/*
  * DecodeGate.sees: does every chunk of the table, finished or to come, see
  * the transaction?  True also while there is no chunk.
  */
@@ -427,6 +517,7 @@ gate_reached(Gate *gate, XLogRecPtr lsn)
 		{
 			refresh(gate, table);
 			table->passed = table->directory->complete &&
+				!table->directory->key_aside &&
 				lsn >= table->directory->copied_until;
 		}
 		open &= table->passed;
@@ -450,7 +541,10 @@ gate_truncate(Gate *gate, Transform *transform, ReorderBufferTXN *txn)
 	if (gate->open || table->passed)
 		return false;
 	gate_wait_for_xid(gate, txn->xid);
-	refresh(gate, table);
+	do
+	{
+		refresh(gate, table);
+	} while (table->directory->complete && !has_key(gate, table, txn));
 	/* behind the last P it is a change like others, and the copy may end */
 	if (table->directory->complete &&
 		txn->final_lsn >= table->directory->copied_until)

@@ -38,6 +38,8 @@ typedef struct Gate
 	/* a row's key has been copied again: the batch's row of it is outdated */
 	void		(*forget) (void *arg, const Transform *transform);
 	void	   *settle_arg;
+	bool		copy_failed;	/* the error is a copy worker's: no transaction
+								 * is to blame */
 } Gate;
 
 extern Gate *gate_create(StreamShared *shared, Peer *control,
@@ -46,6 +48,7 @@ extern Gate *gate_create(StreamShared *shared, Peer *control,
 extern bool gate_is_passed(const TableShared *stats, XLogRecPtr progress);
 extern void gate_init_decode(Gate *gate, DecodeGate *decode);
 extern void gate_finish_recopy(Gate *gate);
+extern void gate_finish_keys(Gate *gate);
 extern void gate_check_stop(const StreamShared *shared);
 extern void gate_wait_for_xid(Gate *gate, TransactionId xid);
 extern void gate_begin(Gate *gate);

@@ -180,29 +180,28 @@ parameters_add_columns(Parameters *p, Transform *transform, BatchRow **rows,
 }
 
 void
-parameters_add_rows(Parameters *p, const Transform *transform, BatchRow **rows,
-					int nrows)
+parameters_add_rows(Parameters *p, BatchRow **rows, int nrows,
+					const int *columns, int ncolumns)
 {
-	int			ncolumns = transform->ncolumns;
-	Size		size = 0;
+	uint16		header = pg_hton16((uint16) ncolumns);
+	Size		size = nrows * (sizeof(header) + (Size) ncolumns * WIRE_HEADER);
 	char	   *start;
 	char	   *next;
 
 	for (int r = 0; r < nrows; r++)
-	{
-		size += sizeof(int16) + (Size) ncolumns * WIRE_HEADER;
 		for (int i = 0; i < ncolumns; i++)
-			size += rows[r]->values[i].data ? rows[r]->values[i].len : 0;
-	}
+		{
+			const WireValue *value = &rows[r]->values[columns[i]];
+
+			size += value->data ? value->len : 0;
+		}
 	start = next = palloc(size);
 	for (int r = 0; r < nrows; r++)
 	{
-		uint16		n = pg_hton16((uint16) ncolumns);
-
-		memcpy(next, &n, sizeof(n));
-		next += sizeof(n);
+		memcpy(next, &header, sizeof(header));
+		next += sizeof(header);
 		for (int i = 0; i < ncolumns; i++)
-			next = put_value(next, &rows[r]->values[i]);
+			next = put_value(next, &rows[r]->values[columns[i]]);
 	}
 	add_parameter(p, start, next - start, 1);
 }

@@ -31,14 +31,14 @@ typedef enum ColumnSet
 extern Parameters parameters_create(int max);
 
 /*
- * Arrays for the columns of rows, which all carry the same columns; all columns
- * of rows in the format of COPY BINARY; an array with a number for each row;
+ * Arrays for the columns of rows, which all carry the same columns; some columns
+ * of rows (by index) in the format of COPY BINARY; an array with a number for each row;
  * and one with a single value of a column.
  */
 extern void parameters_add_columns(Parameters *p, Transform *transform,
 								   BatchRow **rows, int nrows, ColumnSet set);
-extern void parameters_add_rows(Parameters *p, const Transform *transform,
-								BatchRow **rows, int nrows);
+extern void parameters_add_rows(Parameters *p, BatchRow **rows, int nrows,
+								const int *columns, int ncolumns);
 extern void parameters_add_numbers(Parameters *p, const int *numbers, int n);
 extern void parameters_add_value(Parameters *p, const TransformColumn *column,
 								 const WireValue *value);

@@ -209,7 +209,8 @@ forget_tables(Peer *peer, const char *origin, const char *kept)
 
 /*
  * Tell the target which tables the stream has, forget those that it has no
- * longer, and raise the generation of those that are not copied yet.
+ * longer, and raise the generation of those that are not copied yet.  A stream
+ * back copies nothing: its tables follow from the first position of its slot.
  */
 void
 progress_register_tables(Peer *peer, const char *origin, List *rows)
@@ -224,14 +225,22 @@ progress_register_tables(Peer *peer, const char *origin, List *rows)
 	{
 		MappingRow *row = lfirst(lc);
 		const char *args[] = {origin, psprintf("%d", row->id),
-		row->target_schema, row->target_table};
+		row->target_schema, row->target_table,
+		row->direction == 'f' ? "copying" : "streaming"};
+		PeerResult *result;
 
 		appendStringInfo(&ids, "%s%d", ids.len > 1 ? "," : "", row->id);
-		peer_query(peer,
-				   "INSERT INTO bluegreen.applied_table "
-				   "(stream, mapping, target_schema, target_table) "
-				   "VALUES ($1, $2::integer, $3, $4) "
-				   "ON CONFLICT (stream, mapping) DO NOTHING", 4, args);
+		peer_command(peer, "BEGIN");
+		result = peer_query(peer,
+							"INSERT INTO bluegreen.applied_table "
+							"(stream, mapping, target_schema, target_table, state) "
+							"VALUES ($1, $2::integer, $3, $4, $5) "
+							"ON CONFLICT (stream, mapping) DO NOTHING "
+							"RETURNING mapping", 5, args);
+		/* whoever else is copied there must not be without it any longer */
+		if (result->ntuples > 0)
+			copy_restore_key(peer, origin, row->id);
+		peer_command(peer, "COMMIT");
 	}
 	appendStringInfoChar(&ids, '}');
 	forget_tables(peer, origin, ids.data);

@@ -80,10 +80,11 @@ is_idle(const StreamWorker *worker)
 
 /*
  * Publish how far we are.  With nothing on the way, everything that is decoded
- * has been applied as far as there was anything to apply.
+ * has been applied as far as there was anything to apply.  Between two records
+ * only.
  */
-static void
-publish(StreamWorker *worker)
+void
+reader_publish(StreamWorker *worker)
 {
 	StreamShared *shared = worker->shared;
 	bool		idle = is_idle(worker);
@@ -341,11 +342,11 @@ wait_for_wal(StreamWorker *worker, XLogRecPtr wanted, XLogRecPtr limit)
 		if (apply_poll(worker->apply))
 			sink_flush(worker);
 		peer_check(worker->peer);
-		publish(worker);
+		reader_publish(worker);
 		reader_tick(worker);
 		if (apply_poll(worker->apply))
 			reader_confirm(worker);
-		publish(worker);
+		reader_publish(worker);
 		if (XLogRecPtrIsInvalid(goal))
 		{
 			wait_for_event(worker, wanted);

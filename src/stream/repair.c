@@ -418,13 +418,15 @@ bluegreen_repair(PG_FUNCTION_ARGS)
 				 errdetail("It has to see the rows as they are when it has locked them.")));
 	job.wrote = TransactionIdIsValid(GetTopTransactionIdIfAny());
 	job.deployment = deployment_lock(NameStr(*PG_GETARG_NAME(0)));
+	control_require_active(job.deployment, "repair");
 	control_check_stream(control_stream(job.deployment), job.deployment->name);
 	guc_level = settings_pin_formatting();
 	job.peer = peer_connect(job.deployment->server, job.deployment->owner,
 							psprintf("%s repair",
 									 stream_application_name(job.deployment)));
 	peer_on_connect_apply(job.peer);
-	foreach(lc, mappings_load(job.deployment->id, 'f'))
+	foreach(lc, mappings_load(job.deployment->id,
+							   job.deployment->direction))
 	{
 		MappingRow *row = lfirst(lc);
 

@@ -14,6 +14,10 @@
  * peer's search_path is empty, so types are named with their schema and the
  * key is compared with the equality operator of the target's own index.
  *
+ * Where the target allows it, rows are updated and deleted by functions that
+ * need no plan, see keyed_rows.c.  They, and COPY's code, take the rows as one
+ * parameter.
+ *
  * Statements are prepared once a connection and planned generically: an index
  * lookup per row whatever the array's length, which the planner would
  * otherwise trade for a scan of the whole table.
@@ -83,7 +87,8 @@ load_columns(Peer *peer, TargetWriter *writer)
 }
 
 /*
- * The equality operators of the target's unique index over the key.
+ * The equality operators of the target's unique index over the key.  A primary
+ * key that is not ready is aside until the table is copied.
  */
 static void
 load_key(Peer *peer, TargetWriter *writer)
@@ -104,7 +109,8 @@ load_key(Peer *peer, TargetWriter *writer)
 							"JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
 							"JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid "
 							"JOIN pg_catalog.pg_index i ON i.indrelid = c.oid "
-							" AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL "
+							" AND i.indisunique AND i.indimmediate AND i.indpred IS NULL "
+							" AND (i.indisvalid OR i.indisprimary AND NOT i.indisready) "
 							"CROSS JOIN LATERAL pg_catalog.generate_series(0, i.indnkeyatts - 1) AS p(n) "
 							"JOIN pg_catalog.pg_opclass oc ON oc.oid = i.indclass[p.n] "
 							"JOIN pg_catalog.pg_amop am ON am.amopfamily = oc.opcfamily "
@@ -126,6 +132,40 @@ load_key(Peer *peer, TargetWriter *writer)
 }
 
 /*
+ * {id,"a b"}: the names of the key's columns as an array.
+ */
+static void
+append_key_names(StringInfo sql, const Transform *transform)
+{
+	appendStringInfoString(sql, "ARRAY[");
+	for (int k = 0; k < transform->nkeys; k++)
+		appendStringInfo(sql, "%s%s", k > 0 ? ", " : "",
+						 quote_literal_cstr(transform->columns[transform->keys[k]].def->name));
+	appendStringInfoString(sql, "]::pg_catalog.name[]");
+}
+
+/*
+ * Can rows be updated and deleted without a plan?  Their bytes are those that
+ * COPY's code would take.
+ */
+static void
+ask_takes_rows(Peer *peer, TargetWriter *writer)
+{
+	StringInfoData sql;
+	PeerResult *result;
+
+	if (!writer->inserts_many)
+		return;
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "SELECT bluegreen.takes_rows(%s::pg_catalog.regclass, ",
+					 quote_literal_cstr(writer->name));
+	append_key_names(&sql, writer->transform);
+	appendStringInfoChar(&sql, ')');
+	result = peer_query(peer, sql.data, 0, NULL);
+	writer->takes_rows = result->values[0][0][0] == 't';
+}
+
+/*
  * Ask the peer what must be known to write to a mapping's target.  Result in
  * CurrentMemoryContext.  Remote errors are raised.
  */
@@ -141,6 +181,8 @@ target_writer_create(Peer *peer, Transform *transform)
 	load_key(peer, writer);
 	if (transform->nkeys == 0)
 		keyless_load_locators(peer, writer);
+	else
+		ask_takes_rows(peer, writer);
 	return writer;
 }
 
@@ -373,6 +415,53 @@ build_delete(StringInfo sql, const TargetWriter *writer)
 }
 
 /*
+ * First the key, by which the rows are found, then what is set.
+ */
+int
+target_statement_columns(const TargetWriter *writer, StatementKind kind,
+						 const bool *missing, int *columns)
+{
+	const Transform *transform = writer->transform;
+	int			n = 0;
+
+	for (int k = 0; k < transform->nkeys; k++)
+		columns[n++] = transform->keys[k];
+	for (int i = 0; kind == STATEMENT_UPDATE_ROWS && i < transform->ncolumns; i++)
+		if (is_set(writer, missing, i))
+			columns[n++] = i;
+	return n;
+}
+
+/*
+ * The same as UPDATE and DELETE without a plan.  Parameters: the rows, and how
+ * many must be found.  Returns 0 parameters if there is nothing to set.
+ */
+static int
+build_change_rows(StringInfo sql, const TargetWriter *writer,
+				  StatementKind kind, const bool *missing)
+{
+	int			nset = 0;
+
+	appendStringInfo(sql, "SELECT bluegreen.%s(%s::pg_catalog.regclass, ",
+					 kind == STATEMENT_UPDATE_ROWS ? "update_rows" : "delete_rows",
+					 quote_literal_cstr(writer->name));
+	append_key_names(sql, writer->transform);
+	if (kind == STATEMENT_UPDATE_ROWS)
+	{
+		for (int i = 0; i < writer->transform->ncolumns; i++)
+			if (is_set(writer, missing, i))
+				appendStringInfo(sql, "%s%s",
+								 nset++ > 0 ? ", " : ", ARRAY[",
+								 quote_literal_cstr(writer->transform->columns[i].def->name));
+		if (nset == 0)
+			return 0;
+		appendStringInfoString(sql, "]::pg_catalog.name[]");
+	}
+	appendStringInfoString(sql, ", $1::pg_catalog.bytea, $2::pg_catalog.int8)");
+	return 2;
+}
+
+/*
  * SELECT rows by their keys, and keep them as they are.
  */
 static int
@@ -502,6 +591,9 @@ build(StringInfo sql, const TargetWriter *writer, StatementKind kind,
 			return build_update(sql, writer, missing);
 		case STATEMENT_DELETE:
 			return build_delete(sql, writer);
+		case STATEMENT_UPDATE_ROWS:
+		case STATEMENT_DELETE_ROWS:
+			return build_change_rows(sql, writer, kind, missing);
 		case STATEMENT_FIND:
 			return build_find(sql, writer);
 		case STATEMENT_MOVE:

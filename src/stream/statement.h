@@ -19,6 +19,8 @@ typedef enum StatementKind
 	STATEMENT_UPSERT,
 	STATEMENT_UPDATE,
 	STATEMENT_DELETE,
+	STATEMENT_UPDATE_ROWS,		/* without a plan: rows as one parameter */
+	STATEMENT_DELETE_ROWS,
 	STATEMENT_FIND,				/* SELECT by key, locks */
 	STATEMENT_MOVE,
 	STATEMENT_NOTE,				/* keep the target's row for a conflict */
@@ -57,6 +59,7 @@ typedef struct TargetWriter
 	bool		has_incoming_fk;
 	bool		takes_binary;	/* in COPY: all its columns' types do */
 	bool		inserts_many;	/* STATEMENT_INSERT_MANY does as INSERT would */
+	bool		takes_rows;		/* so do STATEMENT_UPDATE_ROWS and ..DELETE.. */
 	int			nlocators;		/* without a key */
 	Locator    *locators;
 	TargetStatement *statements;
@@ -66,6 +69,14 @@ extern TargetWriter *target_writer_create(Peer *peer, Transform *transform);
 extern PeerStatement *target_statement(TargetWriter *writer,
 									   StatementKind kind,
 									   const bool *missing);
+
+/*
+ * The columns of a row, as indexes, that a STATEMENT_*_ROWS takes; returns how
+ * many.  There is room for two times the transform's.
+ */
+extern int	target_statement_columns(const TargetWriter *writer,
+									 StatementKind kind, const bool *missing,
+									 int *columns);
 
 /* for statement_keyless.c */
 extern void statement_append_columns(StringInfo sql,

@@ -39,6 +39,7 @@
 #include "core/lost.h"
 #include "core/partition.h"
 #include "core/place.h"
+#include "core/switch_row.h"
 #include "core/target.h"
 #include "core/worker.h"
 #include "miscadmin.h"
@@ -111,12 +112,13 @@ load_mappings(StreamWorker *worker)
 	worker->repair_rows = repair_row_relid();
 	worker->deployments =
 		get_relname_relid("deployment", get_namespace_oid("bluegreen", false));
+	worker->left_out = origin_filter_load(deployment);
 	worker->origin = stream_origin_name(deployment->system_identifier,
 										MyDatabaseId, deployment->id,
 										shared->direction);
 	worker->application_name =
 		psprintf("%s %s", stream_application_name(deployment),
-				 shared->direction == 'f' ? "forward" : "backward");
+				 direction_name(shared->direction));
 }
 
 /*
@@ -242,6 +244,9 @@ prepare(StreamWorker *worker)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	MemoryContextSwitchTo(worker->context);
 	load_mappings(worker);
+	switch_schedule(shared);
+	if (routers_paused(shared->deployment))
+		router_watch(shared->deployment);	/* whoever did that is gone */
 	check_slot(worker);			/* whatever the peer is up to */
 	connect_peer(worker);
 	verify_schedule(shared);
@@ -256,6 +261,7 @@ prepare(StreamWorker *worker)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	MemoryContextSwitchTo(worker->context);
 	gate_finish_recopy(worker->gate);
+	gate_finish_keys(worker->gate);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(worker->context);
@@ -337,6 +343,8 @@ begin_decoding(StreamWorker *worker)
 	worker->decode->deployments = worker->deployments;
 	worker->decode->deployment = worker->deployment->id;
 	worker->decode->mapping_version = worker->deployment->mapping_version;
+	worker->decode->left_out = worker->left_out;
+	worker->decode->left_out_from = worker->deployment->opposite_lsn;
 	gate_init_decode(worker->gate, &worker->decode->gate);
 
 	worker_use_decoding_memory();
@@ -393,8 +401,19 @@ decode_loop(StreamWorker *worker)
 		/* behind: look after things without waiting for the end of WAL */
 		if (worker->shared->stop_requested || worker->shared->reload)
 			reader_stop(worker);
+		/* nothing of all that may have been for us */
+		reader_publish(worker);
 		reader_tick(worker);
 	}
+}
+
+/*
+ * Is the error a copy worker's, which the stream had to wait for?
+ */
+static bool
+copy_has_failed(const StreamWorker *worker)
+{
+	return worker->gate != NULL && worker->gate->copy_failed;
 }
 
 /*
@@ -413,7 +432,7 @@ note_error(StreamWorker *worker, const ErrorData *error)
 
 	if (worker->decode && worker->decode->evaluating)
 		target = mapping_target_name(worker->decode->evaluating->row);
-	if (worker->decode && worker->decode->txn &&
+	if (worker->decode && worker->decode->txn && !copy_has_failed(worker) &&
 		!peer_sqlstate_is_transient(sqlstate))
 		lsn = worker->current.commit_lsn;
 	if (!XLogRecPtrIsInvalid(lsn) && error->hint == NULL)
@@ -429,7 +448,8 @@ note_error(StreamWorker *worker, const ErrorData *error)
 								  worker->decoding->reader->EndRecPtr);
 	mine->at = GetCurrentTimestamp();
 	mine->lsn = lsn;
-	if (worker->apply == NULL || !worker->apply->blamed)
+	if (!copy_has_failed(worker) &&
+		(worker->apply == NULL || !worker->apply->blamed))
 		mine->relation[0] = mine->key[0] = '\0';
 	if (target != NULL)
 	{
@@ -456,7 +476,7 @@ blame_transaction(StreamWorker *worker, const ErrorData *error)
 	StreamShared *shared = worker->shared;
 
 	if (worker->decode == NULL || worker->decode->txn == NULL ||
-		worker->careful ||
+		worker->careful || copy_has_failed(worker) ||
 		peer_sqlstate_is_transient(unpack_sql_state(error->sqlerrcode)))
 		return;
 	SpinLockAcquire(&shared->mutex);

@@ -24,6 +24,7 @@ typedef struct StreamWorker
 	Oid			partition_change;	/* see core/partition.c */
 	Oid			repair_rows;	/* see repair_row.c */
 	Oid			deployments;	/* bluegreen.deployment */
+	List	   *left_out;		/* see origin_filter.c */
 	char	   *origin;
 	char	   *application_name;
 	Peer	   *peer;			/* the apply connection */
@@ -63,6 +64,7 @@ extern int	reader_page(XLogReaderState *reader, XLogRecPtr page, int wanted,
 						XLogRecPtr target, char *buffer);
 extern void reader_attach(StreamWorker *worker);
 extern void reader_confirm(StreamWorker *worker);
+extern void reader_publish(StreamWorker *worker);
 extern void reader_tick(StreamWorker *worker);
 extern pg_noreturn void reader_stop(StreamWorker *worker);
 

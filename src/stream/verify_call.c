@@ -246,6 +246,7 @@ bluegreen_verify(PG_FUNCTION_ARGS)
 		check_every(every);
 	}
 	deployment = deployment_lock(name);
+	control_require_active(deployment, "verify");
 	id = deployment->id;
 	shared = control_stream(deployment);
 	control_check_stream(shared, name);

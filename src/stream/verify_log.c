@@ -85,6 +85,11 @@ verify_request(int32 deployment, Oid source)
 						 deployment, mappings), NULL, SPI_OK_INSERT);
 }
 
+/* Is this side the one that is right?  Else what comes back would differ. */
+#define IS_ACTIVE \
+	"EXISTS (SELECT FROM bluegreen.fence f " \
+	"WHERE f.deployment = r.deployment AND f.state IN ('open', 'raised'))"
+
 /*
  * When a verify worker has something to do, for the launcher; needs a
  * transaction.  A request that comes while we look has set its own time.
@@ -101,8 +106,11 @@ verify_schedule(StreamShared *shared)
 	SpinLockRelease(&shared->mutex);
 	catalog_begin(&access);
 	if (catalog_run(psprintf("SELECT CASE WHEN state = 'running' "
-							 "THEN requested_at ELSE requested_at + every END "
-							 "FROM bluegreen.verify_run WHERE deployment = %d",
+							 "THEN requested_at WHEN " IS_ACTIVE
+							 " THEN requested_at + every ELSE "
+							 "greatest(requested_at + every, "
+							 "clock_timestamp() + every / 10) END "
+							 "FROM bluegreen.verify_run r WHERE deployment = %d",
 							 shared->deployment), NULL, SPI_OK_SELECT) > 0)
 		at = DatumGetTimestampTz(catalog_value(0, 1, NULL));
 	catalog_end(&access);
@@ -123,7 +131,8 @@ verify_log_begin(VerifyState *state)
 	int32		deployment = state->deployment->id;
 	char	   *sql = psprintf("SELECT state = 'running', number, "
 							   "requested_at + every <= clock_timestamp() "
-							   "FROM bluegreen.verify_run WHERE deployment = %d",
+							   "AND " IS_ACTIVE
+							   " FROM bluegreen.verify_run r WHERE deployment = %d",
 							   deployment);
 	CatalogAccess access;
 	bool		running = false;

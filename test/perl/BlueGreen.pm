@@ -33,8 +33,8 @@ use IPC::Run;
 use POSIX ();
 use Test::More ();
 
-our @EXPORT = qw(create_pair wait_for_sync compare_tables
-  pgbench_start pgbench_stop kill9_worker memory_of usage_of);
+our @EXPORT = qw(create_pair connect_nodes wait_for_sync wait_for_both
+  compare_tables pgbench_start pgbench_stop kill9_worker memory_of usage_of);
 
 # a user's own settings are not meant for the test's clusters
 delete @ENV{ grep { /^PG/ && !/^PG_/ } keys %ENV };
@@ -62,8 +62,10 @@ sub green
 }
 
 # Two clusters with the extension, and on blue a SERVER "green" with a user
-# mapping.  Options: conf, blue_conf, green_conf (lines for postgresql.conf),
-# initdb (more arguments for it), dbname (created unless it is postgres).  The
+# mapping; with way_back => 1 also a SERVER "blue" on green.  Options: conf,
+# blue_conf, green_conf (lines for postgresql.conf), initdb (more arguments for
+# it), dbname (created unless it is postgres), and guard => 1: green's mapped
+# tables are guarded against the test's own writes, as they are by default.  The
 # pair that was made last is the one that wait_for_sync, compare_tables mean.
 sub create_pair
 {
@@ -73,14 +75,16 @@ sub create_pair
 	my @initdb = (initdb => $options{initdb} // []);
 	$blue = BlueGreen->blue('blue', "$conf\n" . ($options{blue_conf} // ''),
 		@initdb);
+	my $guard = 'bluegreen.allow_target_writes = ' . ($options{guard} ? 0 : 1);
 	$green = BlueGreen->green('green',
-		"$conf\n" . ($options{green_conf} // ''), @initdb);
+		"$conf\n$guard\n" . ($options{green_conf} // ''), @initdb);
 	foreach my $node ($blue, $green)
 	{
 		$node->safe_psql("CREATE DATABASE $dbname") if $dbname ne 'postgres';
 		$node->safe_psql($dbname, 'CREATE EXTENSION pg_bluegreen');
 	}
 	connect_nodes($blue, $green, 'green', $dbname);
+	connect_nodes($green, $blue, 'blue', $dbname) if $options{way_back};
 	return ($blue, $green);
 }
 
@@ -113,6 +117,14 @@ sub wait_for_sync
 	return $node->safe_psql($options{dbname},
 		"CALL bluegreen.wait_for_sync('$deployment', '$seconds s')",
 		timeout => $seconds + 10);
+}
+
+# Wait until both sides have all that either has committed so far.
+sub wait_for_both
+{
+	my ($deployment, %options) = @_;
+	wait_for_sync($deployment, %options, node => $_) for $blue, $green;
+	return;
 }
 
 # A test: two queries, one on each side, give the same rows, and some.  The

@@ -276,11 +276,11 @@ wait_held(2);
 is( $green->safe_psql(
 		q{SELECT string_agg(indexrelid::regclass::text, ' ') FROM pg_index
 		WHERE indrelid = 'uniq'::regclass AND indisready}),
-	'uniq_pkey',
-	'indexes beside the key are put aside while chunks are copied');
+	'',
+	'indexes are put aside while chunks are copied');
 is($green->safe_psql(q{SELECT string_agg(name, ' ' ORDER BY name)
 	FROM bluegreen.saved_index}),
-	'uniq_lower uniq_plain uniq_w uniq_x', 'and noted');
+	'uniq_lower uniq_pkey uniq_plain uniq_w uniq_x', 'and noted');
 
 # the stream stands at a row of a held chunk, and then values move
 $blue->safe_psql(<<'SQL');

@@ -50,11 +50,13 @@ mover(q{SELECT bluegreen.alter_mapping('shop', 'customer',
 	SELECT bluegreen.drop_deployment('shop');});
 is($blue->safe_psql('SELECT count(*) FROM pg_replication_slots'),
 	0, 'and can drop it all');
-foreach my $function (split /,\s*/, $functions)
+foreach my $function (split /,\s*(?=bluegreen)/, $functions)
 {
 	ok( mover(
 			"SELECT bool_and(has_function_privilege(oid, 'EXECUTE'))
-			FROM pg_proc WHERE oid = '$function'::regproc") eq 't',
+			FROM pg_proc WHERE oid IN (CASE WHEN '$function' LIKE '%(%' THEN
+				to_regprocedure('$function')::oid
+				ELSE to_regproc('$function')::oid END)") eq 't',
 		"granted: $function");
 }
 $green->safe_psql(q{SELECT bluegreen.revoke_apply('applier');

@@ -20,6 +20,7 @@ $_->safe_psql(q{
 $blue->safe_psql(q{
 	INSERT INTO t SELECT i, repeat('x', 2000) FROM generate_series(1, 1000) i;
 	SELECT bluegreen.create_deployment('d', 'green');
+	SELECT bluegreen.accept('d', 'way_back', 'green');
 	SELECT bluegreen.map_table('d', 't');});
 my %version = map { $_ => $_ eq 'blue'
 	? $blue->safe_psql('SHOW server_version_num')
@@ -218,7 +219,20 @@ fires_and_mends(
 		green => q{UPDATE pg_database SET datcollversion = '0'
 			WHERE datname = 'icu'}
 	});
-$blue->safe_psql(q{ALTER SERVER green OPTIONS (SET dbname 'postgres')});
+$blue->safe_psql(q{ALTER SERVER green OPTIONS (SET dbname 'postgres');
+	CREATE DATABASE icu TEMPLATE template0 LOCALE_PROVIDER icu
+		ICU_LOCALE 'sv'});
+$blue->safe_psql('icu', qq{CREATE EXTENSION pg_bluegreen;
+	CREATE TABLE t (id int PRIMARY KEY, v text);
+	CREATE SERVER green FOREIGN DATA WRAPPER pg_bluegreen
+		OPTIONS (host '127.0.0.1', port '$port', dbname 'icu');
+	CREATE USER MAPPING FOR CURRENT_USER SERVER green OPTIONS (user 'postgres');
+	SELECT bluegreen.create_deployment('d', 'green');
+	SELECT bluegreen.map_table('d', 't')});
+is(join(' ', grep { /^locale/ } found(preflight($blue, 'd', dbname => 'icu'))),
+	'locale warning locale of the provider',
+	'two databases whose ICU locales differ');
+$blue->safe_psql('icu', q{SELECT bluegreen.drop_deployment('d')});
 
 #
 # No connection; no mapping
@@ -247,7 +261,7 @@ nothing_found($blue, 'd', 'all is well at the end');
 # only the one that was looked at has a result
 is( $blue->safe_psql(q{SELECT string_agg(deployment || ' ' || preflight, ' '
 		ORDER BY deployment) FROM bluegreen.stat_stream}),
-	'd ok empty error', 'stat_stream has a line for each');
+	'd notice empty error', 'stat_stream has a line for each');
 $blue->safe_psql(q{CALL bluegreen.start('d')});
 wait_for_sync('d');
 compare_tables('TABLE t', 'TABLE t', 'and it starts');

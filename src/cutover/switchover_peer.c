@@ -1,0 +1,188 @@
+/*-------------------------------------------------------------------------
+ *
+ * switchover_peer.c
+ *		The decision of a switchover, which is made on the other side.
+ *
+ * Everything here is asked in subtransactions: an error must not let go of the
+ * fence, whose outcome is not known.  See switchover.c.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "compat.h"
+#include "cutover/switchover.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#define RESOLVE_MS		500		/* between tries */
+
+/*
+ * What the other side says about its fence.  Errors: those of the peer; it does
+ * not know the stream.
+ */
+FenceView
+switch_look(Peer *peer, const char *stream)
+{
+	const char *args[] = {stream};
+	PeerResult *result =
+		peer_query(peer, "SELECT state, epoch FROM bluegreen.fence_look($1)",
+				   1, args);
+	FenceView	view;
+	int			state = enum_lookup(fence_state_names, FENCE_GUARDED + 1,
+									result->values[0][0]);
+
+	if (state < 0)
+		elog(ERROR, "unexpected state \"%s\" of the peer's fence",
+			 result->values[0][0]);
+	view.state = state;
+	view.epoch = strtoll(result->values[0][1], NULL, 10);
+	return view;
+}
+
+/*
+ * The connection, made when it is needed.
+ */
+Peer *
+switch_peer(SwitchMove *move)
+{
+	if (move->peer != NULL && peer_is_alive(move->peer))
+		return move->peer;
+	if (move->peer != NULL)
+		peer_close(move->peer);
+	move->peer = NULL;
+	PushActiveSnapshot(GetTransactionSnapshot());
+	move->peer = registry_connect(move->deployment, false);
+	PopActiveSnapshot();
+	peer_command(move->peer, "SET synchronous_commit = on");
+	peer_keep(move->peer);
+	return move->peer;
+}
+
+typedef bool (*Question) (SwitchMove *move);
+
+/*
+ * Ask something.  False with *error if it could not be answered.
+ */
+static bool
+ask(SwitchMove *move, Question question, bool *answer, ErrorData **error)
+{
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool answered = false;
+	volatile bool value = false;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(move->context);
+	PG_TRY();
+	{
+		value = question(move);
+		answered = true;
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(move->context);
+		*error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(move->context);
+	CurrentResourceOwner = owner;
+	*answer = value;
+	return answered;
+}
+
+/* ---- the questions ---- */
+
+static bool
+ask_decide(SwitchMove *move)
+{
+	const char *args[] = {move->stream,
+	psprintf(INT64_FORMAT, move->row.epoch)};
+	int64		left;
+	Peer	   *peer;
+
+	switch_wait_standbys(move);
+	peer = switch_peer(move);
+	left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+										   move->row.deadline);
+	peer_command(peer, psprintf("SET lock_timeout = " INT64_FORMAT,
+								Max(left, 1)));
+	(void) peer_query(peer, "SELECT bluegreen.fence_decide($1, $2)", 2, args);
+	return true;
+}
+
+static bool
+ask_settle(SwitchMove *move)
+{
+	const char *args[] = {move->stream,
+	psprintf(INT64_FORMAT, move->row.epoch)};
+	PeerResult *result;
+
+	result = peer_query(switch_peer(move),
+						"SELECT bluegreen.fence_settle($1, $2)", 2, args);
+	return strcmp(result->values[0][0], "t") == 0;
+}
+
+/*
+ * Make the decision.  False, with the reason in move->error, if it is not known
+ * to have been made.
+ */
+bool
+switch_decide(SwitchMove *move)
+{
+	bool		answer;
+
+	move->step_name = "decide";
+	switch_stop_at(move, "decide");
+	return ask(move, ask_decide, &answer, &move->error);
+}
+
+/*
+ * What stands in the row while the other side cannot be asked.
+ */
+static void
+show_doubt(SwitchMove *move, const ErrorData *error)
+{
+	ErrorData	shown = {0};
+
+	shown.sqlerrcode = error->sqlerrcode;
+	shown.message = psprintf("it is in doubt whether %s is the active side: %s",
+							 move->to, error->message);
+	shown.hint = psprintf("It is asked again and again. If %s is lost for good, call bluegreen.force_active('%s') here; if it serves clients, call bluegreen.force_active('%s') here.",
+						  move->to, move->from, move->to);
+	ereport(WARNING,
+			(errcode(shown.sqlerrcode),
+			 errmsg("%s", shown.message),
+			 errhint("%s", shown.hint)));
+	switch_row_error(move->row.deployment, SWITCH_RUNNING, &shown);
+	switch_commit(move);
+}
+
+/*
+ * Was it decided?  If it was not it cannot be any more when this returns.
+ * Asks until there is an answer.
+ */
+bool
+switch_resolve(SwitchMove *move)
+{
+	ErrorData  *error;
+	char	   *shown = NULL;
+	bool		answer;
+
+	move->step_name = "resolve";
+	while (!ask(move, ask_settle, &answer, &error))
+	{
+		if (shown == NULL || strcmp(shown, error->message) != 0)
+			show_doubt(move, error);
+		shown = error->message;
+		switch_rest(move, RESOLVE_MS);
+	}
+	return answer;
+}
