@@ -112,6 +112,21 @@ settings_restore(int guc_level)
 	AtEOXact_GUC(false, guc_level);
 }
 
+static void
+worker_connect(Oid dboid, Oid userid, const char *application_name)
+{
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+
+	BackgroundWorkerInitializeConnectionByOid(dboid, userid, 0);
+
+	SetConfigOption("application_name", application_name,
+					PGC_USERSET, PGC_S_OVERRIDE);
+	pgstat_report_appname(application_name);
+	pgstat_report_activity(STATE_IDLE, NULL);
+}
+
 /*
  * Make this background worker a session of database dboid as a role, which
  * must be allowed to log in, or if userid is invalid as the bootstrap
@@ -121,17 +136,21 @@ settings_restore(int guc_level)
 void
 worker_start(Oid dboid, Oid userid, const char *application_name)
 {
-	pqsignal(SIGHUP, SignalHandlerForConfigReload);
-	pqsignal(SIGTERM, die);
-	BackgroundWorkerUnblockSignals();
-
-	BackgroundWorkerInitializeConnectionByOid(dboid, userid, 0);
-
+	worker_connect(dboid, userid, application_name);
 	worker_pin_settings();
-	SetConfigOption("application_name", application_name,
-					PGC_USERSET, PGC_S_OVERRIDE);
-	pgstat_report_appname(application_name);
-	pgstat_report_activity(STATE_IDLE, NULL);
+}
+
+/*
+ * The same for a worker that runs what users have written for sessions of their
+ * own: how values look is set as it would be in those.
+ */
+void
+worker_start_session(Oid dboid, Oid userid, const char *application_name)
+{
+	worker_connect(dboid, userid, application_name);
+	for (const PinnedSetting *s = pinned_settings; s->name != NULL; s++)
+		if (!s->formatting)
+			SetConfigOption(s->name, s->value, PGC_SUSET, PGC_S_OVERRIDE);
 }
 
 static void

@@ -49,6 +49,8 @@ extern StreamShared *worker_attach_stream(int index);
  * in pg_stat_activity.
  */
 extern void worker_start(Oid dboid, Oid userid, const char *application_name);
+extern void worker_start_session(Oid dboid, Oid userid,
+								 const char *application_name);
 
 /*
  * As whom a stream's worker runs (owner.c): the owner that it connects as,

@@ -122,6 +122,8 @@ extern Step *step_make(StepKind kind, const char *title,
 					   const char *relation);
 extern void steps_store(int32 change, ChangeState phase, List *steps);
 extern void steps_delete(int32 change);
+extern bool step_has_effect(int32 change, ChangeState phase,
+							const char *title);
 extern Step *step_next(int32 change, ChangeState phase);
 extern bool steps_exist(int32 change, ChangeState phase);
 extern void step_finish(int32 change, const Step *step);

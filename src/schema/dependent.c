@@ -24,10 +24,13 @@
 #include "catalog/pg_am.h"
 #include "catalog/pg_constraint.h"
 #include "catalog/pg_index.h"
+#include "catalog/pg_inherits.h"
 #include "catalog/pg_opclass.h"
+#include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
 #include "commands/defrem.h"
 #include "commands/tablespace.h"
+#include "commands/trigger.h"
 #include "compat.h"
 #include "executor/spi.h"
 #include "nodes/makefuncs.h"
@@ -39,6 +42,7 @@
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
+#include "utils/rls.h"
 #include "utils/ruleutils.h"
 #include "utils/syscache.h"
 
@@ -109,6 +113,59 @@ require_no_dependents(const ShapeTable *table, const ShapeColumn *column,
 					operation->number, operation_names[operation->kind],
 					table->old_name, what),
 			 errhint("Drop it before, and create it again after the contract.")));
+}
+
+/*
+ * Error if a trigger could change a row after ours has seen it: both would not
+ * agree any more.
+ */
+static void
+require_last_trigger(Oid relid, const char *ours)
+{
+	Relation	relation = relation_open(relid, AccessShareLock);
+	int			n = relation->trigdesc ? relation->trigdesc->numtriggers : 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		const Trigger *trigger = &relation->trigdesc->triggers[i];
+
+		if (trigger->tgisinternal || !TRIGGER_FOR_BEFORE(trigger->tgtype) ||
+			!TRIGGER_FOR_ROW(trigger->tgtype) ||
+			strcmp(trigger->tgname, ours) <= 0)
+			continue;
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("trigger \"%s\" of table \"%s\" would be fired after that of the change",
+						trigger->tgname, RelationGetRelationName(relation)),
+				 errdetail("Triggers are fired in the order of their names; that of the change, \"%s\", has to see what will be stored.",
+						   ours),
+				 errhint("Rename the trigger.")));
+	}
+	relation_close(relation, NoLock);
+}
+
+/*
+ * Error if rows cannot be kept in step by a trigger of this name, or not be
+ * filled.
+ */
+void
+require_dual_writes(const ShapeTable *table, const char *trigger)
+{
+	ListCell   *lc;
+
+	foreach(lc, find_all_inheritors(table->relid, AccessShareLock, NULL))
+	{
+		require_last_trigger(lfirst_oid(lc), trigger);
+		/* the backfill would not see all rows */
+		if (check_enable_rls(lfirst_oid(lc), table->owner,
+							 true) == RLS_ENABLED)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("row-level security of table \"%s\" is forced on its owner, who fills its rows",
+							get_rel_name(lfirst_oid(lc))),
+					 errhint("Use ALTER TABLE %s NO FORCE ROW LEVEL SECURITY until the change is expanded, or let a role with BYPASSRLS own the table.",
+							 table->qualified)));
+	}
 }
 
 /* ---- expressions with other columns ---- */

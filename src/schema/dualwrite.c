@@ -26,7 +26,9 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/relation.h"
 #include "catalog/namespace.h"
+#include "catalog/partition.h"
 #include "catalog/pg_class.h"
 #include "commands/trigger.h"
 #include "compat.h"
@@ -37,6 +39,7 @@
 #include "nodes/makefuncs.h"
 #include "optimizer/optimizer.h"
 #include "parser/parse_coerce.h"
+#include "rewrite/rewriteHandler.h"
 #include "schema/shape.h"
 #include "tcop/utility.h"
 #include "utils/builtins.h"
@@ -431,9 +434,37 @@ typedef enum Writer
 	WRITER_UNKNOWN
 } Writer;
 
-/* Is the target of the statement a view of this schema? */
+/* Is this a view of the table?  Those of versions select from it alone. */
 static bool
-targets_schema(const PlannedStmt *plan, Oid schema)
+is_view_of(Oid view, Oid relid)
+{
+	Relation	relation = relation_open(view, AccessShareLock);
+	bool		result = false;
+	ListCell   *lc;
+
+	foreach(lc, get_view_query(relation)->rtable)
+	{
+		RangeTblEntry *rte = lfirst(lc);
+
+		if (rte->rtekind == RTE_RELATION && rte->relid == relid)
+			result = true;
+	}
+	relation_close(relation, AccessShareLock);
+	return result;
+}
+
+/* The table that versions have a view of: of a leaf, the topmost parent. */
+static Oid
+root_of(Oid relid)
+{
+	if (!get_rel_relispartition(relid))
+		return relid;
+	return llast_oid(get_partition_ancestors(relid));
+}
+
+/* Is the target of the statement this schema's view of the table? */
+static bool
+targets_version(const PlannedStmt *plan, Oid schema, Oid relid)
 {
 	ListCell   *lc;
 
@@ -444,31 +475,37 @@ targets_schema(const PlannedStmt *plan, Oid schema)
 		if (OidIsValid(rte->relid) && rte->relkind == RELKIND_VIEW &&
 			(rte_required_perms(plan_perminfos(plan), rte) &
 			 (ACL_INSERT | ACL_UPDATE | ACL_DELETE)) != 0 &&
-			get_rel_namespace(rte->relid) == schema)
+			get_rel_namespace(rte->relid) == schema &&
+			is_view_of(rte->relid, relid))
 			return true;
 	}
 	return false;
 }
 
+/*
+ * Rows that are applied were written somewhere else, by whichever version; so
+ * settings of a database say nothing about them.
+ */
 static Writer
 who_writes(Prepared *prepared)
 {
 	const RuleSet *set = prepared->set;
 	Oid			schema;
 
-	if (bg_app_version != NULL && *bg_app_version)
-		return strcmp(bg_app_version, set->name) == 0 ||
-			strcmp(bg_app_version, set->schema) == 0 ? WRITER_NEW : WRITER_OLD;
 	if (depth == 0 ||
 		SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
 		return WRITER_UNKNOWN;
+	if (bg_app_version != NULL && *bg_app_version)
+		return strcmp(bg_app_version, set->name) == 0 ||
+			strcmp(bg_app_version, set->schema) == 0 ? WRITER_NEW : WRITER_OLD;
 	if (running == NULL)
 		return WRITER_OLD;
 	if (prepared->serial != serial)
 	{
 		schema = get_namespace_oid(set->schema, true);
 		prepared->is_new = OidIsValid(schema) &&
-			targets_schema(running->plannedstmt, schema);
+			targets_version(running->plannedstmt, schema,
+							root_of(prepared->relid));
 		prepared->serial = serial;
 	}
 	return prepared->is_new ? WRITER_NEW : WRITER_OLD;

@@ -293,6 +293,8 @@ op_drop_index(Shape *shape, const Operation *operation)
 	Oid			relid = get_relname_relid(name, shape->schema);
 	char		relkind = OidIsValid(relid) ? get_rel_relkind(relid) : '\0';
 
+	if (shape->phase == CHANGE_UNDOING)
+		return;
 	if (relkind != RELKIND_INDEX && relkind != RELKIND_PARTITIONED_INDEX)
 		operation_refuse(operation,
 						 psprintf("index \"%%s\" does not exist in schema \"%s\"",

@@ -15,6 +15,7 @@
  */
 #include "postgres.h"
 
+#include "access/relation.h"
 #include "catalog/dependency.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
@@ -23,6 +24,8 @@
 #include "schema/shape.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/relcache.h"
 
 static void
 note(Step *step, char *sql)
@@ -30,9 +33,37 @@ note(Step *step, char *sql)
 	step->statements = lappend(step->statements, sql);
 }
 
-/* LOCK TABLE of views with the table itself, and of other tables */
+/* ---- titles of steps, by which an undo finds what was done ---- */
+
+static char *
+expand_title(const ShapeTable *table)
+{
+	return psprintf("expand table %s", table->old_name);
+}
+
+static char *
+constraints_title(const ShapeTable *table)
+{
+	return psprintf("add constraints to table %s", table->old_name);
+}
+
+static char *
+index_title(const char *name)
+{
+	return psprintf("create index %s", name);
+}
+
+/* ---- locks ---- */
+
+/* What foreign keys ask for of the table that they refer to. */
+#define LOCK_TO_ADD		"SHARE ROW EXCLUSIVE"
+#define LOCK_TO_DROP	"ACCESS EXCLUSIVE"
+
+/*
+ * LOCK TABLE of views with the table itself, and in a mode of other tables.
+ */
 static List *
-lock_sql(const ShapeTable *table, List *views, List *others)
+lock_sql(const ShapeTable *table, List *views, List *others, const char *mode)
 {
 	StringInfoData sql;
 	ListCell   *lc;
@@ -49,9 +80,30 @@ lock_sql(const ShapeTable *table, List *views, List *others)
 	foreach(lc, others)
 	{
 		result = lappend(result,
-						 psprintf("LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE",
-								  (char *) lfirst(lc)));
+						 psprintf("LOCK TABLE %s IN %s MODE",
+								  (char *) lfirst(lc), mode));
 	}
+	return result;
+}
+
+/* The tables that foreign keys of this one refer to, as SQL. */
+static List *
+referenced_tables(const ShapeTable *table)
+{
+	Relation	relation = relation_open(table->relid, AccessShareLock);
+	List	   *result = NIL;
+	ListCell   *lc;
+
+	foreach(lc, RelationGetFKeyList(relation))
+	{
+		Oid			other = ((ForeignKeyCacheInfo *) lfirst(lc))->confrelid;
+
+		if (other != table->relid)
+			result = lappend(result,
+							 quote_qualified_identifier(get_namespace_name(get_rel_namespace(other)),
+														get_rel_name(other)));
+	}
+	relation_close(relation, NoLock);
 	return result;
 }
 
@@ -139,14 +191,15 @@ plan_expand(Shape *shape)
 
 		if (table->expand == NIL && table->rules == NIL)
 			continue;
-		step = step_make(STEP_SQL, psprintf("expand table %s",
-											table->old_name),
-						 table->qualified);
-		step->locks = lock_sql(table, NIL, NIL);
+		step = step_make(STEP_SQL, expand_title(table), table->qualified);
+		step->locks = lock_sql(table, NIL, NIL, LOCK_TO_ADD);
 		step->statements = list_copy(table->expand);
 		step->undo = list_copy(table->expand_undo);
 		if (table->rules != NIL)
+		{
+			require_dual_writes(table, trigger_name(shape));
 			note_create_trigger(step, shape, table, fill == NIL);
+		}
 		steps = lappend(steps, step);
 		if (fill != NIL)
 			backfill_plan(shape->change->id, table->relid, fill);
@@ -160,7 +213,7 @@ static List *
 index_step(const ShapeTable *table, const Shape *shape, const NewIndex *index,
 		   const char *relation, const char *name)
 {
-	Step	   *step = step_make(STEP_INDEX, psprintf("create index %s", name),
+	Step	   *step = step_make(STEP_INDEX, index_title(name),
 								 table->qualified);
 
 	step->object = shape_qualified(shape, name);
@@ -178,8 +231,7 @@ static List *
 partitioned_index_steps(const ShapeTable *table, const Shape *shape,
 						const NewIndex *index)
 {
-	Step	   *step = step_make(STEP_SQL, psprintf("create index %s",
-													index->name),
+	Step	   *step = step_make(STEP_SQL, index_title(index->name),
 								 table->qualified);
 	List	   *steps = list_make1(step);
 	Step	   *attach = step_make(STEP_SQL, psprintf("attach indexes to %s",
@@ -239,8 +291,7 @@ index_steps(const Shape *shape, const ShapeTable *table)
 static List *
 constraint_steps(const Shape *shape, const ShapeTable *table)
 {
-	Step	   *step = step_make(STEP_SQL, psprintf("add constraints to table %s",
-													table->old_name),
+	Step	   *step = step_make(STEP_SQL, constraints_title(table),
 								 table->qualified);
 	List	   *others = NIL;
 	List	   *steps;
@@ -265,7 +316,7 @@ constraint_steps(const Shape *shape, const ShapeTable *table)
 	}
 	if (step->statements == NIL)
 		return NIL;
-	step->locks = lock_sql(table, NIL, others);
+	step->locks = lock_sql(table, NIL, others, LOCK_TO_ADD);
 	steps = list_make1(step);
 	foreach(lc, table->constraints)
 	{
@@ -336,14 +387,30 @@ contract_before(Step *step, const ShapeTable *table)
 	{
 		ShapeColumn *column = lfirst(lc);
 
-		if (column->set_not_null)
-			note_alter(step, table,
-					   psprintf("ALTER COLUMN %s SET NOT NULL",
-								quote_identifier(column->column)));
 		if (column->drop_not_null)
 			note_alter(step, table,
 					   psprintf("ALTER COLUMN %s DROP NOT NULL",
 								quote_identifier(column->column)));
+	}
+}
+
+/*
+ * NOT NULL is set under the column's last name, which that of its constraint is
+ * made of from version 18 on.  The check spares the scan, and then goes.
+ */
+static void
+contract_not_null(Step *step, const ShapeTable *table)
+{
+	ListCell   *lc;
+
+	foreach(lc, table->columns)
+	{
+		ShapeColumn *column = lfirst(lc);
+
+		if (column->set_not_null && column->name != NULL)
+			note_alter(step, table,
+					   psprintf("ALTER COLUMN %s SET NOT NULL",
+								quote_identifier(column->name)));
 	}
 	foreach(lc, table->constraints)
 	{
@@ -477,6 +544,31 @@ contract_names(Step *step, const Shape *shape, const ShapeTable *table)
 	}
 }
 
+/*
+ * Tables that foreign keys refer to that go: of the table, of a column, or by
+ * themselves.
+ */
+static List *
+contract_locks(const ShapeTable *table)
+{
+	List	   *result = list_copy(table->locked);
+	ListCell   *lc;
+
+	if (table->name == NULL)
+		return referenced_tables(table);
+	foreach(lc, table->constraints)
+	{
+		NewConstraint *constraint = lfirst(lc);
+
+		/* the copy of one on an old column */
+		if (constraint->locks != NULL && constraint->final_name != NULL &&
+			strcmp(constraint->name, constraint->final_name) != 0 &&
+			strcmp(constraint->locks, table->qualified) != 0)
+			result = lappend(result, constraint->locks);
+	}
+	return result;
+}
+
 static Step *
 contract_table(Shape *shape, ShapeTable *table)
 {
@@ -492,7 +584,7 @@ contract_table(Shape *shape, ShapeTable *table)
 		note(step, psprintf("DROP VIEW %s", (char *) lfirst(lc)));
 	}
 	step->locks = lock_sql(table, list_concat(list_copy(old_views), views),
-						   table->locked);
+						   contract_locks(table), LOCK_TO_DROP);
 	if (table->name == NULL)
 	{
 		note(step, psprintf("DROP TABLE %s", table->qualified));
@@ -502,6 +594,7 @@ contract_table(Shape *shape, ShapeTable *table)
 		note_drop_trigger(step, shape, table);
 	contract_before(step, table);
 	contract_columns(step, table);
+	contract_not_null(step, table);
 	contract_view_defaults(step, table, views);
 	contract_names(step, shape, table);
 	if (strcmp(table->name, table->old_name) != 0)
@@ -549,27 +642,23 @@ plan_contract(Shape *shape)
 
 /* ---- undo ---- */
 
-static Step *
-undo_table(const Shape *shape, const ShapeTable *table)
+static void
+undo_constraints(Step *step, const ShapeTable *table)
 {
-	Step	   *step = step_make(STEP_SQL, psprintf("undo table %s",
-													table->old_name),
-								 table->qualified);
 	ListCell   *lc;
 
-	step->locks = lock_sql(table, NIL, NIL);
-	if (table->created)
-	{
-		note(step, psprintf("DROP TABLE %s", table->qualified));
-		return step;
-	}
-	if (table->rules != NIL)
-		note_drop_trigger(step, shape, table);
 	foreach(lc, table->constraints)
 	{
 		note_alter(step, table, psprintf("DROP CONSTRAINT IF EXISTS %s",
 										 quote_identifier(((NewConstraint *) lfirst(lc))->name)));
 	}
+}
+
+static void
+undo_columns(Step *step, const ShapeTable *table)
+{
+	ListCell   *lc;
+
 	foreach(lc, table->columns)
 	{
 		ShapeColumn *column = lfirst(lc);
@@ -579,6 +668,35 @@ undo_table(const Shape *shape, const ShapeTable *table)
 			note_alter(step, table, psprintf("DROP COLUMN IF EXISTS %s",
 											 quote_identifier(column->column)));
 	}
+}
+
+/*
+ * Drop what steps that are done have added.  What has the same name, but was
+ * made by somebody else while a step had to wait, is not ours to drop.
+ */
+static Step *
+undo_table(const Shape *shape, const ShapeTable *table)
+{
+	int32		change = shape->change->id;
+	Step	   *step = step_make(STEP_SQL, psprintf("undo table %s",
+													table->old_name),
+								 table->qualified);
+
+	if (table->created)
+	{
+		step->locks = lock_sql(table, NIL, referenced_tables(table),
+							   LOCK_TO_DROP);
+		note(step, psprintf("DROP TABLE %s", table->qualified));
+		return step;
+	}
+	step->locks = lock_sql(table, NIL, NIL, LOCK_TO_DROP);
+	if (table->rules != NIL)
+		note_drop_trigger(step, shape, table);
+	if (step_has_effect(change, CHANGE_VALIDATING,
+						constraints_title(table)))
+		undo_constraints(step, table);
+	if (step_has_effect(change, CHANGE_EXPANDING, expand_title(table)))
+		undo_columns(step, table);
 	return step->statements != NIL ? step : NULL;
 }
 
@@ -601,7 +719,9 @@ undo_indexes(const Shape *shape, const ShapeTable *table)
 		step->object = name;
 		note(step, psprintf("DROP INDEX %sIF EXISTS %s",
 							table->partitioned ? "" : "CONCURRENTLY ", name));
-		if (!table->created)
+		if (!table->created &&
+			step_has_effect(shape->change->id, CHANGE_VALIDATING,
+							index_title(index->name)))
 			steps = lappend(steps, step);
 	}
 	return steps;

@@ -169,29 +169,44 @@ shape_load(Shape *shape, Oid relid)
 }
 
 /*
+ * Find a table by its name in the new version, as the operations before have
+ * left it: loaded already, or by its number, or neither.
+ */
+static ShapeTable *
+find_table(const Shape *shape, const char *name, Oid *relid)
+{
+	ListCell   *lc;
+
+	*relid = InvalidOid;
+	foreach(lc, shape->tables)
+	{
+		ShapeTable *table = lfirst(lc);
+
+		if (table->name != NULL && strcmp(table->name, name) == 0)
+			return table;
+	}
+	*relid = get_relname_relid(name, shape->schema);
+	foreach(lc, shape->tables)
+	{
+		/* renamed or dropped by an operation before */
+		if (((ShapeTable *) lfirst(lc))->relid == *relid)
+			*relid = InvalidOid;
+	}
+	return NULL;
+}
+
+/*
  * A table by its name in the new version, as the operations before have left
  * it.  Errors: there is none; it belongs to somebody else.
  */
 ShapeTable *
 shape_table(Shape *shape, const Operation *operation, const char *name)
 {
-	ShapeTable *table;
 	Oid			relid;
-	ListCell   *lc;
+	ShapeTable *table = find_table(shape, name, &relid);
 
-	foreach(lc, shape->tables)
-	{
-		table = lfirst(lc);
-		if (table->name != NULL && strcmp(table->name, name) == 0)
-			return table;
-	}
-	relid = get_relname_relid(name, shape->schema);
-	foreach(lc, shape->tables)
-	{
-		/* renamed or dropped by an operation before */
-		if (((ShapeTable *) lfirst(lc))->relid == relid)
-			relid = InvalidOid;
-	}
+	if (table != NULL)
+		return table;
 	if (!OidIsValid(relid))
 		operation_refuse(operation,
 						 psprintf("table \"%%s\" does not exist in schema \"%s\"",
@@ -314,6 +329,38 @@ resolve_rules(ShapeTable *table)
 	}
 }
 
+/* Fields of operations that name the table that is changed. */
+static const char *const table_fields[] = {
+	[OP_DROP_TABLE] = "name",
+	[OP_RENAME_TABLE] = "from",
+	[OP_ADD_COLUMN] = "table",
+	[OP_DROP_COLUMN] = "table",
+	[OP_RENAME_COLUMN] = "table",
+	[OP_ALTER_COLUMN] = "table",
+	[OP_CREATE_INDEX] = "table",
+	[OP_CREATE_CONSTRAINT] = "table",
+	[OP_DROP_CONSTRAINT] = "table",
+	[OP_DROP_MULTICOLUMN_CONSTRAINT] = "table",
+	[OP_RENAME_CONSTRAINT] = "table",
+	[OP_SET_REPLICA_IDENTITY] = "table",
+	[OP_SQL] = NULL
+};
+
+/*
+ * Is a table of the change gone?  Whoever has dropped it has undone what was
+ * done to it.
+ */
+static bool
+is_gone(const Shape *shape, const Operation *operation)
+{
+	const char *field = table_fields[operation->kind];
+	Oid			relid;
+
+	return field != NULL &&
+		find_table(shape, field_text(operation->fields, field),
+				   &relid) == NULL && !OidIsValid(relid);
+}
+
 /*
  * The tables that a change's operations name, and what becomes of them.
  * Errors: whatever cannot be done.
@@ -331,6 +378,8 @@ shape_build(const Change *change, ChangeState phase)
 	{
 		Operation  *operation = lfirst(lc);
 
+		if (phase == CHANGE_UNDOING && is_gone(shape, operation))
+			continue;
 		operation_handlers[operation->kind] (shape, operation);
 	}
 	/* which columns hold what the new version reads is known only now */

@@ -193,6 +193,8 @@ extern void type_parse(const char *path, const char *name, Oid *type,
 
 /* ---- dependent.c ---- */
 
+extern void require_dual_writes(const ShapeTable *table,
+								const char *trigger);
 extern void dependents_copy(Shape *shape, ShapeTable *table);
 
 /* ---- version.c ---- */

@@ -135,6 +135,30 @@ steps_exist(int32 change, ChangeState phase)
 	return result;
 }
 
+/*
+ * Has the step of this title left something?  Statements outside of a
+ * transaction may have, as soon as they are begun.
+ */
+bool
+step_has_effect(int32 change, ChangeState phase, const char *title)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	bool		result;
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, change);
+	catalog_arg_text(&args, change_state_names[phase]);
+	catalog_arg_text(&args, title);
+	result = catalog_run("SELECT FROM bluegreen.schema_step "
+						 "WHERE change = $1 AND phase = $2 AND title = $3 "
+						 "AND (done OR kind = 'index' "
+						 "AND started_at IS NOT NULL)", &args,
+						 SPI_OK_SELECT) > 0;
+	catalog_end(&access);
+	return result;
+}
+
 static List *
 stored_statements(const CatalogAccess *access, int column)
 {

@@ -538,8 +538,8 @@ bluegreen_change_main(Datum arg)
 	bool		locked;
 
 	memcpy(&extra, MyBgworkerEntry->bgw_extra, sizeof(extra));
-	worker_start(extra.database, extra.owner,
-				 psprintf("bluegreen change %d", extra.change));
+	worker_start_session(extra.database, extra.owner,
+						 psprintf("bluegreen change %d", extra.change));
 	round_context = AllocSetContextCreate(TopMemoryContext,
 										  "pg_bluegreen change",
 										  ALLOCSET_DEFAULT_SIZES);
