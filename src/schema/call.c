@@ -268,14 +268,18 @@ wait_for_state(const Request *request, const char *name, TimestampTz until)
 static void
 call(FunctionCallInfo fcinfo, const Request *request, TimestampTz until)
 {
+	Change	   *change;
 	char	   *name;
 
 	require_argument(fcinfo, 0, "change");
 	shared_require();
 	procedure_begin(fcinfo, request->procedure);
 	name = pstrdup(NameStr(*PG_GETARG_NAME(0)));
-	ask(request, change_by_name(name));
+	change = change_by_name(name);
+	ask(request, change);
 	SPI_commit();
+	if (request->to == CHANGE_UNDOING)
+		change_interrupt(change->id);
 	wait_for_state(request, name, until);
 	procedure_end();
 }

@@ -147,7 +147,8 @@ change_set_state(int32 id, ChangeState from, ChangeState to)
 	n = catalog_run("UPDATE bluegreen.schema_change SET state = $3, "
 					"error_sqlstate = NULL, error_message = NULL, "
 					"error_detail = NULL, error_hint = NULL, "
-					"state_since = clock_timestamp(), "
+					"state_since = CASE WHEN $2 = $3 THEN state_since "
+					"ELSE clock_timestamp() END, "
 					"expanded_at = CASE WHEN $3 = 'expanded' "
 					"THEN clock_timestamp() ELSE expanded_at END, "
 					"contracted_at = CASE WHEN $3 = 'contracted' "
@@ -224,6 +225,32 @@ change_unlock(int32 id)
 
 	change_locktag(&tag, id);
 	(void) LockRelease(&tag, ExclusiveLock, true);
+}
+
+/*
+ * Let whoever works on the change look at its state again now: what he does may
+ * take long, and not be wanted any more.
+ */
+void
+change_interrupt(int32 id)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, id);
+	/* not who only looks whether there is one */
+	(void) catalog_run("SELECT pg_cancel_backend(pid) FROM pg_locks "
+					   "JOIN pg_stat_activity USING (pid) "
+					   "WHERE locktype = 'object' AND granted "
+					   "AND mode = 'ExclusiveLock' "
+					   "AND backend_type = 'pg_bluegreen change' "
+					   "AND database = (SELECT oid FROM pg_database "
+					   "WHERE datname = current_database()) "
+					   "AND classid = 'bluegreen.schema_change'::regclass "
+					   "AND objid::bigint = $1",
+					   &args, SPI_OK_SELECT);
+	catalog_end(&access);
 }
 
 /* ---- create ---- */

@@ -602,15 +602,13 @@ constraint_reads_pair(Relation catalog, HeapTuple tuple, const AttrMap *map)
 	return false;
 }
 
-static void
-copy_constraint(Shape *shape, ShapeTable *table, Relation relation,
-				Relation catalog, HeapTuple tuple, const AttrMap *map)
+static NewConstraint *
+copy_constraint(const ShapeTable *table, Relation relation, Relation catalog,
+				HeapTuple tuple, const AttrMap *map)
 {
 	Form_pg_constraint form = (Form_pg_constraint) GETSTRUCT(tuple);
 	NewConstraint *copy = palloc0_object(NewConstraint);
 
-	copy->name = shape_hidden_name(shape, form->oid,
-								   NameStr(form->conname));
 	copy->final_name = pstrdup(NameStr(form->conname));
 	if (form->contype == CONSTRAINT_FOREIGN)
 	{
@@ -621,7 +619,7 @@ copy_constraint(Shape *shape, ShapeTable *table, Relation relation,
 	}
 	else
 		copy->definition = check_definition(relation, catalog, tuple, map);
-	table->constraints = lappend(table->constraints, copy);
+	return copy;
 }
 
 static void
@@ -646,7 +644,14 @@ copy_constraints(Shape *shape, ShapeTable *table, Relation relation,
 			!OidIsValid(form->conparentid) &&
 			!list_member_oid(table->dropped_oids, form->oid) &&
 			constraint_reads_pair(catalog, tuple, map))
-			copy_constraint(shape, table, relation, catalog, tuple, map);
+		{
+			NewConstraint *copy = copy_constraint(table, relation, catalog,
+												  tuple, map);
+
+			copy->name = shape_hidden_name(shape, form->oid,
+										   copy->final_name);
+			table->constraints = lappend(table->constraints, copy);
+		}
 	}
 	systable_endscan(scan);
 	table_close(catalog, AccessShareLock);

@@ -524,15 +524,27 @@ typedef struct Row
 	bool		is_changed;		/* by us */
 } Row;
 
+static NullableDatum
+new_value(const Row *row, AttrNumber attnum)
+{
+	return (NullableDatum) {row->values[attnum - 1], row->nulls[attnum - 1]};
+}
+
+static NullableDatum
+old_value(const Row *row, AttrNumber attnum)
+{
+	return (NullableDatum) {row->old_values[attnum - 1],
+		row->old_nulls[attnum - 1]};
+}
+
 static bool
-same_value(const Row *row, AttrNumber attnum, Datum value, bool isnull,
-		   Datum other, bool other_isnull)
+same_value(const Row *row, AttrNumber attnum, NullableDatum a, NullableDatum b)
 {
 	Form_pg_attribute attribute = TupleDescAttr(row->desc, attnum - 1);
 
-	if (isnull || other_isnull)
-		return isnull == other_isnull;
-	return datum_image_eq(value, other, attribute->attbyval,
+	if (a.isnull || b.isnull)
+		return a.isnull == b.isnull;
+	return datum_image_eq(a.value, b.value, attribute->attbyval,
 						  attribute->attlen);
 }
 
@@ -540,19 +552,17 @@ same_value(const Row *row, AttrNumber attnum, Datum value, bool isnull,
 static bool
 is_updated(const Row *row, AttrNumber attnum)
 {
-	int			i = attnum - 1;
-
-	return !same_value(row, attnum, row->values[i], row->nulls[i],
-					   row->old_values[i], row->old_nulls[i]);
+	return !same_value(row, attnum, new_value(row, attnum),
+					   old_value(row, attnum));
 }
 
 /*
  * The value of an expression for a row, or with of_old for the row as it was.
  * Made in the current memory context; the caller runs as the table's owner.
  */
-static Datum
+static NullableDatum
 evaluate(Prepared *prepared, const Direction *direction, const Row *row,
-		 bool of_old, bool *isnull)
+		 bool of_old)
 {
 	const Expression *expression = &direction->expression;
 	Datum	   *args = palloc_array(Datum, expression->nargs + 1);
@@ -561,7 +571,7 @@ evaluate(Prepared *prepared, const Direction *direction, const Row *row,
 	MemoryContext oldcontext;
 	Form_pg_attribute target =
 		TupleDescAttr(row->desc, direction->target - 1);
-	Datum		result;
+	NullableDatum result;
 
 	for (int i = 0; i < expression->nargs; i++)
 	{
@@ -575,21 +585,22 @@ evaluate(Prepared *prepared, const Direction *direction, const Row *row,
 		SPI_OK_SELECT || SPI_processed != 1)
 		elog(ERROR, "expression for column \"%s\" gave no value",
 			 NameStr(target->attname));
-	result = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
-						   isnull);
+	result.value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
+								 1, &result.isnull);
 	if (expression->coercion != NULL)
 	{
-		prepared->econtext->caseValue_datum = result;
-		prepared->econtext->caseValue_isNull = *isnull;
+		prepared->econtext->caseValue_datum = result.value;
+		prepared->econtext->caseValue_isNull = result.isnull;
 		oldcontext =
 			MemoryContextSwitchTo(prepared->econtext->ecxt_per_tuple_memory);
-		result = ExecEvalExpr(expression->coercion, prepared->econtext,
-							  isnull);
+		result.value = ExecEvalExpr(expression->coercion, prepared->econtext,
+									&result.isnull);
 		MemoryContextSwitchTo(oldcontext);
 	}
 	oldcontext = MemoryContextSwitchTo(context);
-	if (!*isnull)
-		result = datumCopy(result, target->attbyval, target->attlen);
+	if (!result.isnull)
+		result.value = datumCopy(result.value, target->attbyval,
+								 target->attlen);
 	MemoryContextSwitchTo(oldcontext);
 	ResetExprContext(prepared->econtext);
 	SPI_finish();
@@ -600,12 +611,9 @@ evaluate(Prepared *prepared, const Direction *direction, const Row *row,
 static bool
 was_derived(Prepared *prepared, const Direction *direction, const Row *row)
 {
-	int			t = direction->target - 1;
-	bool		isnull;
-	Datum		value = evaluate(prepared, direction, row, true, &isnull);
-
-	return same_value(row, direction->target, value, isnull,
-					  row->old_values[t], row->old_nulls[t]);
+	return same_value(row, direction->target,
+					  evaluate(prepared, direction, row, true),
+					  old_value(row, direction->target));
 }
 
 static bool
@@ -659,19 +667,18 @@ sync_row(Prepared *prepared, Row *row)
 	{
 		const Direction *direction = &prepared->directions[i];
 		int			t = direction->target - 1;
-		bool		isnull;
-		Datum		value;
+		NullableDatum value;
 
 		if (row->old_values == NULL ?
 			!applies_to_insert(direction, row, writer) :
 			!applies_to_update(prepared, direction, row, writer))
 			continue;
-		value = evaluate(prepared, direction, row, false, &isnull);
-		if (same_value(row, direction->target, value, isnull, row->values[t],
-					   row->nulls[t]))
+		value = evaluate(prepared, direction, row, false);
+		if (same_value(row, direction->target, value,
+					   new_value(row, direction->target)))
 			continue;
-		row->values[t] = value;
-		row->nulls[t] = isnull;
+		row->values[t] = value.value;
+		row->nulls[t] = value.isnull;
 		row->replaced[t] = true;
 		row->is_changed = true;
 	}

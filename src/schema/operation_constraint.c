@@ -311,19 +311,24 @@ op_drop_index(Shape *shape, const Operation *operation)
 
 /* ---- constraints ---- */
 
+/* Of a column; NULL for one that is not given. */
+typedef struct GivenExpressions
+{
+	const char *up;
+	const char *down;
+} GivenExpressions;
+
 /*
  * A pair for a column, unless its expressions are identities.
  */
 static void
 constraint_pair(Shape *shape, ShapeTable *table, ShapeColumn *column,
-				const Operation *operation, const char *up, const char *down)
+				const Operation *operation, const GivenExpressions *given)
 {
 	const char *name = quote_identifier(column->name);
+	const char *up = given->up ? given->up : name;
+	const char *down = given->down ? given->down : name;
 
-	if (up == NULL)
-		up = name;
-	if (down == NULL)
-		down = name;
 	if (is_identity(up, column) && is_identity(down, column))
 		return;
 	pair_add(shape, table, column, operation);
@@ -365,10 +370,12 @@ constraint_pairs(Shape *shape, ShapeTable *table, const Operation *operation,
 	foreach(lc, columns)
 	{
 		ShapeColumn *column = lfirst(lc);
+		GivenExpressions given = {
+			ups ? field_text(ups, column->name) : NULL,
+			downs ? field_text(downs, column->name) : NULL
+		};
 
-		constraint_pair(shape, table, column, operation,
-						ups ? field_text(ups, column->name) : NULL,
-						downs ? field_text(downs, column->name) : NULL);
+		constraint_pair(shape, table, column, operation, &given);
 	}
 }
 
@@ -511,14 +518,16 @@ op_drop_constraint(Shape *shape, const Operation *operation)
 									field_text(fields, "table"));
 	char	   *name = field_text(fields, "name");
 	List	   *columns = note_dropped(table, operation, name);
+	GivenExpressions given = {
+		field_text(fields, "up"), field_text(fields, "down")
+	};
 
 	if (table->lenient && columns == NIL)
 		return;
 	if (list_length(columns) != 1)
 		operation_refuse(operation, "constraint \"%s\" covers several columns; use drop_multicolumn_constraint",
 						 name);
-	constraint_pair(shape, table, linitial(columns), operation,
-					field_text(fields, "up"), field_text(fields, "down"));
+	constraint_pair(shape, table, linitial(columns), operation, &given);
 }
 
 void

@@ -5,8 +5,8 @@
  *
  * It is a session of the change's owner, so whatever the document says is done
  * with his rights.  It does what the change's state says, one step or range
- * after the other, and reads the state again before each: CALL undo() has
- * nothing to do but to set it.  It ends when the state asks for nothing more,
+ * after the other, and reads the state again before each: CALL undo() sets it,
+ * and cancels what runs.  The worker ends when the state asks for nothing more,
  * or with an error, which it leaves in the change's row.
  *
  * A lock that cannot be had within bluegreen.lock_timeout is no error.  The
@@ -169,7 +169,7 @@ run_transaction(const Change *change, Step *step)
 static void
 run_top_level(const char *sql)
 {
-	MemoryContext context = AllocSetContextCreate(TopMemoryContext,
+	MemoryContext context = AllocSetContextCreate(round_context,
 												  "pg_bluegreen statement",
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext portal = PortalContext;
@@ -383,7 +383,8 @@ static bool
 is_blocked(const ErrorData *error)
 {
 	return error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ||
-		error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED;
+		error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED ||
+		error->sqlerrcode == ERRCODE_T_R_SERIALIZATION_FAILURE;
 }
 
 /* Who holds the lock that a step wants, or NULL. */
@@ -450,6 +451,9 @@ blocked_delay(void)
 static Work
 recover(const Change *change, ErrorData *error)
 {
+	/* the state is another one now, maybe */
+	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
+		return WORK_MORE;
 	if (is_blocked(error))
 	{
 		tries++;
