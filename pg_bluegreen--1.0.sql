@@ -282,8 +282,10 @@ CREATE TABLE bluegreen.backfill (
 	change integer NOT NULL
 		REFERENCES bluegreen.schema_change ON DELETE CASCADE,
 	relation oid NOT NULL,			-- a table or leaf
+	purpose text NOT NULL DEFAULT '',	-- the trigger of a derived table
 	root oid NOT NULL,
 	columns text[] NOT NULL,
+	statement text,					-- that fills a derived table
 	file oid NOT NULL DEFAULT 0,	-- that next_block is of
 	next_block bigint NOT NULL DEFAULT 0,
 	blocks bigint,
@@ -294,7 +296,7 @@ CREATE TABLE bluegreen.backfill (
 	waits_for text,
 	started_at timestamptz,
 	finished_at timestamptz,
-	PRIMARY KEY (change, relation)
+	PRIMARY KEY (change, relation, purpose)
 );
 
 --
@@ -1188,6 +1190,14 @@ AS 'MODULE_PATHNAME', 'bluegreen_add_operation'
 LANGUAGE C
 SET search_path = pg_catalog, pg_temp;
 
+CREATE FUNCTION bluegreen.derive_table(change name, name text, "from" text,
+	transform text, key text[] DEFAULT NULL, on_write text DEFAULT NULL,
+	on_delete text DEFAULT NULL, back jsonb DEFAULT NULL)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_add_operation'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
 CREATE FUNCTION bluegreen.sql(change name, up text, down text DEFAULT NULL,
 	on_complete boolean DEFAULT NULL)
 RETURNS integer
@@ -1202,6 +1212,11 @@ LANGUAGE C
 SET search_path = pg_catalog, pg_temp;
 
 -- Called for every row: no SET clause.
+CREATE FUNCTION bluegreen.derive_rows()
+RETURNS trigger
+AS 'MODULE_PATHNAME', 'bluegreen_derive_rows'
+LANGUAGE C;
+
 CREATE FUNCTION bluegreen.sync_columns()
 RETURNS trigger
 AS 'MODULE_PATHNAME', 'bluegreen_sync_columns'
@@ -1876,9 +1891,13 @@ REVOKE ALL ON FUNCTION bluegreen.rename_constraint(name, text, text, text)
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.set_replica_identity(name, text, jsonb)
 	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.derive_table(name, text, text, text, text[], text,
+	text, jsonb)
+	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.sql(name, text, text, boolean)
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.pause_backfill(name, boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.derive_rows() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.sync_columns() FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.expand(name) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.contract(name) FROM PUBLIC;
@@ -2161,10 +2180,15 @@ COMMENT ON FUNCTION bluegreen.rename_constraint(name, text, text, text) IS
 	'add an operation to a change: another name for a constraint; returns its number';
 COMMENT ON FUNCTION bluegreen.set_replica_identity(name, text, jsonb) IS
 	'add an operation to a change: what identifies rows in the WAL; returns its number';
+COMMENT ON FUNCTION bluegreen.derive_table(name, text, text, text, text[], text,
+	text, jsonb) IS
+	'add an operation to a change: a table that follows another one; returns its number';
 COMMENT ON FUNCTION bluegreen.sql(name, text, text, boolean) IS
 	'add an operation to a change: statements of your own; returns its number';
 COMMENT ON FUNCTION bluegreen.pause_backfill(name, boolean) IS
 	'let the backfill of a change rest; paused => false: go on';
+COMMENT ON FUNCTION bluegreen.derive_rows() IS
+	'trigger function of changes: write what a derived table makes of a row';
 COMMENT ON FUNCTION bluegreen.sync_columns() IS
 	'trigger function of changes: keep the columns of two versions in step';
 COMMENT ON PROCEDURE bluegreen.expand(name) IS

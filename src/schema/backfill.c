@@ -54,6 +54,8 @@ typedef struct Backfill
 	int32		batch_blocks;
 	char	   *assignments;	/* SQL: a = a, b = b */
 	char	   *condition;		/* SQL: a IS NULL OR b IS NULL */
+	char	   *purpose;		/* '', or the trigger of a derived table */
+	char	   *statement;		/* SQL that fills that; $1 and $2 are tids */
 } Backfill;
 
 /* ---- plan ---- */
@@ -94,6 +96,29 @@ backfill_plan(int32 change, Oid relid, List *columns)
 }
 
 /*
+ * A derived table will have to be filled from this one by a statement.
+ */
+void
+backfill_plan_derived(int32 change, Oid relid, const char *trigger,
+					  const char *statement)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, change);
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(relid));
+	catalog_arg_text(&args, trigger);
+	catalog_arg_text(&args, statement);
+	catalog_arg_int4(&args, FIRST_BLOCKS);
+	(void) catalog_run("INSERT INTO bluegreen.backfill "
+					   "(change, root, relation, purpose, columns, statement, "
+					   "batch_blocks) VALUES ($1, $2, $2, $3, '{}', $4, $5) "
+					   "ON CONFLICT DO NOTHING", &args, SPI_OK_INSERT);
+	catalog_end(&access);
+}
+
+/*
  * Is there anything to fill?
  */
 bool
@@ -131,7 +156,7 @@ note_new_leaves(int32 change)
 					"b.columns, $2 FROM bluegreen.backfill b "
 					"JOIN pg_partitioned_table p ON p.partrelid = b.root "
 					"CROSS JOIN LATERAL pg_partition_tree(b.root) t "
-					"WHERE b.change = $1 AND t.isleaf "
+					"WHERE b.change = $1 AND b.purpose = '' AND t.isleaf "
 					"ON CONFLICT DO NOTHING", &args, SPI_OK_INSERT);
 	catalog_end(&access);
 	return n > 0;
@@ -152,9 +177,10 @@ next_backfill(int32 change)
 					"(SELECT string_agg(c || ' = ' || c, ', ') "
 					"FROM unnest(columns) c), "
 					"(SELECT string_agg(c || ' IS NULL', ' OR ') "
-					"FROM unnest(columns) c) FROM bluegreen.backfill "
+					"FROM unnest(columns) c), purpose, statement "
+					"FROM bluegreen.backfill "
 					"WHERE change = $1 AND NOT done "
-					"ORDER BY relation LIMIT 1", &args, SPI_OK_SELECT) > 0)
+					"ORDER BY relation, purpose LIMIT 1", &args, SPI_OK_SELECT) > 0)
 	{
 		backfill = MemoryContextAllocZero(access.context, sizeof(Backfill));
 		backfill->relid = DatumGetObjectId(catalog_value(0, 1, NULL));
@@ -163,6 +189,8 @@ next_backfill(int32 change)
 		backfill->batch_blocks = DatumGetInt32(catalog_value(0, 4, NULL));
 		backfill->assignments = catalog_text(&access, 0, 5);
 		backfill->condition = catalog_text(&access, 0, 6);
+		backfill->purpose = catalog_text(&access, 0, 7);
+		backfill->statement = catalog_text(&access, 0, 8);
 	}
 	catalog_end(&access);
 	return backfill;
@@ -178,8 +206,9 @@ note_wait(int32 change, const Backfill *backfill, const char *reason)
 	catalog_arg_int4(&args, change);
 	catalog_arg(&args, OIDOID, ObjectIdGetDatum(backfill->relid));
 	catalog_arg_text(&args, reason);
+	catalog_arg_text(&args, backfill->purpose);
 	(void) catalog_run("UPDATE bluegreen.backfill SET waits_for = $3 "
-					   "WHERE change = $1 AND relation = $2 "
+					   "WHERE change = $1 AND relation = $2 AND purpose = $4 "
 					   "AND waits_for IS DISTINCT FROM $3", &args,
 					   SPI_OK_UPDATE);
 	catalog_end(&access);
@@ -200,6 +229,7 @@ note_range(int32 change, const Backfill *backfill, int64 blocks, uint64 rows)
 	catalog_arg(&args, INT8OID, Int64GetDatum(blocks));
 	catalog_arg(&args, INT8OID, Int64GetDatum((int64) rows));
 	catalog_arg_int4(&args, backfill->batch_blocks);
+	catalog_arg_text(&args, backfill->purpose);
 	(void) catalog_run("UPDATE bluegreen.backfill SET file = $3, "
 					   "next_block = $4, blocks = $5, "
 					   "row_count = row_count + $6, batch_blocks = $7, "
@@ -208,7 +238,8 @@ note_range(int32 change, const Backfill *backfill, int64 blocks, uint64 rows)
 					   "started_at = coalesce(started_at, now()), "
 					   "finished_at = CASE WHEN $4 >= $5 "
 					   "THEN clock_timestamp() END "
-					   "WHERE change = $1 AND relation = $2", &args,
+					   "WHERE change = $1 AND relation = $2 "
+					   "AND purpose = $8", &args,
 					   SPI_OK_UPDATE);
 	catalog_end(&access);
 }
@@ -289,6 +320,39 @@ update_range(const Change *change, const Backfill *backfill,
 	return rows;
 }
 
+/*
+ * Fill a derived table from a range of blocks, as the owner of both.  Its
+ * constraints and triggers hold as for any new row.
+ */
+static uint64
+derive_range(const Change *change, const Backfill *backfill,
+			 Relation relation, int64 end)
+{
+	Oid			types[] = {TIDOID, TIDOID};
+	ItemPointerData range[2];
+	Datum		values[] = {
+		PointerGetDatum(&range[0]), PointerGetDatum(&range[1])
+	};
+	RunAs		saved;
+	uint64		rows;
+	int			rc;
+
+	ItemPointerSet(&range[0], (BlockNumber) backfill->next_block, 0);
+	ItemPointerSet(&range[1], (BlockNumber) end, 0);
+	run_as_owner(relation->rd_rel->relowner, change->path, &saved);
+	set_local("lock_timeout", psprintf("%d", bg_lock_timeout));
+	set_local("enable_seqscan", "off");
+	SPI_connect();
+	rc = SPI_execute_with_args(backfill->statement, lengthof(types), types,
+							   values, NULL, false, 0);
+	if (rc != SPI_OK_INSERT && rc != SPI_OK_UPDATE)
+		elog(ERROR, "unexpected result of \"%s\"", backfill->statement);
+	rows = SPI_processed;
+	SPI_finish();
+	run_as_restore(&saved);
+	return rows;
+}
+
 /* Aim at the time that a range should take; at most twice as many at once. */
 static int32
 adapted_blocks(int32 blocks, TimestampTz start)
@@ -339,7 +403,9 @@ fill_range(const Change *change, Backfill *backfill, int *sleep_ms)
 	blocks = RelationGetNumberOfBlocks(relation);
 	end = Min(backfill->next_block + backfill->batch_blocks, blocks);
 	if (end > backfill->next_block)
-		rows = update_range(change, backfill, relation, end);
+		rows = backfill->statement ?
+			derive_range(change, backfill, relation, end) :
+			update_range(change, backfill, relation, end);
 	relation_close(relation, NoLock);
 	if (end - backfill->next_block == backfill->batch_blocks)
 		backfill->batch_blocks = adapted_blocks(backfill->batch_blocks, start);
@@ -387,8 +453,9 @@ backfill_blocked(int32 change)
 	(void) catalog_run("UPDATE bluegreen.backfill SET "
 					   "batch_blocks = greatest(batch_blocks / 2, 1), "
 					   "waits_for = 'a lock' WHERE change = $1 AND NOT done "
-					   "AND relation = (SELECT min(relation::bigint)::oid "
+					   "AND (relation, purpose) = (SELECT relation, purpose "
 					   "FROM bluegreen.backfill WHERE change = $1 "
-					   "AND NOT done)", &args, SPI_OK_UPDATE);
+					   "AND NOT done ORDER BY relation, purpose LIMIT 1)",
+					   &args, SPI_OK_UPDATE);
 	catalog_end(&access);
 }

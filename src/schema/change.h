@@ -64,6 +64,7 @@ typedef enum OperationKind
 	OP_DROP_MULTICOLUMN_CONSTRAINT,
 	OP_RENAME_CONSTRAINT,
 	OP_SET_REPLICA_IDENTITY,
+	OP_DERIVE_TABLE,
 	OP_SQL
 } OperationKind;
 
@@ -155,6 +156,8 @@ typedef enum BackfillResult
 } BackfillResult;
 
 extern void backfill_plan(int32 change, Oid relid, List *columns);
+extern void backfill_plan_derived(int32 change, Oid relid, const char *trigger,
+								  const char *statement);
 extern bool backfill_exists(int32 change);
 extern BackfillResult backfill_run(const Change *change, int *sleep_ms);
 extern void backfill_blocked(int32 change);
@@ -166,6 +169,9 @@ extern void backfill_blocked(int32 change);
 
 /* Define the settings and hooks; from _PG_init(). */
 extern void dualwrite_install(void);
+
+/* Text of the innermost statement that runs, or NULL. */
+extern const char *dualwrite_statement(void);
 
 /* In this process, rows are filled: skip those that nothing changes. */
 extern bool dualwrite_filling;

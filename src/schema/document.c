@@ -72,6 +72,8 @@ static const char *const methods[] = {
 static const char *const identities[] = {
 	"default", "full", "nothing", "index", NULL
 };
+static const char *const write_words[] = {"mirror", "merge", "patch", NULL};
+static const char *const delete_words[] = {"delete", "ignore", "write", NULL};
 static const char *const table_constraints[] = {
 	"unique", "check", "primary_key", "foreign_key", "exclude", NULL
 };
@@ -292,6 +294,25 @@ static const FieldSpec set_replica_identity_fields[] = {
 	{NULL}
 };
 
+static const FieldSpec back_fields[] = {
+	{"transform", FIELD_STRING, REQUIRED},
+	{"key", FIELD_NAMES},
+	{"on_write", FIELD_STRING, OPTIONAL, NULL, write_words},
+	{"on_delete", FIELD_STRING, OPTIONAL, NULL, delete_words},
+	{NULL}
+};
+
+static const FieldSpec derive_table_fields[] = {
+	{"name", FIELD_NAME, REQUIRED},
+	{"from", FIELD_NAME, REQUIRED},
+	{"transform", FIELD_STRING, REQUIRED},
+	{"key", FIELD_NAMES},
+	{"on_write", FIELD_STRING, OPTIONAL, NULL, write_words},
+	{"on_delete", FIELD_STRING, OPTIONAL, NULL, delete_words},
+	{"back", FIELD_OBJECT, OPTIONAL, back_fields},
+	{NULL}
+};
+
 static const FieldSpec sql_fields[] = {
 	{"up", FIELD_STRING, REQUIRED},
 	{"down", FIELD_STRING},
@@ -315,6 +336,7 @@ static const FieldSpec *const operation_fields[] = {
 	[OP_DROP_MULTICOLUMN_CONSTRAINT] = drop_multicolumn_fields,
 	[OP_RENAME_CONSTRAINT] = rename_in_table_fields,
 	[OP_SET_REPLICA_IDENTITY] = set_replica_identity_fields,
+	[OP_DERIVE_TABLE] = derive_table_fields,
 	[OP_SQL] = sql_fields
 };
 
@@ -333,6 +355,7 @@ const char *const operation_names[] = {
 	[OP_DROP_MULTICOLUMN_CONSTRAINT] = "drop_multicolumn_constraint",
 	[OP_RENAME_CONSTRAINT] = "rename_constraint",
 	[OP_SET_REPLICA_IDENTITY] = "set_replica_identity",
+	[OP_DERIVE_TABLE] = "derive_table",
 	[OP_SQL] = "sql"
 };
 

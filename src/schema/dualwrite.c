@@ -155,6 +155,16 @@ dualwrite_install(void)
 	ProcessUtility_hook = watch_utility;
 }
 
+/*
+ * Text of the innermost statement that runs, or NULL: there is none, or it is
+ * a utility statement.
+ */
+const char *
+dualwrite_statement(void)
+{
+	return running ? running->sourceText : NULL;
+}
+
 /* ---- prepared rules ---- */
 
 /* An expression with what it reads and gives. */

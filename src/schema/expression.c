@@ -37,8 +37,12 @@
 #include "utils/rel.h"
 #include "utils/ruleutils.h"
 
-static int
-path_enter(const char *path)
+/*
+ * Look up names as the document does, until AtEOXact_GUC() for the level that
+ * is returned.
+ */
+int
+expression_path_enter(const char *path)
 {
 	int			guc_level = NewGUCNestLevel();
 
@@ -53,7 +57,7 @@ path_enter(const char *path)
 void
 type_parse(const char *path, const char *name, Oid *type, int32 *typmod)
 {
-	int			guc_level = path_enter(path);
+	int			guc_level = expression_path_enter(path);
 
 	parse_type_string(name, type, typmod);
 	AtEOXact_GUC(false, guc_level);
@@ -110,7 +114,7 @@ select_from_nulls(const ShapeTable *table, bool new_version,
 static Query *
 analyze_select(const char *path, const char *sql, const char *expression)
 {
-	int			guc_level = path_enter(path);
+	int			guc_level = expression_path_enter(path);
 	List	   *statements = raw_parser(sql, RAW_PARSE_DEFAULT);
 	Query	   *query;
 
@@ -288,7 +292,7 @@ expression_translate(const ShapeTable *table, const char *expression)
 										 new_version_alias(table, relation),
 										 false, true);
 	addNSItemToQuery(pstate, item, false, true, true);
-	guc_level = path_enter(table->path);
+	guc_level = expression_path_enter(table->path);
 	node = transformExpr(pstate,
 						 linitial_node(ResTarget, select->targetList)->val,
 						 EXPR_KIND_CHECK_CONSTRAINT);

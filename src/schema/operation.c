@@ -678,5 +678,6 @@ const OperationHandler operation_handlers[] = {
 	[OP_DROP_MULTICOLUMN_CONSTRAINT] = op_drop_multicolumn,
 	[OP_RENAME_CONSTRAINT] = op_rename_constraint,
 	[OP_SET_REPLICA_IDENTITY] = op_set_replica_identity,
+	[OP_DERIVE_TABLE] = op_derive_table,
 	[OP_SQL] = op_sql
 };

@@ -177,6 +177,68 @@ require_new_schema(const Change *change)
 						change->version_schema)));
 }
 
+/*
+ * Triggers of a table that follows another one, both directions at once, so
+ * that each write since then is carried over, or has been there when rows were
+ * filled.
+ */
+static List *
+derivation_steps(const Shape *shape)
+{
+	List	   *steps = NIL;
+	ListCell   *lc;
+
+	foreach(lc, shape->derivations)
+	{
+		Derivation *derivation = lfirst(lc);
+		Step	   *step;
+
+		if (derivation->fill != NULL)
+		{
+			step = step_make(STEP_SQL,
+							 psprintf("derive table %s from %s",
+									  derivation->target->old_name,
+									  derivation->source->old_name),
+							 derivation->source->qualified);
+			steps = lappend(steps, step);
+			backfill_plan_derived(shape->change->id,
+								  derivation->source->relid,
+								  derivation->trigger, derivation->fill);
+		}
+		step = llast(steps);
+		step->locks = lappend(step->locks,
+							  psprintf("LOCK TABLE %s IN " LOCK_TO_ADD " MODE",
+									   derivation->source->qualified));
+		note(step, derivation->create);
+		note(step, psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER %s",
+							derivation->source->qualified,
+							quote_identifier(derivation->trigger)));
+	}
+	return steps;
+}
+
+/* The tables go their own ways; one step, so that no write meets one half. */
+static List *
+derivation_end_steps(const Shape *shape)
+{
+	Step	   *step = step_make(STEP_SQL, "end derived tables", NULL);
+	ListCell   *lc;
+
+	foreach(lc, shape->derivations)
+	{
+		Derivation *derivation = lfirst(lc);
+
+		step->relation = derivation->source->qualified;
+		step->locks = lappend(step->locks,
+							  psprintf("LOCK TABLE %s IN " LOCK_TO_DROP " MODE",
+									   derivation->source->qualified));
+		note(step, psprintf("DROP TRIGGER IF EXISTS %s ON %s",
+							quote_identifier(derivation->trigger),
+							derivation->source->qualified));
+	}
+	return step->statements != NIL ? list_make1(step) : NIL;
+}
+
 static List *
 plan_expand(Shape *shape)
 {
@@ -204,7 +266,7 @@ plan_expand(Shape *shape)
 		if (fill != NIL)
 			backfill_plan(shape->change->id, table->relid, fill);
 	}
-	return steps;
+	return list_concat(steps, derivation_steps(shape));
 }
 
 /* ---- validate ---- */
@@ -607,7 +669,7 @@ contract_table(Shape *shape, ShapeTable *table)
 static List *
 plan_contract(Shape *shape)
 {
-	List	   *steps = NIL;
+	List	   *steps = derivation_end_steps(shape);
 	ListCell   *lc;
 
 	foreach(lc, shape->tables)
@@ -733,6 +795,7 @@ plan_undo(Shape *shape)
 	List	   *steps = version_drop_steps(shape->change,
 										   shape->change->version_schema);
 
+	steps = list_concat(steps, derivation_end_steps(shape));
 	/* tables that were created later may refer to those before */
 	for (int i = list_length(shape->tables) - 1; i >= 0; i--)
 	{

@@ -269,6 +269,27 @@ shape_load_all(Shape *shape)
 	}
 }
 
+/*
+ * Does a stream from another database write to the table?
+ */
+bool
+shape_is_applied(const ShapeTable *table)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	bool		result;
+
+	catalog_begin(&access);
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(table->relid));
+	result = catalog_run("SELECT FROM bluegreen.applied_table a "
+						 "JOIN pg_class c ON c.relname = a.target_table "
+						 "JOIN pg_namespace n ON n.oid = c.relnamespace "
+						 "AND n.nspname = a.target_schema WHERE c.oid = $1",
+						 &args, SPI_OK_SELECT) > 0;
+	catalog_end(&access);
+	return result;
+}
+
 /* ---- columns ---- */
 
 /*
@@ -343,6 +364,7 @@ static const char *const table_fields[] = {
 	[OP_DROP_MULTICOLUMN_CONSTRAINT] = "table",
 	[OP_RENAME_CONSTRAINT] = "table",
 	[OP_SET_REPLICA_IDENTITY] = "table",
+	[OP_DERIVE_TABLE] = "from",
 	[OP_SQL] = NULL
 };
 

@@ -111,6 +111,16 @@ typedef struct ShapeTable
 	List	   *locked;			/* other tables of the contract, SQL */
 } ShapeTable;
 
+/* A table that follows another one (derive_table), in one direction. */
+typedef struct Derivation
+{
+	ShapeTable *source;
+	ShapeTable *target;
+	char	   *trigger;		/* its name */
+	char	   *create;			/* SQL */
+	char	   *fill;			/* SQL: $1 and $2 are tids; NULL: not filled */
+} Derivation;
+
 typedef struct Shape
 {
 	const Change *change;
@@ -120,6 +130,7 @@ typedef struct Shape
 	List	   *expand;			/* of Step *: statements of the document */
 	List	   *contract;		/* of Step *: the same */
 	List	   *dropped_indexes;	/* qualified, SQL */
+	List	   *derivations;	/* of Derivation * */
 } Shape;
 
 /* ---- shape.c ---- */
@@ -137,7 +148,9 @@ extern char *shape_hidden_name(const Shape *shape, uint32 number,
 							   const char *name);
 extern char *shape_qualified(const Shape *shape, const char *name);
 
-/* ---- operation.c, operation_constraint.c: one function per operation ---- */
+extern bool shape_is_applied(const ShapeTable *table);
+
+/* ---- operation*.c: one function per operation ---- */
 
 typedef void (*OperationHandler) (Shape *shape, const Operation *operation);
 
@@ -148,6 +161,7 @@ extern void op_create_constraint(Shape *shape, const Operation *operation);
 extern void op_drop_constraint(Shape *shape, const Operation *operation);
 extern void op_drop_multicolumn(Shape *shape, const Operation *operation);
 extern void op_rename_constraint(Shape *shape, const Operation *operation);
+extern void op_derive_table(Shape *shape, const Operation *operation);
 
 extern void pair_add(Shape *shape, ShapeTable *table, ShapeColumn *column,
 					 const Operation *operation);
@@ -188,6 +202,7 @@ extern List *expression_reads(const ShapeTable *table, bool new_version,
 extern char *expression_translate(const ShapeTable *table,
 								  const char *expression);
 extern bool expression_is_volatile(const char *path, const char *expression);
+extern int	expression_path_enter(const char *path);
 extern void type_parse(const char *path, const char *name, Oid *type,
 					   int32 *typmod);
 

@@ -76,10 +76,12 @@ SELECT set_eq($$SELECT signature FROM routine
 		('bluegreen.drop_multicolumn_constraint(name,text,text,jsonb,jsonb)'),
 		('bluegreen.rename_constraint(name,text,text,text)'),
 		('bluegreen.set_replica_identity(name,text,jsonb)'),
+		('bluegreen.derive_table(name,text,text,text,text[],text,text,jsonb)'),
 		('bluegreen.sql(name,text,text,boolean)'),
 		('bluegreen.create_change(name,jsonb,name)'),
 		('bluegreen.drop_change(name)'),
 		('bluegreen.pause_backfill(name,boolean)'),
+		('bluegreen.derive_rows()'),
 		('bluegreen.sync_columns()'),
 		('bluegreen.create_deployment(name,name,name)'),
 		('bluegreen.drop_deployment(name,boolean)'),
@@ -208,6 +210,8 @@ SELECT set_eq($$SELECT proname::text,
 	('create_change', 'name name, operations jsonb, schema name DEFAULT NULL::name', 'integer'),
 	('drop_change', 'name name', 'void'),
 	('pause_backfill', 'change name, paused boolean DEFAULT true', 'void'),
+	('derive_rows', '', 'trigger'),
+	('derive_table', 'change name, name text, "from" text, transform text, key text[] DEFAULT NULL::text[], on_write text DEFAULT NULL::text, on_delete text DEFAULT NULL::text, back jsonb DEFAULT NULL::jsonb', 'integer'),
 	('sync_columns', '', 'trigger'),
 	('expand', 'IN change name', NULL),
 	('contract', 'IN change name', NULL),
@@ -418,7 +422,8 @@ SELECT ok(NOT has_foreign_data_wrapper_privilege('public', 'pg_bluegreen',
 SELECT is_empty($$SELECT signature FROM routine WHERE prosecdef$$,
 	'nothing is SECURITY DEFINER');
 -- Procedures that commit cannot have a SET clause (C pins their search_path);
--- create_change() notes the caller's; sync_columns() is called for every row;
+-- create_change() notes the caller's; sync_columns() and derive_rows() are
+-- called for every row;
 -- map_table(), alter_mapping() and unmap_table() resolve names that they are
 -- given as text by the caller's; image_hash() and the hashes of verify() are called for every row,
 -- and look up no name.
@@ -427,6 +432,7 @@ SELECT set_eq($$SELECT signature FROM routine
 		ARRAY['search_path=pg_catalog, pg_temp']$$,
 	ARRAY['bluegreen.start(name,boolean)', 'bluegreen.stop(name)',
 		'bluegreen.create_change(name,jsonb,name)', 'bluegreen.sync_columns()',
+		'bluegreen.derive_rows()',
 		'bluegreen.expand(name)', 'bluegreen.contract(name)',
 		'bluegreen.undo(name)', 'bluegreen.wait_for_backfill(name,interval)',
 		'bluegreen.wait_for_sync(name,interval)',

@@ -84,6 +84,10 @@ FROM (VALUES
 		{"type": "full", "index": ""}}}]'),
 	('[{"set_replica_identity": {"table": "t", "identity":
 		{"type": "index", "index": "i"}}}]'),
+	('[{"derive_table": {"name": "t", "from": "s", "transform": "SELECT a FROM s",
+		"key": ["a"], "on_write": "merge", "on_delete": "write", "back":
+		{"transform": "SELECT a FROM t", "key": ["a"], "on_write": "patch",
+		"on_delete": "ignore"}}}]'),
 	('[{"sql": {"up": "SELECT 1", "down": "SELECT 2"}}]'),
 	('[{"drop_index": {"name": "i"}},
 		{"sql": {"up": "SELECT 1", "onComplete": true}}]')) d (document);
@@ -163,6 +167,12 @@ FROM (VALUES
 	('[{"set_replica_identity": {"table": "t", "identity":
 		{"type": "index"}}}]',
 		'operation 1 (set_replica_identity): field "identity.index" is missing'),
+	('[{"derive_table": {"name": "t", "from": "s", "transform": "SELECT 1",
+		"on_write": "lookup"}}]',
+		'operation 1 (derive_table): field "on_write" cannot be "lookup"'),
+	('[{"derive_table": {"name": "t", "from": "s", "transform": "SELECT 1",
+		"back": {}}}]',
+		'operation 1 (derive_table): field "back.transform" is missing'),
 	('[{"sql": {"up": "a", "down": "b", "onComplete": true}}]',
 		'operation 1 (sql): field "down" cannot be given with "onComplete"'),
 	('[{"drop_table": {"name": "t"}}, {"sql": {"up": "SELECT 1"}}]',
@@ -234,7 +244,9 @@ SELECT is(n, o, 'the number of the operation: ' || o) FROM (VALUES
 	(bluegreen.rename_constraint('built', 't', 'a', 'b'), 13),
 	(bluegreen.set_replica_identity('built', 't',
 		'{"type": "full"}'), 14),
-	(bluegreen.sql('built', 'SELECT 1', on_complete => true), 15)) v (n, o);
+	(bluegreen.sql('built', 'SELECT 1', on_complete => true), 15),
+	(bluegreen.derive_table('built', 't', 's', 'SELECT a FROM s', '{a}',
+		back => '{"transform": "SELECT a FROM t"}'), 16)) v (n, o);
 SELECT is((SELECT document FROM bluegreen.change WHERE change = 'built'), $$[
 	{"create_table": {"name": "t", "comment": "c",
 		"columns": [{"name": "a", "type": "int", "pk": true}]}},
@@ -256,12 +268,14 @@ SELECT is((SELECT document FROM bluegreen.change WHERE change = 'built'), $$[
 		"up": {"a": "a"}, "down": {"a": "a"}}},
 	{"rename_constraint": {"table": "t", "from": "a", "to": "b"}},
 	{"set_replica_identity": {"table": "t", "identity": {"type": "full"}}},
-	{"sql": {"up": "SELECT 1", "onComplete": true}}]$$::jsonb,
+	{"sql": {"up": "SELECT 1", "onComplete": true}},
+	{"derive_table": {"name": "t", "from": "s", "transform": "SELECT a FROM s",
+		"key": ["a"], "back": {"transform": "SELECT a FROM t"}}}]$$::jsonb,
 	'and the document');
 SELECT throws_ok($$SELECT bluegreen.drop_table('built', NULL)$$, '22023',
-	'operation 16 (drop_table): field "name" is missing',
+	'operation 17 (drop_table): field "name" is missing',
 	'an operation that is not valid is refused');
-SELECT is((SELECT operations FROM bluegreen.change WHERE change = 'built'), 15,
+SELECT is((SELECT operations FROM bluegreen.change WHERE change = 'built'), 16,
 	'and not kept');
 SELECT lives_ok($$SELECT bluegreen.drop_change('built')$$, 'forgotten');
 
