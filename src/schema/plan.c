@@ -789,13 +789,33 @@ undo_indexes(const Shape *shape, const ShapeTable *table)
 	return steps;
 }
 
+/* Steps as one, with all locks first. */
+static Step *
+merge_steps(const char *title, List *steps)
+{
+	Step	   *result = step_make(STEP_SQL, title, NULL);
+	ListCell   *lc;
+
+	foreach(lc, steps)
+	{
+		Step	   *step = lfirst(lc);
+
+		result->relation = step->relation;
+		result->locks = list_concat(result->locks, step->locks);
+		result->statements = list_concat(result->statements,
+										 step->statements);
+	}
+	return result;
+}
+
 static List *
 plan_undo(Shape *shape)
 {
 	List	   *steps = version_drop_steps(shape->change,
 										   shape->change->version_schema);
+	List	   *tables = derivation_end_steps(shape);
+	List	   *indexes = NIL;
 
-	steps = list_concat(steps, derivation_end_steps(shape));
 	/* tables that were created later may refer to those before */
 	for (int i = list_length(shape->tables) - 1; i >= 0; i--)
 	{
@@ -803,9 +823,14 @@ plan_undo(Shape *shape)
 		Step	   *step = undo_table(shape, table);
 
 		if (step != NULL)
-			steps = lappend(steps, step);
-		steps = list_concat(steps, undo_indexes(shape, table));
+			tables = lappend(tables, step);
+		indexes = list_concat(indexes, undo_indexes(shape, table));
 	}
+	/* a foreign key may want the rows that the trigger writes */
+	if (shape->derivations != NIL)
+		tables = list_make1(merge_steps("undo tables", tables));
+	steps = list_concat(steps, tables);
+	steps = list_concat(steps, indexes);
 	return list_concat(steps, steps_undo(shape->change->id,
 										 CHANGE_EXPANDING));
 }
