@@ -56,22 +56,38 @@ bool		dualwrite_filling = false;
 
 /* ---- the statement that runs ---- */
 
-static QueryDesc *running = NULL;	/* NULL: none, or a utility statement */
-static int	depth = 0;			/* of statements */
-static uint64 serial = 0;		/* of what was last begun or left */
+/* The innermost statement that runs. */
+typedef struct Statement
+{
+	QueryDesc  *desc;			/* NULL: none, or a utility statement */
+	int			depth;			/* of statements */
+	uint64		serial;			/* of no other statement; 0: none */
+} Statement;
+
+static Statement running = {0};
+static uint64 last_serial = 0;
 
 static ExecutorRun_hook_type next_run = NULL;
 static ExecutorFinish_hook_type next_finish = NULL;
 static ProcessUtility_hook_type next_utility = NULL;
 
+/* A statement begins; returns the one around it, to be set again afterwards. */
+static Statement
+watch_begin(QueryDesc *desc)
+{
+	Statement	outer = running;
+
+	running.desc = desc;
+	running.depth++;
+	running.serial = ++last_serial;
+	return outer;
+}
+
 static void
 watch_run EXECUTOR_RUN_PARAMS
 {
-	QueryDesc  *outer = running;
+	Statement	outer = watch_begin(desc);
 
-	running = desc;
-	depth++;
-	serial++;
 	PG_TRY();
 	{
 		if (next_run)
@@ -82,8 +98,6 @@ watch_run EXECUTOR_RUN_PARAMS
 	PG_FINALLY();
 	{
 		running = outer;
-		depth--;
-		serial++;
 	}
 	PG_END_TRY();
 }
@@ -91,11 +105,8 @@ watch_run EXECUTOR_RUN_PARAMS
 static void
 watch_finish(QueryDesc *desc)
 {
-	QueryDesc  *outer = running;
+	Statement	outer = watch_begin(desc);
 
-	running = desc;
-	depth++;
-	serial++;
 	PG_TRY();
 	{
 		if (next_finish)
@@ -106,8 +117,6 @@ watch_finish(QueryDesc *desc)
 	PG_FINALLY();
 	{
 		running = outer;
-		depth--;
-		serial++;
 	}
 	PG_END_TRY();
 }
@@ -118,11 +127,8 @@ watch_utility(PlannedStmt *pstmt, const char *source, bool read_only,
 			  QueryEnvironment *environment, DestReceiver *dest,
 			  QueryCompletion *completion)
 {
-	QueryDesc  *outer = running;
+	Statement	outer = watch_begin(NULL);
 
-	running = NULL;
-	depth++;
-	serial++;
 	PG_TRY();
 	{
 		if (next_utility)
@@ -135,8 +141,6 @@ watch_utility(PlannedStmt *pstmt, const char *source, bool read_only,
 	PG_FINALLY();
 	{
 		running = outer;
-		depth--;
-		serial++;
 	}
 	PG_END_TRY();
 }
@@ -162,7 +166,7 @@ dualwrite_install(void)
 const char *
 dualwrite_statement(void)
 {
-	return running ? running->sourceText : NULL;
+	return running.desc ? running.desc->sourceText : NULL;
 }
 
 /* ---- prepared rules ---- */
@@ -502,21 +506,21 @@ who_writes(Prepared *prepared)
 	const RuleSet *set = prepared->set;
 	Oid			schema;
 
-	if (depth == 0 ||
+	if (running.depth == 0 ||
 		SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
 		return WRITER_UNKNOWN;
 	if (bg_app_version != NULL && *bg_app_version)
 		return strcmp(bg_app_version, set->name) == 0 ||
 			strcmp(bg_app_version, set->schema) == 0 ? WRITER_NEW : WRITER_OLD;
-	if (running == NULL)
+	if (running.desc == NULL)
 		return WRITER_OLD;
-	if (prepared->serial != serial)
+	if (prepared->serial != running.serial)
 	{
 		schema = get_namespace_oid(set->schema, true);
 		prepared->is_new = OidIsValid(schema) &&
-			targets_version(running->plannedstmt, schema,
+			targets_version(running.desc->plannedstmt, schema,
 							root_of(prepared->relid));
-		prepared->serial = serial;
+		prepared->serial = running.serial;
 	}
 	return prepared->is_new ? WRITER_NEW : WRITER_OLD;
 }
