@@ -536,6 +536,7 @@ typedef struct Row
 	Datum	   *old_values;		/* NULL for an insert */
 	bool	   *old_nulls;
 	bool		is_changed;		/* by us */
+	bool		is_partition;
 } Row;
 
 static NullableDatum
@@ -641,8 +642,31 @@ reads_updated(const Direction *direction, const Row *row)
 	return false;
 }
 
+/*
+ * Does a row that is inserted say the same in both columns of a pair?  One that
+ * an update has moved to this partition does: it was looked at where it was.
+ */
 static bool
-applies_to_insert(const Direction *direction, const Row *row, Writer writer)
+is_moved(Prepared *prepared, const Direction *down, const Row *row)
+{
+	if (!row->is_partition || down->source == 0 ||
+		row->nulls[down->source - 1] || row->nulls[down->target - 1])
+		return false;
+	for (int i = 0; i < prepared->ndirections; i++)
+	{
+		const Direction *up = &prepared->directions[i];
+
+		if (up->up && up->source == down->target)
+			return same_value(row, up->target,
+							  evaluate(prepared, up, row, false),
+							  new_value(row, up->target));
+	}
+	return false;
+}
+
+static bool
+applies_to_insert(Prepared *prepared, const Direction *direction,
+				  const Row *row, Writer writer)
 {
 	bool		target_null = row->nulls[direction->target - 1];
 
@@ -652,7 +676,7 @@ applies_to_insert(const Direction *direction, const Row *row, Writer writer)
 							   !row->nulls[direction->source - 1]);
 	if (direction->up)
 		return writer == WRITER_OLD && target_null;
-	return writer == WRITER_NEW;
+	return writer == WRITER_NEW && !is_moved(prepared, direction, row);
 }
 
 static bool
@@ -684,7 +708,7 @@ sync_row(Prepared *prepared, Row *row)
 		NullableDatum value;
 
 		if (row->old_values == NULL ?
-			!applies_to_insert(direction, row, writer) :
+			!applies_to_insert(prepared, direction, row, writer) :
 			!applies_to_update(prepared, direction, row, writer))
 			continue;
 		value = evaluate(prepared, direction, row, false);
@@ -705,6 +729,7 @@ read_row(const TriggerData *data, Row *row)
 	int			natts;
 
 	row->desc = RelationGetDescr(data->tg_relation);
+	row->is_partition = data->tg_relation->rd_rel->relispartition;
 	natts = row->desc->natts;
 	row->values = palloc_array(Datum, natts);
 	row->nulls = palloc_array(bool, natts);
