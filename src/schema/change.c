@@ -202,6 +202,8 @@ change_locktag(LOCKTAG *tag, int32 id)
 															   false));
 
 	SET_LOCKTAG_OBJECT(*tag, MyDatabaseId, relation, (Oid) id, 0);
+	/* an error releases session locks of the other kind */
+	tag->locktag_lockmethodid = USER_LOCKMETHOD;
 }
 
 /*

@@ -188,7 +188,7 @@ static const FieldSpec index_column_fields[] = {
 
 static const FieldSpec replica_identity_fields[] = {
 	{"type", FIELD_STRING, REQUIRED, NULL, identities},
-	{"index", FIELD_NAME},
+	{"index", FIELD_STRING},
 	{NULL}
 };
 
@@ -619,7 +619,8 @@ check_replica_identity(const Operation *operation)
 	JsonbContainer *identity = field_object(operation->fields, "identity");
 
 	if (pg_strcasecmp(field_text(identity, "type"), "index") == 0 &&
-		field_text(identity, "index") == NULL)
+		(field_text(identity, "index") == NULL ||
+		 *field_text(identity, "index") == '\0'))
 		operation_refuse(operation, "field \"%s\" is missing",
 						 "identity.index");
 }
