@@ -340,6 +340,8 @@ prepare_direction(Prepared *prepared, Direction *direction,
 					   direction->up ? rule->up : rule->down,
 					   direction->up ? rule->up_reads : rule->down_reads,
 					   alias);
+	/* SPI_prepare() has left us in a context that ends with SPI_finish() */
+	MemoryContextSwitchTo(prepared->context);
 	direction->expression.type = plan_type(direction->expression.plan);
 	direction->expression.coercion =
 		prepare_coercion(relation, direction->target,

@@ -250,11 +250,14 @@ new_version_alias(const ShapeTable *table, Relation relation)
 		char	   *name = psprintf("\001hidden.%d", i);
 		ListCell   *lc;
 
+		/* those have no aliases */
+		if (attribute->attisdropped)
+			continue;
 		foreach(lc, table->columns)
 		{
 			ShapeColumn *column = lfirst(lc);
 
-			if (!attribute->attisdropped && column->name != NULL &&
+			if (column->name != NULL &&
 				strcmp(column->column, NameStr(attribute->attname)) == 0)
 				name = column->name;
 		}

@@ -214,7 +214,7 @@ ALTER TABLE theirs OWNER TO tap_group;
 SET ROLE tap_group;
 SELECT throws_ok($$CREATE TRIGGER t BEFORE INSERT ON theirs FOR EACH ROW
 	EXECUTE FUNCTION bluegreen.sync_columns('{}')$$, '42501',
-	'permission denied for function sync_columns',
+	'permission denied for function bluegreen.sync_columns',
 	'nobody makes such a trigger by hand: it would run as the table''s owner');
 RESET ROLE;
 
