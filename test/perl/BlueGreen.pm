@@ -176,7 +176,8 @@ sub kill9_worker
 #
 
 # Run pgbench in the background.  Options: script => SQL or [SQL, ...] (else
-# pgbench's own), clients, rate, dbname, args => [more arguments].
+# pgbench's own), clients, rate, dbname, args => [more arguments], name (of its
+# sessions; where there are two at the same time).
 sub pgbench_start
 {
 	my ($node, %options) = @_;
@@ -189,7 +190,13 @@ sub pgbench_start
 		close $file;
 		push @files, $file;
 	}
-	my $bench = { node => $node, files => \@files, out => '' };
+	my $bench = {
+		node => $node,
+		files => \@files,
+		out => '',
+		name => $options{name} || 'pgbench'
+	};
+	local $ENV{PGAPPNAME} = $bench->{name};
 	$bench->{harness} = IPC::Run::start(
 		[
 			"$node->{client}/pgbench", '-n', '-T', 3600,
@@ -223,7 +230,7 @@ sub pgbench_stop
 		Test::More::diag($bench->{out});
 	}
 	$bench->{node}->poll_query_until("SELECT NOT EXISTS (SELECT 1 FROM"
-		  . " pg_stat_activity WHERE application_name = 'pgbench')")
+		  . " pg_stat_activity WHERE application_name = '$bench->{name}')")
 	  if $bench->{node}->pid;
 	return $alive;
 }

@@ -238,7 +238,7 @@ sql(q{INSERT INTO seat VALUES (1003, 'nowhere', 1003, 1)});
 is(new('constraints', 'SELECT hall IS NULL FROM seat WHERE id = 1003'), 't',
 	'and the old one goes through "up"');
 contract('constraints');
-is( $node->safe_psql(q{SELECT string_agg(conname || ' ' || contype
+is( $node->safe_psql(q{SELECT string_agg(conname || ' ' || contype::text
 		|| ' ' || convalidated, ', ' ORDER BY conname)
 		FROM pg_constraint WHERE conrelid = 'app.seat'::regclass
 		AND contype <> 'n'}),

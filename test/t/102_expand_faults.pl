@@ -146,13 +146,13 @@ is(filled('percent, state, eta', 'cents'), '100|done|00:00:00', 'progress');
 #
 # Both versions write all the time, while it is undone, expanded, contracted
 #
-my $old = pgbench_start($node, clients => 2, script => <<'SQL');
+my $old = pgbench_start($node, name => 'old version', clients => 2, script => <<'SQL');
 \set id random(1, 60000)
 \set p random(1, 100000)
 UPDATE public.item SET price = :p WHERE id = :id;
 SELECT price FROM public.item WHERE id = :id;
 SQL
-my $new = pgbench_start($node, clients => 2, script => <<'SQL');
+my $new = pgbench_start($node, name => 'new version', clients => 2, script => <<'SQL');
 \set id random(1, 60000)
 \set p random(1, 100000)
 UPDATE public_cents.item SET price = :p * 100 WHERE id = :id;
@@ -174,7 +174,7 @@ is( $node->safe_psql(q{SELECT count(*) FROM item o
 		OR n.price IS NULL}),
 	'0', 'expanded under load: nothing was lost');
 ok(pgbench_stop($old), 'no error of the old version');
-$new = pgbench_start($node, clients => 2, script => <<'SQL');
+$new = pgbench_start($node, name => 'new version', clients => 2, script => <<'SQL');
 \set id random(1, 60000)
 \set p random(1, 100000)
 UPDATE public_cents.item SET price = :p * 100 WHERE id = :id;
