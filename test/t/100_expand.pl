@@ -161,6 +161,17 @@ $node->safe_psql(q{SET session_replication_role = replica;
 	INSERT INTO review (product, rating) VALUES ('replica', '31')});
 is(new('int', q{SELECT rating FROM review WHERE product = 'replica'}),
 	'31', 'session_replication_role = replica');
+$node->safe_psql(q{SET session_replication_role = replica;
+	SET bluegreen.app_version = 'int';
+	INSERT INTO review (product, rating) VALUES ('applied', '0041')});
+is( old(q{SELECT rating FROM review WHERE product = 'applied'})
+	  . new('int', q{SELECT rating FROM review WHERE product = 'applied'}),
+	'004141', 'whatever the version of the session that applies');
+$node->safe_psql(q{SET bluegreen.app_version = 'int';
+	INSERT INTO review (product, rating, bluegreen_1_3_rating)
+	VALUES ('told', 'x', 42)});
+is(old(q{SELECT rating FROM review WHERE product = 'told'}),
+	'42', 'bluegreen.app_version tells who writes to the table itself');
 $node->safe_psql(q{CREATE FUNCTION pinned() RETURNS void LANGUAGE sql
 	SET search_path = public_int, pg_temp
 	AS $$INSERT INTO review (product, rating) VALUES ('pinned', 32)$$;
@@ -192,6 +203,21 @@ is(old(q{SELECT rating FROM review WHERE product = 'new'}),
 expand('int');
 is(new('int', q{SELECT rating FROM review WHERE product = 'new'}),
 	'11', 'and expanded again');
+
+#
+# One statement for both versions
+#
+$node->safe_psql(q{CREATE SCHEMA pair; CREATE TABLE pair.one (id int, v text);
+	CREATE TABLE pair.two (id int, v text);
+	SELECT bluegreen.create_change('both', '[
+	{"alter_column": {"table": "one", "column": "v", "type": "int"}},
+	{"alter_column": {"table": "two", "column": "v", "type": "int"}}]', 'pair')});
+expand('both');
+$node->safe_psql(q{WITH new AS (INSERT INTO pair_both.one VALUES (1, 5))
+	INSERT INTO pair.two VALUES (1, '05')});
+is( $node->safe_psql('SELECT o.v, t.v, n.v FROM pair.one o, pair.two t,
+		pair_both.two n'),
+	'5|05|5', 'a statement that writes both versions of two tables');
 
 #
 # Contract

@@ -349,6 +349,10 @@ is(sql('SELECT v FROM event WHERE id = 5000'), '77', 'row of the new version');
 is( new('part', q{SELECT string_agg(v::text, ',' ORDER BY id) FROM event
 		WHERE id > 5000}),
 	'78,79', 'rows of the old one, one of which moves to another partition');
+sql(q{INSERT INTO event VALUES (5004, 2024, '0081')});
+new('part', 'UPDATE event SET year = 2025 WHERE id = 5004');
+is(sql('SELECT v FROM event WHERE id = 5004'), '0081',
+	'a row that the new version moves keeps what it does not know exactly');
 sql(q{CREATE TABLE event_2026 PARTITION OF event FOR VALUES IN (2026);
 	INSERT INTO event VALUES (5003, 2026, '80')});
 is(new('part', 'SELECT v FROM event WHERE id = 5003'), '80',
@@ -394,7 +398,17 @@ contract('rights');
 sql(q{CREATE TABLE bad (id int PRIMARY KEY, a int, g int GENERATED ALWAYS AS
 		(a * 2) STORED, i int GENERATED ALWAYS AS IDENTITY, b text NOT NULL);
 	CREATE TABLE child (bad int REFERENCES bad);
-	CREATE VIEW looks AS SELECT b FROM bad});
+	CREATE VIEW looks AS SELECT b FROM bad;
+	CREATE TABLE late (id int PRIMARY KEY, a int);
+	CREATE FUNCTION late() RETURNS trigger LANGUAGE plpgsql AS
+		'BEGIN NEW.a := 5; RETURN NEW; END';
+	CREATE TRIGGER zzz BEFORE UPDATE ON late FOR EACH ROW
+		EXECUTE FUNCTION late();
+	CREATE TABLE forced (id int PRIMARY KEY, a int);
+	ALTER TABLE forced ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+	CREATE ROLE owner LOGIN;
+	GRANT CREATE, USAGE ON SCHEMA app TO owner;
+	ALTER TABLE forced OWNER TO owner});
 my @refused = (
 	[ 'no_table', '{"drop_table": {"name": "nowhere"}}',
 		qr/operation 1 \(drop_table\): table "nowhere" does not exist in schema "app"/ ],
@@ -426,6 +440,10 @@ my @refused = (
 	[ 'exists', '{"add_column": {"table": "child",
 		"column": {"name": "bad", "type": "int", "nullable": true}}}',
 		qr/column "bad" of table "child" already exists/ ],
+	[ 'late', '{"alter_column": {"table": "late", "column": "a", "type": "text"}}',
+		qr/trigger "zzz" of table "late" would be fired after that of the change/ ],
+	[ 'forced', '{"alter_column": {"table": "forced", "column": "a", "type": "text"}}',
+		qr/row-level security of table "forced" is forced on its owner/ ],
 	[ 'twice', '{"alter_column": {"table": "seat", "column": "n", "type": "bigint"}},
 		{"alter_column": {"table": "seat", "column": "n", "type": "text"}}',
 		qr/operation 2 \(alter_column\): column "n" is altered twice/ ]);

@@ -257,6 +257,49 @@ is( $node->safe_psql(q{SELECT contype, (SELECT count(*) FROM pg_index
 	'u|2', 'called again, it removes what was left and succeeds');
 
 #
+# What undo leaves alone, and what it does not wait for
+#
+$holder = $node->session;
+$holder->query('BEGIN; SELECT * FROM twin');
+change('mine', q([{"add_column": {"table": "twin", "column": {"name": "mine",
+	"type": "int", "nullable": true}}}]));
+$caller = $node->session;
+$caller->send(calls('expand', 'mine'));
+wait_for('mine', q{state = 'expanding' AND waits_for IS NOT NULL},
+	'a step waits');
+$holder->query('ALTER TABLE twin ADD COLUMN mine text');
+my $undo = $node->session;
+$undo->send(calls('undo', 'mine'));
+wait_for('mine', q{state = 'undoing'}, 'it is not wanted any more');
+$holder->query('COMMIT');
+$undo->wait;
+is($undo->errors, '', 'and undone');
+is( $node->safe_psql(q{SELECT atttypid::regtype FROM pg_attribute
+		WHERE attrelid = 'twin'::regclass AND attname = 'mine'}),
+	'text', 'the column that somebody else has made stays');
+
+$holder->query('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM item');
+change('long', q([{"create_index": {"name": "twin_long", "table": "twin",
+	"columns": [{"column": "id"}]}}]));
+$caller = $node->session;
+$caller->send(calls('expand', 'long'));
+ok( $node->poll_query_until(q{SELECT count(*) = 1 FROM pg_index
+		WHERE indexrelid = to_regclass('twin_long') AND NOT indisvalid}),
+	'an index waits for a snapshot');
+$node->safe_psql(calls('undo', 'long'), timeout => 60);
+is($node->safe_psql(q{SELECT to_regclass('twin_long') IS NULL}),
+	't', 'undo does not wait for it');
+$holder->query('COMMIT');
+
+$node->safe_psql('CREATE TABLE gone (id int PRIMARY KEY, a int)');
+change('gone', q([{"alter_column": {"table": "gone", "column": "a",
+	"type": "text"}}]));
+expand('gone');
+$node->safe_psql('DROP TABLE gone CASCADE');
+$node->safe_psql(calls('undo', 'gone'));
+is(field('gone', 'state'), 'undone', 'a table that is gone is passed over');
+
+#
 # "up" fails for a row that is there
 #
 $node->safe_psql(q{CREATE TABLE word (id int PRIMARY KEY, w text);
