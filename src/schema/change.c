@@ -159,13 +159,15 @@ change_set_state(int32 id, ChangeState from, ChangeState to)
 }
 
 /*
- * Keep the error that has ended the worker.
+ * Keep the error that ends the worker.  False if the state was another one:
+ * nobody wants to know any more.
  */
-void
-change_set_error(int32 id, const ErrorData *error)
+bool
+change_set_error(int32 id, ChangeState state, const ErrorData *error)
 {
 	CatalogAccess access;
 	CatalogArgs args = {0};
+	uint64		n;
 
 	catalog_begin(&access);
 	catalog_arg_int4(&args, id);
@@ -173,11 +175,13 @@ change_set_error(int32 id, const ErrorData *error)
 	catalog_arg_text(&args, error->message);
 	catalog_arg_text(&args, error->detail);
 	catalog_arg_text(&args, error->hint);
-	(void) catalog_run("UPDATE bluegreen.schema_change SET "
-					   "error_sqlstate = $2, error_message = $3, "
-					   "error_detail = $4, error_hint = $5 WHERE id = $1",
-					   &args, SPI_OK_UPDATE);
+	catalog_arg_text(&args, change_state_names[state]);
+	n = catalog_run("UPDATE bluegreen.schema_change SET "
+					"error_sqlstate = $2, error_message = $3, "
+					"error_detail = $4, error_hint = $5 "
+					"WHERE id = $1 AND state = $6", &args, SPI_OK_UPDATE);
 	catalog_end(&access);
+	return n > 0;
 }
 
 /*

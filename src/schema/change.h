@@ -91,7 +91,8 @@ extern bool change_set_state(int32 id, ChangeState from, ChangeState to);
 extern bool change_try_lock(int32 id);
 extern void change_unlock(int32 id);
 extern void change_interrupt(int32 id);
-extern void change_set_error(int32 id, const ErrorData *error);
+extern bool change_set_error(int32 id, ChangeState state,
+							 const ErrorData *error);
 extern void change_event(const Change *change, EventKind kind,
 						 const char *message, const char *detail);
 

@@ -451,6 +451,8 @@ blocked_delay(void)
 static Work
 recover(const Change *change, ErrorData *error)
 {
+	Work		result = WORK_MORE;
+
 	/* the state is another one now, maybe */
 	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
 		return WORK_MORE;
@@ -462,11 +464,12 @@ recover(const Change *change, ErrorData *error)
 		return WORK_WAIT;
 	}
 	begin();
-	change_set_error(change->id, error);
+	if (change_set_error(change->id, change->state, error))
+		result = WORK_END;
 	change_event(change, EVENT_ERROR, error->message,
 				 current ? current->title : NULL);
 	commit();
-	return WORK_END;
+	return result;
 }
 
 /* ---- the loop ---- */
