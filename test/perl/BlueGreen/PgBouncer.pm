@@ -130,6 +130,17 @@ sub kill
 	return;
 }
 
+# kill -9; it can be started again.
+sub kill9
+{
+	my ($self) = @_;
+	my $harness = delete $self->{harness} or croak "$self->{name} does not run";
+	$harness->signal('KILL');
+	eval { $harness->finish };
+	unlink "$self->{dir}/pid";
+	return;
+}
+
 sub connstr
 {
 	my ($self, $dbname, $user) = @_;
