@@ -50,7 +50,6 @@
 
 #include <signal.h>
 
-#include "access/twophase.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
@@ -97,18 +96,6 @@ static struct
 	int64		epoch;
 	bool		drained;		/* we have ShareLock */
 }			own;
-
-/* A transaction that had written before the fence was raised. */
-typedef struct RunningWriter
-{
-	PGPROC	   *proc;			/* NULL = prepared */
-	pid_t		pid;
-	LocalTransactionId lxid;	/* its xid if prepared */
-} RunningWriter;
-
-/* Read by a signal handler. */
-static RunningWriter *running = NULL;
-static volatile int nrunning = 0;
 
 /* ---- locks ---- */
 
@@ -637,96 +624,26 @@ fence_force(int32 fence, bool open)
 /* ---- wait ---- */
 
 /*
- * Is it the same transaction still?
- */
-static bool
-is_running(const RunningWriter *writer)
-{
-	if (writer->proc == NULL)
-		return TransactionIdIsValid(writer->lxid) &&
-			TransactionIdIsInProgress(writer->lxid);
-	return writer->proc->pid == writer->pid &&
-		proc_lxid(writer->proc) == writer->lxid;
-}
-
-/*
- * In a signal handler, while we wait in the lock queue: leaving it to do this
- * would let everybody in.
- */
-static void
-terminate_running(void)
-{
-	int			save_errno = errno;
-
-	for (int i = 0; i < nrunning; i++)
-	{
-		if (running[i].proc != NULL && is_running(&running[i]))
-			kill(running[i].pid, SIGTERM);
-	}
-	errno = save_errno;
-}
-
-static void
-note_writer(RunningWriter *writer, VirtualTransactionId vxid)
-{
-	PGPROC	   *proc = vxid_proc(vxid);
-	bool		more;
-
-	writer->proc = proc;
-	writer->lxid = vxid.localTransactionId;
-	writer->pid = 0;
-	/* prepared before a crash: that is its xid */
-	if (VirtualTransactionIdIsRecoveredPreparedXact(vxid))
-		writer->proc = NULL;
-	else if (proc != NULL && proc_lxid(proc) == writer->lxid)
-		writer->pid = proc->pid;
-	else
-	{
-		/* prepared: it has its former session's number, nobody or another one */
-		writer->proc = NULL;
-		writer->lxid = TwoPhaseGetXidByVirtualXID(vxid, &more);
-	}
-}
-
-/*
- * Note who writes now.  Who comes after us has to queue.
- */
-static void
-note_running(void)
-{
-	LOCKTAG		tag;
-	VirtualTransactionId *vxids;
-	int			n;
-
-	SET_LOCKTAG_RELATION(tag, MyDatabaseId, own.relid);
-	vxids = GetLockConflicts(&tag, ShareLock, &n);
-	nrunning = 0;
-	running = running == NULL ?
-		MemoryContextAlloc(TopMemoryContext, (n + 1) * sizeof(RunningWriter)) :
-		repalloc(running, (n + 1) * sizeof(RunningWriter));
-	for (int i = 0; i < n; i++)
-		note_writer(&running[i], vxids[i]);
-	nrunning = n;
-	pfree(vxids);
-}
-
-/*
- * Wait for ShareLock, for the session.  NULL, or the error.
+ * Wait for ShareLock, for the session, at most limit ms; who still writes after
+ * timeout is ended if that is the policy.  NULL, or the error.
  */
 static ErrorData *
-try_lock(int timeout)
+try_lock(const LOCKTAG *tag, int timeout, int limit, FencePolicy policy)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
+	BackgroundWorkerHandle *volatile ender = NULL;
 	ErrorData  *volatile error = NULL;
 	LockRelId	relid = {.relId = own.relid,.dbId = MyDatabaseId};
 	int			saved = LockTimeout;
 
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(context);
-	LockTimeout = Max(timeout, 1);
+	LockTimeout = Max(limit, 1);
 	PG_TRY();
 	{
+		if (policy == FENCE_TERMINATE)
+			ender = fence_end_writers(tag, timeout);
 		LockRelationIdForSession(&relid, ShareLock);
 		own.drained = true;
 		ReleaseCurrentSubTransaction();
@@ -742,49 +659,9 @@ try_lock(int timeout)
 	LockTimeout = saved;
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
+	if (ender != NULL)
+		TerminateBackgroundWorker(ender);
 	return error;
-}
-
-/*
- * ... and end those who write for longer than that.
- */
-static ErrorData *
-try_lock_terminating(int timeout)
-{
-	static TimeoutId terminate = MAX_TIMEOUTS;
-	ErrorData  *error;
-
-	if (terminate == MAX_TIMEOUTS)
-		terminate = RegisterTimeout(USER_TIMEOUT, terminate_running);
-	enable_timeout_after(terminate, Max(timeout, 1));
-	error = try_lock(timeout + Max(timeout, TERMINATE_MIN_MS));
-	disable_timeout(terminate, false);
-	return error;
-}
-
-/*
- * Who still writes, as text.
- */
-static char *
-describe_running(void)
-{
-	StringInfoData text;
-
-	initStringInfo(&text);
-	for (int i = 0; i < nrunning; i++)
-	{
-		const RunningWriter *writer = &running[i];
-
-		if (!is_running(writer))
-			continue;
-		if (text.len > 0)
-			appendStringInfoString(&text, ", ");
-		if (writer->proc == NULL)
-			appendStringInfo(&text, "prepared transaction %u", writer->lxid);
-		else
-			appendStringInfo(&text, "process %d", (int) writer->pid);
-	}
-	return text.data;
 }
 
 static pg_noreturn void
@@ -803,25 +680,29 @@ report_timeout(int timeout, FencePolicy policy, const char *who)
 /*
  * Wait until no transaction is left that has written to a mapped table, and
  * hold all who want to.  After timeout ms the policy: ABORT is an error,
- * TERMINATE disconnects those who had written before, and waits for them as
- * long again, at least 10 s.  Errors: timeout (55P03), cancel; the fence has
+ * TERMINATE disconnects those who still write, and waits for them as long
+ * again, at least 10 s.  Errors: timeout (55P03), cancel; the fence has
  * been lowered then, and nobody has noticed more than a delay.  That commits.
  */
 void
 fence_wait_drained(int timeout, FencePolicy policy)
 {
+	int			limit = timeout;
+	LOCKTAG		tag;
 	ErrorData  *error;
 	char	   *who;
 
 	Assert(OidIsValid(own.relid));
 	if (own.drained)
 		return;
-	note_running();
-	error = policy == FENCE_TERMINATE ? try_lock_terminating(timeout) :
-		try_lock(timeout);
+	SET_LOCKTAG_RELATION(tag, MyDatabaseId, own.relid);
+	fence_note_writers(&tag);
+	if (policy == FENCE_TERMINATE)
+		limit += Max(timeout, TERMINATE_MIN_MS);
+	error = try_lock(&tag, timeout, limit, policy);
 	if (error == NULL)
 		return;
-	who = describe_running();
+	who = fence_describe_writers();
 	if (fence_state(own.fence, NULL) == FENCE_RAISED)
 		fence_lower(own.fence, own.epoch);
 	if (error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE)
