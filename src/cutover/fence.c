@@ -54,6 +54,7 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
+#include "core/attempt.h"
 #include "core/definition.h"
 #include "cutover/fence.h"
 #include "executor/spi.h"
@@ -74,7 +75,6 @@
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/timeout.h"
 
@@ -623,44 +623,42 @@ fence_force(int32 fence, bool open)
 
 /* ---- wait ---- */
 
+/* How writers are waited for. */
+typedef struct Wait
+{
+	LOCKTAG		tag;			/* what they have */
+	int			timeout;		/* ms until they are ended, ... */
+	int			limit;			/* ... until we give up */
+	FencePolicy policy;
+	BackgroundWorkerHandle *ender;
+} Wait;
+
+static void
+lock_all_out(void *arg)
+{
+	Wait	   *wait = arg;
+	LockRelId	relid = {.relId = own.relid,.dbId = MyDatabaseId};
+
+	if (wait->policy == FENCE_TERMINATE)
+		wait->ender = fence_end_writers(&wait->tag, wait->timeout);
+	LockRelationIdForSession(&relid, ShareLock);
+	own.drained = true;
+}
+
 /*
- * Wait for ShareLock, for the session, at most limit ms; who still writes after
- * timeout is ended if that is the policy.  NULL, or the error.
+ * Wait for ShareLock, for the session.  NULL, or the error.
  */
 static ErrorData *
-try_lock(const LOCKTAG *tag, int timeout, int limit, FencePolicy policy)
+try_lock(Wait *wait)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	BackgroundWorkerHandle *volatile ender = NULL;
-	ErrorData  *volatile error = NULL;
-	LockRelId	relid = {.relId = own.relid,.dbId = MyDatabaseId};
+	ErrorData  *error;
 	int			saved = LockTimeout;
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	LockTimeout = Max(limit, 1);
-	PG_TRY();
-	{
-		if (policy == FENCE_TERMINATE)
-			ender = fence_end_writers(tag, timeout);
-		LockRelationIdForSession(&relid, ShareLock);
-		own.drained = true;
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-	}
-	PG_END_TRY();
+	LockTimeout = Max(wait->limit, 1);
+	error = attempt(lock_all_out, wait);
 	LockTimeout = saved;
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	if (ender != NULL)
-		TerminateBackgroundWorker(ender);
+	if (wait->ender != NULL)
+		TerminateBackgroundWorker(wait->ender);
 	return error;
 }
 
@@ -687,19 +685,18 @@ report_timeout(int timeout, FencePolicy policy, const char *who)
 void
 fence_wait_drained(int timeout, FencePolicy policy)
 {
-	int			limit = timeout;
-	LOCKTAG		tag;
+	Wait		wait = {.timeout = timeout,.limit = timeout,.policy = policy};
 	ErrorData  *error;
 	char	   *who;
 
 	Assert(OidIsValid(own.relid));
 	if (own.drained)
 		return;
-	SET_LOCKTAG_RELATION(tag, MyDatabaseId, own.relid);
-	fence_note_writers(&tag);
+	SET_LOCKTAG_RELATION(wait.tag, MyDatabaseId, own.relid);
+	fence_note_writers(&wait.tag);
 	if (policy == FENCE_TERMINATE)
-		limit += Max(timeout, TERMINATE_MIN_MS);
-	error = try_lock(&tag, timeout, limit, policy);
+		wait.limit += Max(timeout, TERMINATE_MIN_MS);
+	error = try_lock(&wait);
 	if (error == NULL)
 		return;
 	who = fence_describe_writers();

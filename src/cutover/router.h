@@ -39,6 +39,8 @@ typedef struct Router
 	char	   *host;			/* where it leads to */
 	char	   *port;
 	char	   *target;			/* database there */
+	double		query_wait;		/* s after which a client that waits is
+								 * disconnected; 0 = never */
 	char	   *error;			/* what went wrong, or NULL */
 } Router;
 
