@@ -28,8 +28,17 @@ $green->safe_psql(q{
 $blue->safe_psql(q{SELECT bluegreen.create_deployment('d', 'green');
 	SELECT bluegreen.map_table('d', 't', 'thing', transform =>
 		'SELECT id AS number, v AS name, n FROM t');
-	SELECT bluegreen.map_table('d', 'log');
-	CALL bluegreen.start('d');});
+	SELECT bluegreen.map_table('d', 'log');});
+
+# the slot of the way back does not wait for the copy
+my $locker = $green->session;
+$locker->query('BEGIN; LOCK TABLE thing IN EXCLUSIVE MODE');
+$blue->safe_psql(q{CALL bluegreen.start('d')});
+$green->poll_query_until(q{SELECT count(*) > 0 FROM pg_locks
+	WHERE relation = 'thing'::regclass AND NOT granted});
+is( $green->safe_psql(q{SELECT state FROM bluegreen.stat_stream}),
+	'streaming', 'the stream back runs before a row is copied');
+$locker->quit;
 
 sub both_same
 {
