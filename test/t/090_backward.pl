@@ -36,8 +36,9 @@ $locker->query('BEGIN; LOCK TABLE thing IN EXCLUSIVE MODE');
 $blue->safe_psql(q{CALL bluegreen.start('d')});
 $green->poll_query_until(q{SELECT count(*) > 0 FROM pg_locks
 	WHERE relation = 'thing'::regclass AND NOT granted});
-is( $green->safe_psql(q{SELECT state FROM bluegreen.stat_stream}),
-	'streaming', 'the stream back runs before a row is copied');
+ok( $green->poll_query_until(
+		q{SELECT state = 'streaming' FROM bluegreen.stat_stream}),
+	'the stream back runs before a row is copied');
 $locker->quit;
 
 sub both_same
