@@ -185,7 +185,10 @@ my %kill = (
 	},
 	network => sub {
 		my (undef, $from, undef, $self) = @_;
-		$_->refuse for @{ $self->{proxies} };
+
+		# an end that is told, or a silence after which all arrives late
+		my $how = $self->{number} % 2 ? 'refuse' : 'stall';
+		$_->$how for @{ $self->{proxies} };
 		_let_go($from);
 		usleep(300_000);
 		$_->forward for @{ $self->{proxies} };
@@ -298,6 +301,7 @@ sub _cell
 	my $wrong =
 	  $ended ? $self->_judge($cell, $moved ? ($to, $from) : ($from, $to)) :
 	  'not ended';
+	$self->_stop_clients($cell) if @{ $self->{clients} };
 	eval { $caller->{harness}->kill_kill(grace => 1) };
 	return ($moved ? 'moved' : 'undone', $wrong);
 }
