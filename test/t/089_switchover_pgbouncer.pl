@@ -10,10 +10,10 @@ use Test::More;
 
 my @moves = qw(switchover rollback switchover);
 my $bank = BlueGreen::Bank->new(clients => 16, rate => 1000);
-$bank->let_in(6000);
+$bank->let_in;
 foreach my $i (0 .. $#moves)
 {
-	ok($bank->wait_until_done(($i + 1) / (@moves + 1)), 'the load goes on');
+	ok($bank->wait_for_more(1000), 'the load goes on');
 	my $move = $bank->move($moves[$i]);
 	ok(!$move->{failed}, $moves[$i]) or diag $move->{notices};
 	note $move->{notices};
@@ -21,7 +21,8 @@ foreach my $i (0 .. $#moves)
 		'with the router');
 	$moves[$i] = $move;
 }
-$bank->wait_for_end;
+ok($bank->wait_for_more(1000), 'and on');
+$bank->let_out;
 is($bank->problems, '',
 	'no client had an error, each acknowledged transaction is on green, once');
 my @measured = map { $bank->measure($_) } @moves;
