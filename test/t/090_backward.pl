@@ -32,7 +32,7 @@ $blue->safe_psql(q{SELECT bluegreen.create_deployment('d', 'green');
 
 # the slot of the way back does not wait for the copy
 my $locker = $green->session;
-$locker->query('BEGIN; LOCK TABLE thing IN EXCLUSIVE MODE');
+$locker->query('BEGIN; LOCK TABLE thing IN SHARE MODE');
 $blue->safe_psql(q{CALL bluegreen.start('d')});
 $green->poll_query_until(q{SELECT count(*) > 0 FROM pg_locks
 	WHERE relation = 'thing'::regclass AND NOT granted});
