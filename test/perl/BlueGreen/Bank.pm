@@ -213,7 +213,7 @@ sub measure
 	  grep { $_->[2] >= $begin && $_->[2] - $_->[3] <= $end }
 	  $self->_acknowledged;
 	my @steps;
-	while ($move->{notices} =~ /^NOTICE:  (.*) \((\d+) ms\)$/mg)
+	while ($move->{notices} =~ /NOTICE:  (.*) \((\d+) ms\)$/mg)
 	{
 		my ($name, $ms) = ($1, $2);
 		push @steps, [ $name, $ms ] if @steps || $name eq 'routers are paused';
