@@ -287,7 +287,7 @@ bluegreen_routers_switch(PG_FUNCTION_ARGS)
 				 errhint("Valid values are \"%s\" and \"%s\".", "blue",
 						 "green")));
 	deployment = begin(fcinfo, "bluegreen.routers_switch");
-	require_all(routers_switch(deployment, side));
+	require_all(routers_switch(deployment, side, false));
 	procedure_end();
 	PG_RETURN_VOID();
 }

@@ -282,7 +282,7 @@ step_routers(SwitchMove *move)
 	{
 		if (i > 0)
 			switch_rest(move, ROUTER_REST_MS);
-		n = routers_switch(move->deployment, switch_to(move));
+		n = routers_switch(move->deployment, switch_to(move), true);
 		n += routers_resume(move->deployment);
 		MemoryContextSwitchTo(move->context);
 		if (n == 0)
