@@ -48,7 +48,7 @@ leads_elsewhere(const Deployment *deployment, const Router *router,
 		strcmp(parts.dbname, router->target) == 0)
 		return false;
 	row->severity = PREFLIGHT_WARNING;
-	row->message = psprintf("router \"%s\" leads to port %s and database \"%s\", not to what its route of %s says",
+	row->message = psprintf("router \"%s\" leads to port %s and database \"%s\", not to its %s_route",
 							router->server, router->port,
 							router->target, router_sides[active]);
 	return true;
@@ -111,11 +111,11 @@ add_unknown(PreflightRun *run, const Router *router, const char *there)
 						  there);
 	row.message = psprintf("%s does not know the router of database \"%s\": it could not bring clients back",
 						   there, router->database);
-	row.hint = psprintf("-- on %s\n"
+	row.hint = psprintf("-- on green\n"
 						"CREATE SERVER %s FOREIGN DATA WRAPPER %s OPTIONS (host '...', port '...');\n"
 						"CREATE USER MAPPING FOR CURRENT_USER SERVER %s OPTIONS (user '...', password '...');\n"
 						"SELECT bluegreen.add_router(%s, 'pgbouncer', %s, %s,\n"
-						"    %s, %s, route_file => '...');", there,
+						"    %s, %s, route_file => '...');",
 						quote_identifier(router->server), BG_EXTENSION,
 						quote_identifier(router->server),
 						quote_literal_cstr(run->deployment->name),
@@ -152,7 +152,7 @@ may_look(PreflightRun *run, const char *there)
 	row.object = unconstify(char *, there);
 	row.message = psprintf("role \"%s\" may not see whether %s knows the routers",
 						   result->values[0][0], there);
-	row.hint = psprintf("-- on %s\nGRANT pg_monitor TO %s;", there,
+	row.hint = psprintf("-- on green\nGRANT pg_monitor TO %s;",
 						quote_identifier(result->values[0][0]));
 	preflight_row(run, &row);
 	return false;

@@ -68,10 +68,36 @@ sub run_terminal
 	return;
 }
 
+# Averell's orders: each one that he was told of is there, and one more at most,
+# which was under way when he was stopped.
+sub end_orders
+{
+	my $told = sub { split /\n/, BlueGreen::Node::slurp("$dir/terminal") };
+	my $before = () = $told->();
+	ok( BlueGreen::Node::wait_until(
+			sub { my $now = () = $told->(); return $now > $before }),
+		'orders go on');
+	$terminal->kill_kill(grace => 0);
+	undef $terminal;
+	$green->poll_query_until(q{SELECT count(*) = 0 FROM pg_stat_activity
+		WHERE datname = 'shop' AND pid <> pg_backend_pid()
+		AND application_name = 'psql'});
+	my @orders = $told->();
+	is(join(' ', @orders), join(' ', 13 .. 12 + @orders),
+		'no order is lost or doubled');
+	my $beans = $green->safe_psql('shop',
+		'SELECT quantity FROM cart_line WHERE product_id = 4');
+	cmp_ok($beans - $orders[-1], '<=', 1, 'green has them all');
+	unlike(BlueGreen::Node::slurp("$dir/errors"), qr/ERROR:|PANIC:/,
+		'he was disconnected at worst');
+	return;
+}
+
 foreach my $block (@blocks)
 {
 	my ($kind, $text, $before) = @$block;
 	$side = $1 while $before =~ /\b[Oo]n (blue|green)\b/g;
+	end_orders() if $before =~ /\^C/;
 	if ($kind eq 'sql')
 	{
 		$printed = run_sql($text);
@@ -91,25 +117,6 @@ foreach my $block (@blocks)
 	}
 }
 END { $terminal->kill_kill(grace => 0) if $terminal }
-
-# Averell's orders: each one that he was told of is there, and one more at most,
-# which was under way when he was stopped.
-my $before = (split /\n/, BlueGreen::Node::slurp("$dir/terminal"))[-1];
-ok(BlueGreen::Node::wait_until(
-		sub { (split /\n/, BlueGreen::Node::slurp("$dir/terminal"))[-1] > $before }),
-	'orders go on at the end');
-$terminal->kill_kill(grace => 0);
-undef $terminal;
-$green->poll_query_until(q{SELECT count(*) = 0 FROM pg_stat_activity
-	WHERE datname = 'shop' AND pid <> pg_backend_pid()
-	AND backend_type = 'client backend'});
-my @orders = split /\n/, BlueGreen::Node::slurp("$dir/terminal");
-is(join(' ', @orders), join(' ', 13 .. 12 + @orders), 'no order is lost or doubled');
-my $beans = $green->safe_psql('shop',
-	'SELECT quantity FROM cart_line WHERE product_id = 4');
-cmp_ok($beans - $orders[-1], '<=', 1, 'green has them all');
-unlike(BlueGreen::Node::slurp("$dir/errors"), qr/ERROR:|PANIC:/,
-	'he was disconnected at worst');
 
 # Nothing is left
 is( $_->safe_psql('shop', q{SELECT (SELECT count(*) FROM pg_replication_slots)

@@ -29,13 +29,13 @@ my @measured = map { $bank->measure($_) } @moves;
 
 # the other side must know the router, too
 my ($blue, $green) = @{ $bank->{nodes} }{qw(blue green)};
-my $found = q{SELECT severity, object, message FROM bluegreen.preflight('d')
+my $found = q{SELECT severity, object, message, left(hint, 10) FROM bluegreen.preflight('d')
 	WHERE "check" = 'router' AND severity <> 'ok'};
 is($green->safe_psql($found), '', 'preflight finds nothing about the router');
 $blue->safe_psql(q{SET default_transaction_read_only = off;
 	SELECT bluegreen.drop_router('d', 'bouncer')});
 is( $green->safe_psql($found),
-	'warning|bouncer/app of blue|blue does not know the router of database "app": it could not bring clients back',
+	'warning|bouncer/app of blue|blue does not know the router of database "app": it could not bring clients back|-- on blue',
 	'but that the other side does not know it, if so');
 note sprintf 'measured: 16 clients, %.0f tps, the longest waits were %s ms',
   $bank->speed, join ', ', map { sprintf '%.0f', $_->{pause} } @measured;
