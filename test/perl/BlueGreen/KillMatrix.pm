@@ -31,11 +31,11 @@ my %after = map { $_ => 1 } qw(close routers margin tell);
 
 # Kill -9: who called; the worker; all processes of a side; PgBouncer.  "ended":
 # the worker alone is, in an orderly way; "network": no way from side to side.
-# What the router has no part in is not tried with it.
-my %only = (router => { map { $_ => 1 } qw(pause fence doubt close routers) });
-
-# So many cells of each victim and direction without a step.
-use constant SOME_TIME => 2;
+# These are not tried at every step.
+my %only = (
+	ended => { map { $_ => 1 } qw(pause fence decide routers) },
+	network => { map { $_ => 1 } qw(fence barrier decide close) },
+	router => { map { $_ => 1 } qw(pause fence close routers) });
 
 # A pair with a deployment d, which maps w, and a router, with proxies between
 # the sides.
@@ -66,6 +66,33 @@ sub new
 	$self->{proxies} = \@proxies;
 	$self->{router} = $router;
 	return $self;
+}
+
+# The answer to a query, over a connection that is kept, or undef if there is
+# none.  (To start psql each time would take longer than what is tested.)
+sub _ask
+{
+	my ($node, $sql) = @_;
+	my $value = eval {
+		$node->{asks} //= BlueGreen::Backend->new($node->port,
+			options => '-c default_transaction_read_only=off');
+		$node->{asks}->value($sql) // '';
+	};
+	delete $node->{asks} unless defined $value;
+	return $value;
+}
+
+sub _ask_until
+{
+	my ($node, $sql) = @_;
+	my $end = time + BlueGreen::Node::TIMEOUT;
+	while (time < $end)
+	{
+		return 1 if (_ask($node, $sql) // '') eq 't';
+		usleep(10_000);
+	}
+	diag("$node->{name} never answered 't' to $sql");
+	return 0;
 }
 
 #
@@ -145,7 +172,7 @@ sub _stop_clients
 sub _worker_of
 {
 	my ($node) = @_;
-	return $node->safe_psql('SELECT pid FROM pg_stat_activity'
+	return _ask($node, 'SELECT pid FROM pg_stat_activity'
 		  . " WHERE backend_type = 'pg_bluegreen switch'");
 }
 
@@ -153,8 +180,8 @@ sub _worker_of
 sub _let_go
 {
 	my ($node) = @_;
-	$node->safe_psql('SET default_transaction_read_only = off;'
-		  . 'UPDATE bluegreen.switch SET stop_at = NULL');
+	defined _ask($node, 'UPDATE bluegreen.switch SET stop_at = NULL')
+	  or die "$node->{name} does not let go";
 	return;
 }
 
@@ -206,22 +233,23 @@ my %kill = (
 sub writable
 {
 	my ($node, $id) = @_;
-	return $node->psql('SET default_transaction_read_only = off;'
-		  . "INSERT INTO w VALUES ('$id')") == 0 ? 1 : 0;
+	return defined _ask($node, "INSERT INTO w VALUES ('$id')") ? 1 : 0;
 }
 
-# Where the router leads to
+# Does the router let clients through, to this side?
 sub _routed
 {
 	my ($self, $side) = @_;
 	my $port = $self->{nodes}{$side}->port;
 	return BlueGreen::Node::wait_until(
 		sub {
-			my ($paused) =
-			  $self->{router}->show('DATABASES', 'paused', name => 'app');
-			my ($leads_to) =
-			  $self->{router}->show('DATABASES', 'port', name => 'app');
-			return $leads_to == $port && !$paused;
+			my $found = eval {
+				local $SIG{ALRM} = sub { die "paused\n" };
+				alarm BlueGreen::Node::TIMEOUT;
+				$self->_connect('router')->value('SHOW port');
+			};
+			alarm 0;
+			return ($found // '') eq $port;
 		});
 }
 
@@ -239,15 +267,21 @@ sub _judge
 	  @{ $acknowledged{$from} };
 	return "$from took a write after $to had: $late[0][0]" if @late;
 	return "$to took a write" if $active ne $to && defined $first;
+	delete $_->{asks} for values %{ $self->{nodes} };
 	my @writable = map { writable($self->{nodes}{$_}, "$cell.$_") } $active,
 	  $other;
 	return "writable are: $active $writable[0], $other $writable[1]"
 	  if "@writable" ne '1 0';
-	wait_for_sync('d', node => $self->{nodes}{$_}) for $active, $other;
+	foreach my $side ($active, $other)
+	{
+		defined _ask($self->{nodes}{$side},
+			q{CALL bluegreen.wait_for_sync('d', '180 s')})
+		  or return "$side is not in sync";
+	}
 	my $ids = join ',', map { "('$_->[0]')" } map { @$_ } values %acknowledged;
 	foreach my $side ($active, $other)
 	{
-		my $lost = $self->{nodes}{$side}->safe_psql(
+		my $lost = _ask($self->{nodes}{$side},
 			"SELECT count(*) FROM (VALUES $ids) v (id)"
 			  . ' WHERE NOT EXISTS (SELECT FROM w WHERE w.id = v.id)');
 		return "$lost acknowledged writes are not on $side" if $lost;
@@ -266,7 +300,7 @@ sub _wait_for_step
 	my ($self, $step, $here, $caller) = @_;
 	if (defined $step)
 	{
-		$here->poll_query_until('SELECT count(*) = 1 FROM bluegreen.switch WHERE'
+		_ask_until($here, 'SELECT count(*) = 1 FROM bluegreen.switch WHERE'
 			  . " stop_at = 'at $step' AND state IN ('running', 'decided')");
 		return;
 	}
@@ -292,11 +326,10 @@ sub _cell
 	$self->_wait_for_step($step, $here, $caller);
 	$kill{$victim}->($caller, $here, $there, $self);
 	eval { $caller->wait };		# or it is gone
-	my $ended = $here->poll_query_until(
+	my $ended = _ask_until($here,
 		q{SELECT m.state IN ('done', 'failed') AND f.state IN ('open', 'closed')
 		FROM bluegreen.switch m JOIN bluegreen.fence f USING (deployment)});
-	my $moved =
-	  $here->safe_psql('SELECT state FROM bluegreen.fence') eq 'closed';
+	my $moved = _ask($here, 'SELECT state FROM bluegreen.fence') eq 'closed';
 	$self->{active} = $moved ? $to : $from;
 	my $wrong =
 	  $ended ? $self->_judge($cell, $moved ? ($to, $from) : ($from, $to)) :
@@ -336,7 +369,7 @@ sub run
 					map { [ $kind, $_, $victim ] }
 					grep { !$only{$victim} || $only{$victim}{$_} } @steps
 				),
-				([ $kind, undef, $victim ]) x SOME_TIME)
+				[ $kind, undef, $victim ])
 		} @victims
 	} qw(switchover rollback);
 	while (my $next = @cells && $self->_next(\@cells))
