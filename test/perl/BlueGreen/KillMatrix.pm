@@ -59,7 +59,8 @@ sub new
 		CALL bluegreen.start('d')");
 	wait_for_sync('d');
 	my $router = BlueGreen::PgBouncer->new($blue, ['app'],
-		"auth_type = trust\npool_mode = transaction", $green);
+		"auth_type = trust\npool_mode = transaction\nserver_login_retry = 1",
+		$green);
 	$router->add_to('d', 'app', $blue, $green);
 	$router->start;
 	$self->{nodes} = { blue => $blue, green => $green };
