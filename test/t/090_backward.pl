@@ -30,16 +30,20 @@ $blue->safe_psql(q{SELECT bluegreen.create_deployment('d', 'green');
 		'SELECT id AS number, v AS name, n FROM t');
 	SELECT bluegreen.map_table('d', 'log');});
 
-# the slot of the way back does not wait for the copy
-my $locker = $green->session;
-$locker->query('BEGIN; LOCK TABLE thing IN SHARE MODE');
-$blue->safe_psql(q{CALL bluegreen.start('d')});
-$green->poll_query_until(q{SELECT count(*) > 0 FROM pg_locks
-	WHERE relation = 'thing'::regclass AND NOT granted});
-ok( $green->poll_query_until(
-		q{SELECT state = 'streaming' FROM bluegreen.stat_stream}),
-	'the stream back runs before a row is copied');
-$locker->quit;
+# The slot of the way back waits for green's transactions; a copy would make long
+# ones, so it comes after that.
+my ($long, $starter) = ($green->session, $blue->session);
+$long->query('BEGIN; SELECT pg_current_xact_id()');
+$starter->send(q{CALL bluegreen.start('d')});
+$green->poll_query_until(q{SELECT count(*) = 1 FROM pg_replication_slots
+	WHERE slot_name ~ '_b$' AND active});
+is( $blue->safe_psql(q{SELECT count(*) FROM pg_stat_activity
+		WHERE backend_type = 'pg_bluegreen stream'}),
+	0, 'nothing is copied before the slot of the way back is there');
+$long->query('COMMIT');
+$starter->wait;
+unlike($starter->errors, qr/ERROR|WARNING/, 'then both streams start');
+$_->quit for $long, $starter;
 
 sub both_same
 {
