@@ -44,6 +44,7 @@
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/shmem.h"
+#include "tcop/pquery.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -340,6 +341,7 @@ event_record_local(int32 deployment, EventKind kind, XLogRecPtr lsn,
 				   const char *message, const char *detail)
 {
 	Oid			relid = own_table("event_log");
+	bool		pushed = ActivePortal == NULL && !ActiveSnapshotSet();
 	Event		e = {0};
 
 	if (!OidIsValid(relid))
@@ -355,7 +357,11 @@ event_record_local(int32 deployment, EventKind kind, XLogRecPtr lsn,
 	copy_text(e.message, sizeof(e.message), message);
 	e.has_detail = detail != NULL;
 	copy_text(e.detail, sizeof(e.detail), detail ? detail : "");
+	if (pushed)					/* a worker */
+		PushActiveSnapshot(GetTransactionSnapshot());
 	insert_event_as_owner(&e, relid);
+	if (pushed)
+		PopActiveSnapshot();
 }
 
 /* Start a transaction of the recorder. */

@@ -1,5 +1,6 @@
 # Kill -9 of a server or of PgBouncer, and a cut of the network between the sides,
-# at every step of a switchover and a rollback; see BlueGreen::KillMatrix.
+# at every step of a switchover and a rollback; see BlueGreen::KillMatrix.  And a
+# PgBouncer that does not come back in time.
 use strict;
 use warnings;
 
@@ -7,6 +8,60 @@ use BlueGreen;
 use BlueGreen::KillMatrix;
 use Test::More;
 
-BlueGreen::KillMatrix->new->run(qw(from to network router));
+my $matrix = BlueGreen::KillMatrix->new;
+$matrix->run(qw(from to network router));
+
+my ($blue, $green) = @{ $matrix->{nodes} }{qw(blue green)};
+my $router = $matrix->{router};
+
+# A switchover that stands before a step, while the router is killed.
+sub without_router
+{
+	my ($step, $then) = @_;
+	my $caller = $blue->session;
+	$caller->query("SET bluegreen.switchover_stop_at = '$step'");
+	$caller->send(q{CALL bluegreen.switchover('d', timeout => '100 s')});
+	$blue->poll_query_until("SELECT count(*) = 1 FROM bluegreen.switch
+		WHERE stop_at = 'at $step'");
+	$router->kill9;
+	$blue->safe_psql("SET default_transaction_read_only = off; $then");
+	$caller->wait;
+	return $caller;
+}
+
+sub events
+{
+	return $blue->safe_psql(q{SELECT string_agg(message, '; ' ORDER BY at)
+		FROM bluegreen.event WHERE kind = 'routers'});
+}
+
+sub is_resumed
+{
+	my ($name) = @_;
+	$router->start;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return ok(
+		$blue->poll_query_until(q{SELECT count(*) = 0 FROM bluegreen.router
+			WHERE paused_at IS NOT NULL}),
+		$name);
+}
+
+my $caller = without_router('fence', q{CALL bluegreen.cancel('d')});
+like($caller->errors, qr/was cancelled/, 'undone without the router');
+like(events(), qr/could not resume database "app" of router "bouncer"/,
+	'which is told');
+is(BlueGreen::KillMatrix::writable($blue, 'undone'), 1, 'blue takes writes');
+is_resumed('it is looked after when it is back');
+$caller->quit;
+
+$caller = without_router('routers', 'UPDATE bluegreen.switch SET stop_at = NULL');
+like($caller->errors, qr/1 routers did not do it, see events/,
+	'moved without the router');
+unlike($caller->errors, qr/ERROR/, 'which is no error');
+like(events(), qr/could not switch database "app" of router "bouncer"/,
+	'but told');
+is(BlueGreen::KillMatrix::writable($green, 'moved'), 1, 'green takes writes');
+is_resumed('it is looked after when it is back');
+is($router->safe_psql('app', 'SHOW port'), $green->port, 'and leads to green');
 
 done_testing();

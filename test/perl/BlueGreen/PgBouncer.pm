@@ -78,6 +78,10 @@ sub add_to
 	my %route = map {
 		$_->name => 'host=127.0.0.1 port=' . $_->port . ' dbname=postgres'
 	} $blue, $green;
+
+	# the servers may be run by two users
+	$self->_write("$database.ini", "[databases]\n$database = $route{blue}\n");
+	chmod 0666, $self->route_file($database) or croak $!;
 	foreach my $node ($blue, $green)
 	{
 		my $file = $self->route_file($database, $node);
