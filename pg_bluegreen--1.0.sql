@@ -34,6 +34,10 @@ CREATE TABLE bluegreen.table_mapping (
 	on_write text NOT NULL CHECK (on_write IN ('mirror', 'merge', 'patch')),
 	on_delete text NOT NULL CHECK (on_delete IN ('delete', 'ignore', 'write')),
 	lookup text,
+	lookup_query text,				-- what the target made of it
+	lookup_columns name[],			-- that it gives
+	lookup_key name[],				-- of the target
+	lookup_reads text[],			-- tables of the target
 	has_other_columns boolean NOT NULL,
 	row_shape text[],				-- of a transform that reads whole rows
 	defined_in pg_snapshot NOT NULL DEFAULT pg_current_snapshot(),
@@ -48,6 +52,7 @@ CREATE TABLE bluegreen.mapping_column (
 	type text NOT NULL,
 	wire text NOT NULL CHECK (wire IN ('binary', 'array', 'text')),
 	is_key boolean NOT NULL,
+	finds boolean NOT NULL DEFAULT false,	-- the lookup's key depends on it
 	PRIMARY KEY (mapping, position)
 );
 
@@ -295,7 +300,7 @@ SET search_path = pg_catalog, pg_temp;
 CREATE FUNCTION bluegreen.alter_mapping(deployment name, source regclass,
 	target text DEFAULT NULL, transform text DEFAULT NULL,
 	key text[] DEFAULT NULL, on_write text DEFAULT NULL,
-	on_delete text DEFAULT NULL)
+	on_delete text DEFAULT NULL, lookup text DEFAULT NULL)
 RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_alter_mapping'
 LANGUAGE C;
@@ -466,6 +471,25 @@ CREATE FUNCTION bluegreen.note_row(stored_row text)
 RETURNS void
 AS 'MODULE_PATHNAME', 'bluegreen_note_row'
 LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+-- Not for PUBLIC to lose: it parses, with its caller's rights.  No SET
+-- search_path: C pins the path, and looks for the lookup's names in the
+-- target's schema.
+CREATE FUNCTION bluegreen.describe_lookup(target_schema name,
+	target_table name, lookup text, columns name[], types text[], key name[],
+	check_rights boolean, OUT query text, OUT given name[], OUT finds name[],
+	OUT reads text[])
+RETURNS record
+AS 'MODULE_PATHNAME', 'bluegreen_describe_lookup'
+LANGUAGE C STRICT;
+
+-- Not for PUBLIC to lose: it is called as the owner of the target.
+CREATE FUNCTION bluegreen.check_lookup(target text, incoming bigint,
+	found bigint, written bigint, distinct_written bigint)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'bluegreen_check_lookup'
+LANGUAGE C IMMUTABLE STRICT
 SET search_path = pg_catalog, pg_temp;
 
 CREATE FUNCTION bluegreen.noted_row()
@@ -858,12 +882,13 @@ SELECT d.name AS deployment,
 	m.id AS mapping,
 	m.source::regclass AS source,
 	format('%I.%I', m.target_schema, m.target_table) AS target,
-	(SELECT array_agg(c.name ORDER BY c.position)
+	coalesce(m.lookup_key, (SELECT array_agg(c.name ORDER BY c.position)
 		FROM bluegreen.mapping_column c
-		WHERE c.mapping = m.id AND c.is_key) AS key,
+		WHERE c.mapping = m.id AND c.is_key)) AS key,
 	m.on_write,
 	m.on_delete,
-	pg_get_viewdef(m.view) AS transform
+	pg_get_viewdef(m.view) AS transform,
+	m.lookup
 FROM bluegreen.table_mapping m
 	JOIN bluegreen.deployment d ON d.id = m.deployment
 ORDER BY d.name, m.id;
@@ -882,7 +907,7 @@ REVOKE ALL ON FUNCTION bluegreen.map_table(name, regclass, text, text, text[],
 REVOKE ALL ON FUNCTION bluegreen.map_schema(name, name, name, name[])
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.alter_mapping(name, regclass, text, text,
-	text[], text, text) FROM PUBLIC;
+	text[], text, text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.unmap_table(name, regclass, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.preview(name, regclass, integer) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.preflight(name) FROM PUBLIC;
@@ -981,7 +1006,7 @@ COMMENT ON FUNCTION bluegreen.map_table(name, regclass, text, text, text[],
 COMMENT ON FUNCTION bluegreen.map_schema(name, name, name, name[]) IS
 	'map every table of a schema under its own name, all or nothing';
 COMMENT ON FUNCTION bluegreen.alter_mapping(name, regclass, text, text, text[],
-	text, text) IS
+	text, text, text) IS
 	'change a mapping without a new copy; what is null stays; returns the mapping''s id';
 COMMENT ON FUNCTION bluegreen.unmap_table(name, regclass, text) IS
 	'remove the mappings of a table, or the one to a target; returns how many';
@@ -1033,6 +1058,12 @@ COMMENT ON FUNCTION bluegreen.insert_rows(regclass, name[], bytea, bigint) IS
 	'for streams, on a target: insert rows that are in the format of COPY BINARY';
 COMMENT ON FUNCTION bluegreen.note_row(text) IS
 	'for streams, on a target: keep a row for the conflict that is about to be recorded';
+COMMENT ON FUNCTION bluegreen.describe_lookup(name, name, text, name[], text[],
+	name[], boolean) IS
+	'for map_table(), on a target: check the text of a lookup and say what it is';
+COMMENT ON FUNCTION bluegreen.check_lookup(text, bigint, bigint, bigint,
+	bigint) IS
+	'for streams, on a target: error unless a lookup gave a row for each incoming row';
 COMMENT ON FUNCTION bluegreen.noted_row() IS
 	'for streams, on a target: the row that was kept last in this transaction';
 COMMENT ON FUNCTION bluegreen.grant_apply(regrole, regclass[]) IS

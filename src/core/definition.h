@@ -109,6 +109,11 @@ typedef struct MapRequest
 	bool		keyless;		/* key => '{}': find rows by all their values */
 	OnWrite		on_write;
 	OnDelete	on_delete;
+	char	   *lookup;			/* NULL = none */
+	/* with a lookup, from lookup_define() */
+	Lookup	   *defined;
+	int			nincoming;
+	MappingColumn *incoming;	/* what the transform gives */
 } MapRequest;
 
 extern void source_check(Oid source, Oid owner);
@@ -118,6 +123,16 @@ extern void target_check_columns(const MapRequest *request,
 								 TargetTable *target, List *names);
 extern bool target_has_other_columns(TargetTable *target, List *names);
 extern WireKind target_wire_kind(const TargetColumn *column);
+
+/* ---- lookup.c: mappings with a lookup ---- */
+
+extern List *lookup_define(Peer *peer, MapRequest *request,
+						   TargetTable *target, Query *query,
+						   bool check_rights);
+extern char *lookup_default_transform(const MapRequest *request);
+extern void lookup_store(int32 mapping, const MapRequest *request);
+extern void lookup_check_cycle(int32 deployment, char direction);
+extern void lookup_check_stored(Peer *peer, const MappingRow *mapping);
 
 /* ---- ready.c: what a first start asks of both sides ---- */
 
@@ -155,6 +170,7 @@ extern void mapping_resolve_target(MapRequest *request, text *target);
 
 /* what is stored of a mapping */
 extern List *mapping_output_names(Query *query);
+extern void mapping_insert_column(int32 mapping, const MappingColumn *column);
 extern void mapping_insert_columns(int32 mapping, TargetTable *target,
 								   List *names);
 extern void mapping_create_view(int32 mapping, Oid owner, Query *query,
