@@ -129,6 +129,7 @@ extern WireKind target_wire_kind(const TargetColumn *column);
 extern List *lookup_define(Peer *peer, MapRequest *request,
 						   TargetTable *target, Query *query,
 						   bool check_rights);
+extern void lookup_tell(const MapRequest *request, bool has_other_columns);
 extern char *lookup_default_transform(const MapRequest *request);
 extern void lookup_store(int32 mapping, const MapRequest *request);
 extern void lookup_check_cycle(int32 deployment, char direction);

@@ -354,6 +354,20 @@ lookup_define(Peer *peer, MapRequest *request, TargetTable *target,
 }
 
 /*
+ * Say what a mapping with a lookup does to what it does not write.
+ */
+void
+lookup_tell(const MapRequest *request, bool has_other_columns)
+{
+	if (request->lookup && has_other_columns)
+		ereport(NOTICE,
+				(errmsg("target table \"%s\" has columns that the lookup does not give",
+						quote_qualified_identifier(request->target_schema,
+												   request->target_table)),
+				 errdetail("A row whose key changes is deleted and inserted; these columns get their defaults then.")));
+}
+
+/*
  * The transform of a mapping that has a lookup and none: all columns.
  */
 char *

@@ -452,7 +452,10 @@ map_one(const Deployment *deployment, Peer *peer, MapRequest *request)
 	id = insert_mapping(deployment, request,
 						target_has_other_columns(target, written));
 	if (request->lookup)
+	{
 		lookup_store(id, request);
+		lookup_tell(request, target_has_other_columns(target, written));
+	}
 	else
 		mapping_insert_columns(id, target, names);
 

@@ -174,12 +174,28 @@ append_columns(StringInfo sql, const TargetWriter *writer, const char *prefix)
 }
 
 /*
- * a = f.a, ...: of all columns but those that cannot be set, and in an upsert
- * those of the key.  False if there are none.
+ * A key column of a type whose equal values are the same bytes?
  */
 static bool
-append_set(StringInfo sql, const TargetWriter *writer, const char *prefix,
-		   bool with_key)
+equal_means_same(const LookupColumn *column)
+{
+	static const char *const types[] = {
+		"boolean", "smallint", "integer", "bigint", "oid", "uuid", "date",
+		"timestamp without time zone", "timestamp with time zone", "bytea"
+	};
+
+	for (int i = 0; column->operator != NULL && i < lengthof(types); i++)
+		if (strcmp(column->type, types[i]) == 0)
+			return true;
+	return false;
+}
+
+/*
+ * a = f.a, ...: of all columns but those that cannot be set, and those that
+ * are the same already.  False if there are none.
+ */
+static bool
+append_set(StringInfo sql, const TargetWriter *writer, const char *prefix)
 {
 	bool		any = false;
 
@@ -187,8 +203,7 @@ append_set(StringInfo sql, const TargetWriter *writer, const char *prefix,
 	{
 		const LookupColumn *column = &writer->lookup_columns[i];
 
-		if (column->always_identity ||
-			(!with_key && column->operator != NULL))
+		if (column->always_identity || equal_means_same(column))
 			continue;
 		appendStringInfo(sql, "%s%s = %s%s", any ? ", " : "", column->name,
 						 prefix, column->name);
@@ -238,7 +253,7 @@ append_on_conflict(StringInfo sql, const TargetWriter *writer, bool update)
 	initStringInfo(&set);
 	appendStringInfoString(sql, " ON CONFLICT (");
 	append_key_list(sql, writer);
-	if (update && append_set(&set, writer, "EXCLUDED.", false))
+	if (update && append_set(&set, writer, "EXCLUDED."))
 		appendStringInfo(sql, ") DO UPDATE SET %s", set.data);
 	else
 		appendStringInfoString(sql, ") DO NOTHING");
@@ -259,7 +274,7 @@ static bool
 append_update(StringInfo sql, const TargetWriter *writer, const char *nrows)
 {
 	appendStringInfo(sql, "UPDATE %s AS t SET ", writer->name);
-	if (!append_set(sql, writer, "f.", true))
+	if (!append_set(sql, writer, "f."))
 		return false;
 	appendStringInfoString(sql, " FROM found AS f WHERE ");
 	append_passes(sql, writer, nrows);

@@ -62,7 +62,7 @@ SELECT set_eq($$SELECT signature FROM routine
 		('bluegreen.drop_deployment(name,boolean)'),
 		('bluegreen.map_table(name,regclass,text,text,text[],text,text,text,text)'),
 		('bluegreen.map_schema(name,name,name,name[])'),
-		('bluegreen.alter_mapping(name,regclass,text,text,text[],text,text)'),
+		('bluegreen.alter_mapping(name,regclass,text,text,text[],text,text,text)'),
 		('bluegreen.unmap_table(name,regclass,text)'),
 		('bluegreen.preview(name,regclass,integer)'),
 		('bluegreen.preflight(name)'),
@@ -83,6 +83,8 @@ SELECT set_eq($$SELECT signature FROM routine
 		('bluegreen.restore_indexes(text,integer,boolean)'),
 		('bluegreen.note_row(text)'),
 		('bluegreen.noted_row()'),
+		('bluegreen.describe_lookup(name,name,text,name[],text[],name[],boolean)'),
+		('bluegreen.check_lookup(text,bigint,bigint,bigint,bigint)'),
 		('bluegreen.grant_apply(regrole,regclass[])'),
 		('bluegreen.revoke_apply(regrole,regclass[])'),
 		('bluegreen.image_hash("any")'),
@@ -116,7 +118,7 @@ SELECT set_eq($$SELECT proname::text,
 		pg_get_function_result(oid)
 	FROM routine WHERE proname NOT LIKE '%\_state'$$,
 	$$SELECT a, b, c FROM (VALUES
-	('alter_mapping', 'deployment name, source regclass, target text DEFAULT NULL::text, transform text DEFAULT NULL::text, key text[] DEFAULT NULL::text[], on_write text DEFAULT NULL::text, on_delete text DEFAULT NULL::text', 'integer'),
+	('alter_mapping', 'deployment name, source regclass, target text DEFAULT NULL::text, transform text DEFAULT NULL::text, key text[] DEFAULT NULL::text[], on_write text DEFAULT NULL::text, on_delete text DEFAULT NULL::text, lookup text DEFAULT NULL::text', 'integer'),
 	('accept', 'deployment name, "check" text, object text, accepted boolean DEFAULT true', 'void'),
 	('preflight', 'deployment name, OUT "check" text, OUT severity text, OUT object text, OUT message text, OUT hint text', 'SETOF record'),
 	('begin_apply', '', 'void'),
@@ -129,6 +131,8 @@ SELECT set_eq($$SELECT proname::text,
 	('restore_indexes', 'stream text, mapping integer DEFAULT NULL::integer, gone boolean DEFAULT false', 'integer'),
 	('note_row', 'stored_row text', 'void'),
 	('noted_row', '', 'text'),
+	('describe_lookup', 'target_schema name, target_table name, lookup text, columns name[], types text[], key name[], check_rights boolean, OUT query text, OUT given name[], OUT finds name[], OUT reads text[]', 'record'),
+	('check_lookup', 'target text, incoming bigint, found bigint, written bigint, distinct_written bigint', 'boolean'),
 	('grant_apply', 'role regrole, VARIADIC tables regclass[] DEFAULT ''{}''::regclass[]', 'SETOF text'),
 	('revoke_apply', 'role regrole, VARIADIC tables regclass[] DEFAULT ''{}''::regclass[]', 'SETOF text'),
 	('commit_lsn', '', 'pg_lsn'),
@@ -164,8 +168,8 @@ SELECT set_eq($$SELECT proname::text FROM routine
 	WHERE provolatile <> 'v'$$,
 	$$SELECT f FROM (VALUES ('commit_lsn'), ('commit_time'), ('image_hash'),
 		('row_hash'), ('row_bucket'), ('key_text'), ('checksum_add'),
-		('checksum_final'), ('checksum')) v (f)$$,
-	'only the pseudo-functions of transforms, and hashes, claim not to be volatile');
+		('checksum_final'), ('checksum'), ('check_lookup')) v (f)$$,
+	'only the pseudo-functions of transforms, hashes and a check claim not to be volatile');
 
 --
 -- Members and comments
@@ -201,12 +205,15 @@ SELECT is_empty($$SELECT description FROM pg_description d
 --
 -- commit_time() and commit_lsn() tell nothing, and are used by transforms,
 -- which run as any deployment's owner; note_row() keeps a text for a moment, as
--- any target table's owner; image_hash() and what compares tell what their
+-- any target table's owner; describe_lookup() parses as its caller, and
+-- check_lookup() compares numbers, as any target's owner; image_hash() and what compares tell what their
 -- caller has.
 SELECT set_eq($$SELECT signature FROM routine
 	WHERE has_function_privilege('public', oid, 'EXECUTE')$$,
 	ARRAY['bluegreen.commit_time()', 'bluegreen.commit_lsn()',
 		'bluegreen.image_hash("any")', 'bluegreen.note_row(text)',
+		'bluegreen.describe_lookup(name,name,text,name[],text[],name[],boolean)',
+		'bluegreen.check_lookup(text,bigint,bigint,bigint,bigint)',
 		'bluegreen.row_hash(text,"any")',
 		'bluegreen.row_bucket(integer,text,"any")',
 		'bluegreen.key_text("any")',
@@ -218,6 +225,8 @@ SELECT set_eq($$SELECT signature FROM routine
 	WHERE has_function_privilege('pg_monitor', oid, 'EXECUTE')$$,
 	ARRAY['bluegreen.commit_time()', 'bluegreen.commit_lsn()',
 		'bluegreen.image_hash("any")', 'bluegreen.note_row(text)',
+		'bluegreen.describe_lookup(name,name,text,name[],text[],name[],boolean)',
+		'bluegreen.check_lookup(text,bigint,bigint,bigint,bigint)',
 		'bluegreen.row_hash(text,"any")',
 		'bluegreen.row_bucket(integer,text,"any")',
 		'bluegreen.key_text("any")',
@@ -273,7 +282,8 @@ SELECT is_empty($$SELECT signature FROM routine WHERE prosecdef$$,
 	'nothing is SECURITY DEFINER');
 -- Procedures that commit cannot have a SET clause (C pins their search_path);
 -- map_table() and alter_mapping() resolve the names of a transform by the
--- caller's; image_hash() and the hashes of verify() are called for every row,
+-- caller's; describe_lookup() resolves those of a lookup by the target's
+-- schema; image_hash() and the hashes of verify() are called for every row,
 -- and look up no name.
 SELECT set_eq($$SELECT signature FROM routine
 	WHERE proconfig IS DISTINCT FROM
@@ -281,7 +291,8 @@ SELECT set_eq($$SELECT signature FROM routine
 	ARRAY['bluegreen.start(name,boolean)', 'bluegreen.stop(name)',
 		'bluegreen.wait_for_sync(name,interval)',
 		'bluegreen.map_table(name,regclass,text,text,text[],text,text,text,text)',
-		'bluegreen.alter_mapping(name,regclass,text,text,text[],text,text)',
+		'bluegreen.alter_mapping(name,regclass,text,text,text[],text,text,text)',
+		'bluegreen.describe_lookup(name,name,text,name[],text[],name[],boolean)',
 		'bluegreen.verify(name,regclass,interval,boolean)',
 		'bluegreen.row_hash(text,"any")',
 		'bluegreen.row_bucket(integer,text,"any")',
