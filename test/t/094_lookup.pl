@@ -247,6 +247,79 @@ $green->safe_psql('DELETE FROM cart_line WHERE customer_id > 7000');
 batch_rows(10000);
 same_lines('these are gone');
 
+#
+# The shop of the demo: the cart is the customer's to know.  Whose it was must
+# be known for lines that are left in it, too.
+#
+$blue->safe_psql(q{
+	CREATE SCHEMA shop;
+	CREATE TABLE shop.cart (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+		last_modified timestamp NOT NULL DEFAULT now());
+	CREATE TABLE shop.customer (id int PRIMARY KEY, name text NOT NULL,
+		cart_id int REFERENCES shop.cart);
+	ALTER TABLE shop.customer REPLICA IDENTITY FULL;
+	CREATE TABLE shop.cart_line (product_id int, cart_id int
+		REFERENCES shop.cart, quantity smallint NOT NULL,
+		PRIMARY KEY (product_id, cart_id));
+	INSERT INTO shop.cart SELECT FROM generate_series(1, 5);
+	INSERT INTO shop.customer SELECT i, 'customer ' || i,
+		nullif(i, greatest(i, 6)) FROM generate_series(1, 10) i;
+	INSERT INTO shop.cart_line SELECT p, c, 1 FROM generate_series(1, 3) p,
+		generate_series(1, 5) c;});
+$green->safe_psql(q{
+	CREATE SCHEMA shop;
+	CREATE TABLE shop.customer (id int PRIMARY KEY, name text NOT NULL);
+	CREATE TABLE shop.cart_line (product_id int, customer_id int
+		REFERENCES shop.customer, quantity smallint NOT NULL,
+		PRIMARY KEY (product_id, customer_id));
+	CREATE TABLE shop.cart_owner (cart_id int PRIMARY KEY,
+		customer_id int NOT NULL);});
+$blue->safe_psql(q{
+	SELECT bluegreen.map_table('d', 'shop.customer',
+		transform => 'SELECT id, name FROM shop.customer');
+	SELECT bluegreen.map_table('d', 'shop.customer', 'shop.cart_owner',
+		on_write => 'merge', on_delete => 'ignore',
+		transform => 'SELECT cart_id, id AS customer_id FROM shop.customer
+			WHERE cart_id IS NOT NULL');
+	SELECT bluegreen.map_table('d', 'shop.cart_line',
+		lookup => 'SELECT i.product_id, o.customer_id, i.quantity
+			FROM incoming i JOIN cart_owner o ON o.cart_id = i.cart_id');});
+wait_for_sync('d');
+my $old = $green->safe_psql('SELECT count(*) FROM bluegreen.conflict');
+foreach my $rows (10000, 1)
+{
+	batch_rows($rows);
+	$blue->safe_psql(q{
+		SELECT cart_id AS old FROM shop.customer WHERE id = 1 \gset
+		BEGIN;
+		INSERT INTO shop.cart SELECT FROM generate_series(1, 2);
+		UPDATE shop.customer SET cart_id = (SELECT max(id) FROM shop.cart)
+			WHERE id = 7;
+		INSERT INTO shop.cart_line SELECT 1, cart_id, 1 FROM shop.customer
+			WHERE id = 7;
+		UPDATE shop.customer SET cart_id = (SELECT max(id) - 1 FROM shop.cart)
+			WHERE id = 1;
+		DELETE FROM shop.cart_line WHERE product_id = 2 AND cart_id = :old;
+		UPDATE shop.cart_line SET cart_id = (SELECT max(id) - 1 FROM shop.cart),
+			quantity = quantity + 1 WHERE cart_id = :old;
+		COMMIT;
+		BEGIN;
+		DELETE FROM shop.cart_line USING shop.customer c
+			WHERE c.cart_id = cart_line.cart_id AND c.id IN (3, 7);
+		UPDATE shop.customer SET cart_id = NULL WHERE id IN (3, 7);
+		DELETE FROM shop.customer WHERE id = 3;
+		INSERT INTO shop.customer VALUES (3, 'again', NULL);
+		COMMIT;});
+	wait_for_sync('d');
+	compare_tables(
+		'SELECT product_id, customer.id AS customer_id, quantity
+		FROM shop.cart_line JOIN shop.customer USING (cart_id)',
+		'TABLE shop.cart_line', "the shop, in batches of $rows");
+}
+is($green->safe_psql('SELECT count(*) FROM bluegreen.conflict'),
+	$old, 'every line was found');
+batch_rows(10000);
+
 $blue->safe_psql(q{TRUNCATE cart_line});
 wait_for_sync('d');
 is($green->safe_psql('SELECT count(*) FROM cart_line'), 0, 'TRUNCATE');
