@@ -265,13 +265,14 @@ describe_incoming(MapRequest *request, Query *query)
 /* ---- the target's answer ---- */
 
 /*
- * Have the target look at the text of a lookup over these columns, and note in
- * them which of them find the target's row.
+ * Have the target look at the text of a request's lookup over its incoming
+ * columns, and note in these which of them find the target's row.
  */
 static Lookup *
-describe(Peer *peer, const char *const names[2], const char *text, List *key,
-		 MappingColumn *columns, int ncolumns, bool check_rights)
+describe(Peer *peer, const MapRequest *request, List *key, bool check_rights)
 {
+	MappingColumn *columns = request->incoming;
+	int			ncolumns = request->nincoming;
 	Lookup	   *lookup = palloc0_object(Lookup);
 	List	   *column_names = NIL;
 	List	   *types = NIL;
@@ -284,9 +285,9 @@ describe(Peer *peer, const char *const names[2], const char *text, List *key,
 		column_names = lappend(column_names, columns[i].name);
 		types = lappend(types, columns[i].type);
 	}
-	args[0] = names[0];
-	args[1] = names[1];
-	args[2] = text;
+	args[0] = request->target_schema;
+	args[1] = request->target_table;
+	args[2] = request->lookup;
 	args[3] = texts_to_literal(column_names);
 	args[4] = texts_to_literal(types);
 	args[5] = texts_to_literal(key);
@@ -296,7 +297,7 @@ describe(Peer *peer, const char *const names[2], const char *text, List *key,
 						"finds::pg_catalog.text[], reads "
 						"FROM bluegreen.describe_lookup($1, $2, $3, $4, $5, $6, $7)",
 						lengthof(args), args);
-	lookup->text = pstrdup(text);
+	lookup->text = pstrdup(request->lookup);
 	lookup->key = key;
 	lookup->query = result->values[0][0];
 	lookup->columns = texts_from_literal(result->values[0][1]);
@@ -337,8 +338,6 @@ List *
 lookup_define(Peer *peer, MapRequest *request, TargetTable *target,
 			  Query *query, bool check_rights)
 {
-	const char *names[] = {request->target_schema, request->target_table};
-
 	if (!target->has_key)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
@@ -347,9 +346,8 @@ lookup_define(Peer *peer, MapRequest *request, TargetTable *target,
 												   target->table)),
 				 errhint("Create a primary key on the peer, or name the mapping's key: the columns of a unique index that are NOT NULL.")));
 	describe_incoming(request, query);
-	request->defined = describe(peer, names, request->lookup,
-								target_key(target), request->incoming,
-								request->nincoming, check_rights);
+	request->defined = describe(peer, request, target_key(target),
+								check_rights);
 	return request->defined->columns;
 }
 
@@ -385,10 +383,14 @@ lookup_default_transform(const MapRequest *request)
 void
 lookup_check_stored(Peer *peer, const MappingRow *mapping)
 {
-	const char *names[] = {mapping->target_schema, mapping->target_table};
-	Lookup	   *now = describe(peer, names, mapping->lookup->text,
-							   mapping->lookup->key, mapping->columns,
-							   mapping->ncolumns, true);
+	MapRequest	request = {
+		.target_schema = mapping->target_schema,
+		.target_table = mapping->target_table,
+		.lookup = mapping->lookup->text,
+		.nincoming = mapping->ncolumns,
+		.incoming = mapping->columns
+	};
+	Lookup	   *now = describe(peer, &request, mapping->lookup->key, true);
 
 	if (strcmp(now->query, mapping->lookup->query) != 0)
 		ereport(ERROR,
