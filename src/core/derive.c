@@ -13,8 +13,8 @@
  * the preflight names it.
  *
  * Neither is anything derived where rows go more than one way (a filter, merge,
- * patch, several mappings of one table): which row comes back from where is for
- * a human to say.
+ * patch, a lookup, several mappings of one table): which row comes back from
+ * where is for a human to say.
  *
  *-------------------------------------------------------------------------
  */
@@ -285,6 +285,8 @@ shares_table(const MappingRow *row, List *rows)
 static char *
 find_obstacle(const MappingRow *row, List *rows, const Transform *transform)
 {
+	if (row->lookup != NULL)
+		return "the mapping has a lookup";
 	if (row->on_write != ON_WRITE_MIRROR)
 		return psprintf("the mapping has on_write '%s'",
 						on_write_names[row->on_write]);
