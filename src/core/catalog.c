@@ -20,6 +20,7 @@
 #include "core/definition.h"
 #include "core/event.h"
 #include "executor/spi.h"
+#include "jit/jit.h"
 #include "miscadmin.h"
 #include "tcop/pquery.h"
 #include "utils/acl.h"
@@ -81,7 +82,8 @@ search_path_restore(int guc_level)
 
 /*
  * Begin to run SQL over the extension's tables: SPI, superuser, search_path.
- * Needs a transaction; a worker that has no snapshot has one until the end.  Results are made in the caller's memory context.
+ * Needs a transaction; a worker that has no snapshot has one until the end.
+ * Results are made in the caller's memory context.
  */
 void
 catalog_begin(CatalogAccess *access)
@@ -99,6 +101,10 @@ catalog_begin(CatalogAccess *access)
 	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID,
 						   access->sec_context | SECURITY_LOCAL_USERID_CHANGE);
 	access->guc_level = search_path_pin();
+	/* functions that return rows look expensive, and are called once */
+	if (jit_enabled)
+		(void) set_config_option("jit", "off", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
 	/* the tables' foreign keys cascade */
 	if (SessionReplicationRole != SESSION_REPLICATION_ROLE_ORIGIN)
 		(void) set_config_option("session_replication_role", "origin",

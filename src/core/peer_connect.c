@@ -59,6 +59,7 @@ static const SessionSetting startup_settings[] = {
 	{"extra_float_digits", "3"},
 	{"timezone", "UTC"},
 	{"default_transaction_read_only", "off"},	/* a sign for clients only */
+	{"jit", "off"},				/* of queries that run once */
 	{NULL}
 };
 
@@ -86,7 +87,6 @@ static const SessionSetting apply_settings[] = {
 	{"xmloption", "content"},
 	{"default_text_search_config", "pg_catalog.simple"},
 	{"plan_cache_mode", "force_generic_plan"},
-	{"jit", "off"},
 	{NULL}
 };
 

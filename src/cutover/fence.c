@@ -623,6 +623,7 @@ fence_force(int32 fence, bool open)
 	CatalogArgs args = {0};
 
 	LockRelationOid(fence_relid(), ExclusiveLock);
+	fence_lock_appliers(fence);
 	catalog_begin(&access);
 	catalog_arg_int4(&args, fence);
 	catalog_arg_text(&args, fence_state_names[open ? FENCE_OPEN : FENCE_CLOSED]);
@@ -631,78 +632,6 @@ fence_force(int32 fence, bool open)
 				"raised_by = NULL WHERE id = $1", &args, SPI_OK_UPDATE);
 	catalog_end(&access);
 	fence_commit_durably();
-}
-
-/* ---- who was there before ---- */
-
-/*
- * Does a transaction that has a lock on a table write no rows to it?
- */
-static bool
-only_maintains(VirtualTransactionId vxid)
-{
-	PGPROC	   *proc = vxid_proc(vxid);
-
-	return proc != NULL && proc_lxid(proc) == vxid.localTransactionId &&
-		(proc->statusFlags & (PROC_IN_VACUUM | PROC_IN_SAFE_IC)) != 0;
-}
-
-static bool
-is_member(const VirtualTransactionId *list, VirtualTransactionId vxid)
-{
-	for (; VirtualTransactionIdIsValid(*list); list++)
-	{
-		if (VirtualTransactionIdEquals(*list, vxid))
-			return true;
-	}
-	return false;
-}
-
-/*
- * Wait for all transactions that have a lock on a table with which they may
- * write, but those of sessions that apply.
- */
-static void
-wait_for_lockers(Oid relid, const VirtualTransactionId *appliers)
-{
-	LOCKTAG		tag;
-	VirtualTransactionId *vxids;
-
-	SET_LOCKTAG_RELATION(tag, MyDatabaseId, relid);
-	vxids = GetLockConflicts(&tag, ShareLock, NULL);
-	for (; VirtualTransactionIdIsValid(*vxids); vxids++)
-	{
-		if (!only_maintains(*vxids) && !is_member(appliers, *vxids))
-			(void) VirtualXactLock(*vxids, true);
-	}
-}
-
-/*
- * Wait for the statements that began before a deployment's tables were mapped
- * here (stream NULL), or before a stream came to write here: the fence does not
- * know of them, and as long as they have written nothing, nobody does.  They
- * have locked the tables, though.  Needs a transaction.
- */
-void
-fence_wait_writers(int32 deployment, const char *stream)
-{
-	LOCKTAG		tag;
-	int32		fence;
-	List	   *relids;
-	ListCell   *lc;
-	VirtualTransactionId *appliers;
-
-	AcceptInvalidationMessages();
-	relids = fence_cache_relations(deployment, stream, &fence);
-	if (relids == NIL)
-		return;
-	fence_applier_tag(&tag, fence_cache_relid(), fence);
-	appliers = GetLockConflicts(&tag, ExclusiveLock, NULL);
-	InvalidateCatalogSnapshot();	/* nobody shall wait for it meanwhile */
-	foreach(lc, relids)
-	{
-		wait_for_lockers(lfirst_oid(lc), appliers);
-	}
 }
 
 /* ---- wait ---- */

@@ -250,12 +250,16 @@ is_own(const Fence *fence, const char *stream)
 
 /*
  * Error if a side has been activated, and is no stream's target any more; also
- * when it is on its way to become one again.
+ * when it is on its way to become one again.  Before the first move what somebody
+ * has written on green by hand goes to blue, which is open.
  */
 static void
 check_live(const Fence *fence)
 {
-	if (fence->state != FENCE_GUARDED && fence->state != FENCE_CLOSED)
+	bool		unmoved = fence->state == FENCE_OPEN && fence->epoch == 0;
+
+	if (fence->state != FENCE_GUARDED && fence->state != FENCE_CLOSED &&
+		!unmoved)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("this side of deployment \"%s\" has become the active one",

@@ -17,7 +17,13 @@ $blue->safe_psql(q{CREATE ROLE mover LOGIN; CREATE ROLE helper LOGIN;
 	GRANT CREATE ON SCHEMA public TO mover;
 	GRANT USAGE ON FOREIGN DATA WRAPPER pg_bluegreen TO mover;
 	GRANT EXECUTE ON ROUTINE bluegreen.create_deployment,
-		bluegreen.drop_deployment, bluegreen.map_table, bluegreen.unmap_table,
+		bluegreen.drop_deployment,
+		bluegreen.map_table(name, regclass, text, text,
+			text[], text, text, text, text),
+		bluegreen.map_table(name, text, text, text,
+			text[], text, text, text, text),
+		bluegreen.unmap_table(name, regclass, text, text),
+		bluegreen.unmap_table(name, text, text, text),
 		bluegreen.preview, bluegreen.start, bluegreen.stop,
 		bluegreen.wait_for_sync, bluegreen.skip TO mover, helper, stranger;
 	GRANT pg_monitor TO mover;});
@@ -103,7 +109,7 @@ refused(
 	'row-level security that holds for the owner is refused');
 $green->safe_psql('ALTER TABLE house.t NO FORCE ROW LEVEL SECURITY');
 my $held = q{SELECT string_agg(c.oid::regclass || ' ' || a.privilege_type, ', '
-		ORDER BY 1) FROM pg_class c, aclexplode(c.relacl) a
+		ORDER BY c.oid::regclass::text, a.privilege_type) FROM pg_class c, aclexplode(c.relacl) a
 	WHERE a.grantee = 'applier'::regrole};
 my $grants = $green->safe_psql($held);
 $green->safe_psql(q{SELECT bluegreen.revoke_apply('applier')});
@@ -308,7 +314,7 @@ mover(q{SELECT bluegreen.unmap_table('d', 'house.n')});
 wait_for_sync('d');
 
 like(mover('SELECT * FROM bluegreen.status'),
-	qr/^d\|forward\|streaming\|1\/1/, 'the owner sees its status');
+	qr/^d\|blue\|streaming\|1\/1/, 'the owner sees its status');
 
 #
 # Who may control it

@@ -345,7 +345,11 @@ GRANT USAGE ON FOREIGN SERVER green TO mover;
 CREATE USER MAPPING FOR mover SERVER green
 	OPTIONS (user 'postgres', password_required 'false');
 INSERT INTO lair.u SELECT i, '2026-11-03 12:00+00' FROM generate_series(1, 3) i;
-GRANT EXECUTE ON ROUTINE bluegreen.create_deployment, bluegreen.map_table,
+GRANT EXECUTE ON ROUTINE bluegreen.create_deployment,
+		bluegreen.map_table(name, regclass, text, text,
+			text[], text, text, text, text),
+		bluegreen.map_table(name, text, text, text,
+			text[], text, text, text, text),
 	bluegreen.start TO mover;});
 $green->safe_psql(
 	'CREATE TABLE lair.u (id int PRIMARY KEY, t text, who text)'

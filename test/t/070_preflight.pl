@@ -38,6 +38,7 @@ $blue->safe_psql(q{
 	INSERT INTO few VALUES (1, 'x');
 	INSERT INTO parts SELECT generate_series(1, 10);
 	SELECT bluegreen.create_deployment('d', 'green');
+	SELECT bluegreen.accept('d', 'way_back', 'green');
 	SELECT bluegreen.map_table('d', 'few',
 		transform => 'SELECT id, upper(v) AS v FROM few');
 	SELECT count(bluegreen.map_table('d', n)) FROM unnest('{t,parent,child,
@@ -53,15 +54,15 @@ sub status { return $blue->safe_psql(
 #
 is(status(), '|', 'no preflight was there');
 nothing_found($blue, 'd', 'a pair that can be started');
-is(status(), 'ok|t', 'stat_stream has the last preflight');
+is(status(), 'notice|t', 'stat_stream has the last preflight');
 like($blue->safe_psql('SELECT preflight FROM bluegreen.status'),
-	qr/^ok (\d+s|\d+min)$/, 'and so has status');
+	qr/^notice (\d+s|\d+min)$/, 'and so has status');
 foreach my $age ([ '61 s', '1min' ], [ '100 min', '1h' ], [ '73 hours', '3d' ])
 {
 	is( $blue->safe_psql("BEGIN; UPDATE bluegreen.preflight_result
 			SET at = now() - '$age->[0]'::interval;
 		SELECT preflight FROM bluegreen.status"),
-		"ok $age->[1]", "status says how long ago it was: $age->[0]");
+		"notice $age->[1]", "status says how long ago it was: $age->[0]");
 }
 $blue->safe_psql(q{CALL bluegreen.start('d')});
 wait_for_sync('d');

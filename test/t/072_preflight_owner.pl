@@ -27,9 +27,15 @@ my $name = $deployment =~ s/'/''/gr;
 
 $blue->safe_psql(qq{CREATE ROLE mover LOGIN REPLICATION; CREATE ROLE stranger LOGIN;
 	GRANT USAGE ON FOREIGN DATA WRAPPER pg_bluegreen TO mover;
-	GRANT EXECUTE ON ROUTINE bluegreen.create_deployment, bluegreen.map_table,
+	GRANT EXECUTE ON ROUTINE bluegreen.create_deployment,
+		bluegreen.map_table(name, regclass, text, text,
+			text[], text, text, text, text),
+		bluegreen.map_table(name, text, text, text,
+			text[], text, text, text, text),
 		bluegreen.preflight, bluegreen.accept, bluegreen.start,
-		bluegreen.wait_for_sync, bluegreen.alter_mapping TO mover, stranger;
+		bluegreen.wait_for_sync,
+		bluegreen.alter_mapping(name, text, text, text, text[], text, text, text)
+		TO mover, stranger;
 	GRANT pg_monitor TO mover; CREATE TABLE canary (id int PRIMARY KEY);});
 $green->safe_psql(qq{CREATE ROLE $r LOGIN PASSWORD 'open sesame';
 	CREATE ROLE $id{Landlord}; CREATE TABLE canary (id int PRIMARY KEY);});
@@ -60,6 +66,7 @@ $blue->safe_psql(qq{CREATE SERVER mine FOREIGN DATA WRAPPER pg_bluegreen
 	CREATE USER MAPPING FOR mover SERVER mine
 		OPTIONS (user '$applier', password 'open sesame');
 	SELECT bluegreen.create_deployment('$name', 'mine');
+	SELECT bluegreen.accept('$name', 'way_back', 'green');
 	SELECT count(bluegreen.map_table('$name', n)) FROM unnest(ARRAY[
 		'$s.${\ ($t =~ s/'/''/gr)}', '$s."Child"', '$s."Parts"']::regclass[]) n;},
 	user => 'mover');

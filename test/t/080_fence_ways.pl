@@ -273,7 +273,7 @@ foreach my $sql (@passing)
 }
 is( $node->safe_psql(
 		'SELECT deployment, side, state, epoch, drained, running FROM bluegreen.fence_state'),
-	'd|source|raised|1|t|0',
+	'd|blue|raised|1|t|0',
 	'the view says so');
 is( $node->safe_psql(
 		q{SELECT count(*) FROM bluegreen.fence_writer WHERE held AND pid IS NOT NULL

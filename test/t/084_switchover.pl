@@ -47,6 +47,16 @@ wait_for_sync('d');
 is(state_of($blue), 'blue|open', 'blue is active');
 is(state_of($green), 'blue|guarded', 'green says so, too');
 
+# An epoch that was settled cannot be decided any more: not by a decision that
+# comes late, either
+my $stream = $green->safe_psql(
+	q{SELECT name FROM bluegreen.applied_stream WHERE name LIKE '%\_f'});
+is($green->safe_psql("SELECT bluegreen.fence_settle('$stream', 100)"),
+	'f', 'an epoch is settled');
+fails($green, "SELECT bluegreen.fence_decide('$stream', 100)",
+	qr/fence cannot become "open" in epoch 100/, 'and cannot be decided any more');
+is(state_of($green), 'blue|guarded', 'nothing has changed');
+
 #
 # What is in the way
 #
@@ -64,8 +74,11 @@ fails($blue, q{CALL bluegreen.finish('d')}, qr/blue is the active side/,
 # require_verified
 my $required = q{CALL bluegreen.switchover('d', require_verified => '1 hour')};
 fails($blue, $required, qr/it has not been verified/, 'never verified');
-$green->safe_psql('SET bluegreen.allow_target_writes = on;
-	UPDATE account SET balance = 7 WHERE id = 1');
+# (as if the stream had written it, or it would come to blue)
+$green->safe_psql(q{SET bluegreen.allow_target_writes = on;
+	SELECT pg_replication_origin_session_setup(roname)
+	FROM pg_replication_origin WHERE roname LIKE '%\_c16';
+	UPDATE account SET balance = 7 WHERE id = 1});
 $blue->safe_psql(q{CALL bluegreen.verify('d')});
 fails($blue, $required, qr/the last verification found 1 difference/,
 	'a difference');

@@ -100,11 +100,15 @@ is($writer->query('INSERT INTO part VALUES (1); SELECT 1'), 1,
 	'a partitioned table that is not mapped');
 $node->safe_psql('ALTER TABLE part ATTACH PARTITION alone
 	FOR VALUES FROM (100) TO (200)');
+$writer->query('BEGIN; INSERT INTO part VALUES (102)');
+is($node->safe_psql('SELECT running FROM bluegreen.fence_state'), 1,
+	'a mapped table is attached to it: a session that knew it is waited for');
+$writer->query('COMMIT');
 $epoch++;
 $raiser->query("CALL bluegreen.fence_raise('d', $epoch)");
 $writer->send('INSERT INTO part VALUES (101)');
 ok($node->poll_query_until('SELECT held = 1 FROM bluegreen.fence_state'),
-	'a mapped table is attached to it: a session that knew it is held');
+	'and held');
 $raiser->query("CALL bluegreen.fence_lower('d', $epoch)");
 $writer->wait;
 is($writer->errors, '', 'lowered');

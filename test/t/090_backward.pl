@@ -58,13 +58,13 @@ is( $green->safe_psql(q{SELECT d.name, side, desired, server, direction, state
 			ON s.deployment = d.name}),
 	'd|green|started|blue|backward|streaming',
 	'green has a row of the deployment, and its stream back runs');
-is( $blue->safe_psql(q{SELECT deployment, direction, state, tables
+is( $blue->safe_psql(q{SELECT deployment, active, state, tables
 		FROM bluegreen.status}),
-	'd|forward|streaming|2/2',
+	'd|blue|streaming|2/2',
 	'status on blue shows the stream forward');
-is( $green->safe_psql(q{SELECT deployment, direction, state, tables
+is( $green->safe_psql(q{SELECT deployment, active, state, tables
 		FROM bluegreen.status}),
-	'd|backward|streaming|2/2',
+	'd|blue|streaming|2/2',
 	'status on green shows the stream back');
 is( $blue->safe_psql(q{SELECT direction, source, target, derived
 		FROM bluegreen.mapping WHERE direction = 'backward'}),

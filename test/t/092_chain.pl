@@ -64,7 +64,7 @@ sub rows_of
 
 all_same('copied');
 is( $b->safe_psql(q{SELECT deployment, direction, state
-		FROM bluegreen.status ORDER BY 1}),
+		FROM bluegreen.stat_stream ORDER BY 1}),
 	"ab|backward|streaming\nbc|forward|streaming",
 	'B is green of one deployment and blue of the other');
 # what was there is copied by bc: A's rows have an origin at B, and are in the

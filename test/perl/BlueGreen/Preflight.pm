@@ -26,7 +26,8 @@ our @EXPORT =
 
 my @columns = qw(check severity object message hint);
 
-# All rows of a preflight.  Options: set => SQL before it, user, dbname.
+# All rows of a preflight, but for the way back, which these pairs do not have.
+# Options: set => SQL before it, user, dbname.
 sub preflight
 {
 	my ($blue, $deployment, %options) = @_;
@@ -37,7 +38,7 @@ sub preflight
 			map { qq{coalesce("$_", '')} } @columns)
 		  . qq{ || E'\x1e' FROM bluegreen.preflight('$deployment')},
 		user => $options{user});
-	return map {
+	return grep { $_->{check} ne 'way_back' } map {
 		my %row;
 		@row{@columns} = split /\x1f/, $_, -1;
 		\%row;
