@@ -9,11 +9,15 @@
  * checks the text and tells what it means (lookup_describe.c).
  *
  * A mapping's columns are those of incoming.  Each has the type that the
- * transform gives, by a name that both sides know.  Its key columns are the
- * source's: by them changes of one row are told from those of others, and a
- * batch folds them.  The target's key is the lookup's to find; so whatever that
- * depends on ("finds") goes with a delete as well, and a change of it is a
- * delete and an insert.
+ * transform gives, by a name that both sides know.  The target's key is the
+ * lookup's to find; so whatever that depends on ("finds") goes with a delete as
+ * well, and a change of it is a delete and an insert.
+ *
+ * Key columns are those by which a batch folds changes (batch.c).  A mirror has
+ * a row for each row of the source, so they are the source's key, and nothing
+ * is folded that is not one row.  A merge or a patch may make one row of many,
+ * of which the last one counts; there they are the columns that find it, if
+ * none can be NULL, so that rows which lead to one are one in the batch.
  *
  * What a lookup finds depends on tables that other mappings may feed.  Their
  * order counts in the stream (batch.c), and in the copy (copy_plan.c): the
@@ -199,44 +203,13 @@ source_key(Oid source)
 }
 
 /*
- * Error unless the transform gives all columns of the source's key as they
- * are.
- */
-static void
-check_source_key(const MapRequest *request, Query *query, Bitmapset *key)
-{
-	Bitmapset  *given = NULL;
-	int			attno = -1;
-	ListCell   *lc;
-
-	foreach(lc, query->targetList)
-	{
-		AttrNumber	column = plain_column(lfirst(lc));
-
-		if (column > 0)
-			given = bms_add_member(given, column);
-	}
-	while ((attno = bms_next_member(key, attno)) >= 0)
-		if (!bms_is_member(attno, given))
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_COLUMN_REFERENCE),
-					 errmsg("transform does not give column \"%s\" of table \"%s\"",
-							get_attname(request->source, attno, false),
-							get_rel_name(request->source)),
-					 errdetail("With a lookup, the key of the source must be among the columns of \"incoming\", as it is."),
-					 errhint("Add it to the transform.")));
-}
-
-/*
  * The columns of incoming, by what the transform gives.
  */
 static void
 describe_incoming(MapRequest *request, Query *query)
 {
-	Bitmapset  *key = source_key(request->source);
 	ListCell   *lc;
 
-	check_source_key(request, query, key);
 	request->incoming = palloc0_array(MappingColumn,
 									  list_length(query->targetList));
 	foreach(lc, query->targetList)
@@ -251,7 +224,6 @@ describe_incoming(MapRequest *request, Query *query)
 											FORMAT_TYPE_TYPEMOD_GIVEN |
 											FORMAT_TYPE_FORCE_QUALIFY);
 		column->wire = wire_kind(type);
-		column->is_key = bms_is_member(plain_column(entry), key);
 		for (MappingColumn *before = request->incoming; before < column;
 			 before++)
 			if (strcmp(before->name, column->name) == 0)
@@ -260,6 +232,97 @@ describe_incoming(MapRequest *request, Query *query)
 						 errmsg("transform gives column \"%s\" twice",
 								column->name)));
 	}
+}
+
+/* ---- the key of incoming ---- */
+
+static bool
+is_not_null(Oid source, AttrNumber attno)
+{
+	HeapTuple	tuple = SearchSysCache2(ATTNUM, ObjectIdGetDatum(source),
+										Int16GetDatum(attno));
+	bool		result;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for attribute %d of relation %u",
+			 attno, source);
+	result = ((Form_pg_attribute) GETSTRUCT(tuple))->attnotnull;
+	ReleaseSysCache(tuple);
+	return result;
+}
+
+/*
+ * May rows that the lookup finds by the same values be one?
+ */
+static bool
+folds_by_finds(const MapRequest *request, Query *query)
+{
+	bool		any = false;
+	int			i = 0;
+	ListCell   *lc;
+
+	if (request->on_write == ON_WRITE_MIRROR)
+		return false;
+	foreach(lc, query->targetList)
+	{
+		AttrNumber	attno = plain_column(lfirst(lc));
+
+		if (!request->incoming[i++].finds)
+			continue;
+		if (attno <= 0 || !is_not_null(request->source, attno))
+			return false;
+		any = true;
+	}
+	return any;
+}
+
+/*
+ * The columns that find a row are its key.
+ */
+static void
+take_finds_as_key(MapRequest *request)
+{
+	for (int i = 0; i < request->nincoming; i++)
+	{
+		MappingColumn *column = &request->incoming[i];
+
+		column->is_key = column->finds;
+		column->finds = false;
+	}
+}
+
+/*
+ * The source's key is the key of incoming.  Error unless the transform gives
+ * all of its columns, as they are.
+ */
+static void
+take_source_key(MapRequest *request, Query *query)
+{
+	Bitmapset  *key = source_key(request->source);
+	Bitmapset  *given = NULL;
+	int			attno = -1;
+	int			i = 0;
+	ListCell   *lc;
+
+	foreach(lc, query->targetList)
+	{
+		MappingColumn *column = &request->incoming[i++];
+		AttrNumber	from = plain_column(lfirst(lc));
+
+		column->is_key = bms_is_member(from, key);
+		column->finds &= !column->is_key;
+		if (from > 0)
+			given = bms_add_member(given, from);
+	}
+	while ((attno = bms_next_member(key, attno)) >= 0)
+		if (!bms_is_member(attno, given))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_COLUMN_REFERENCE),
+					 errmsg("transform does not give column \"%s\" of table \"%s\"",
+							get_attname(request->source, attno, false),
+							get_rel_name(request->source)),
+					 errdetail("With a lookup, the key of the source must be among the columns of \"incoming\", as it is."),
+					 errhint("Add it to the transform.")));
 }
 
 /* ---- the target's answer ---- */
@@ -331,8 +394,9 @@ target_key(TargetTable *target)
 /*
  * Fill in what a request with a lookup defines.  Returns the columns of the
  * target that it gives.  Errors: those of the target; a source or a target
- * without a key; a transform that does not give the source's key; with
- * check_rights, that the peer's role may not read the lookup's tables.
+ * without a key; a transform that does not give the source's key where that is
+ * needed; with check_rights, that the peer's role may not read the lookup's
+ * tables.
  */
 List *
 lookup_define(Peer *peer, MapRequest *request, TargetTable *target,
@@ -348,6 +412,10 @@ lookup_define(Peer *peer, MapRequest *request, TargetTable *target,
 	describe_incoming(request, query);
 	request->defined = describe(peer, request, target_key(target),
 								check_rights);
+	if (folds_by_finds(request, query))
+		take_finds_as_key(request);
+	else
+		take_source_key(request, query);
 	return request->defined->columns;
 }
 

@@ -137,7 +137,11 @@ const char facts_unmapped[] =
 " WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p'"
 "  AND NOT c.relispartition AND " IS_USERS_SCHEMA("c.relnamespace")
 "  AND " IS_NO_MEMBER("c.oid") " AND w.size > 0"
-"  AND c.oid NOT IN (SELECT relid FROM mapping)";
+"  AND c.oid NOT IN (SELECT relid FROM mapping)"
+"  AND NOT EXISTS (SELECT FROM bluegreen.backward_mapping b"
+"    JOIN bluegreen.deployment d ON d.id = b.deployment CROSS JOIN given"
+"   WHERE d.name = given.f ->> 'deployment'"
+"    AND b.target = format('%I.%I', n.nspname, c.relname))";
 
 const char sql_unmapped[] =
 "SELECT CASE WHEN b.written THEN 'error' ELSE 'notice' END, b.full_name,"
