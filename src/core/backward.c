@@ -24,6 +24,7 @@
 #include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
+#include "core/attempt.h"
 #include "core/definition.h"
 #include "core/event.h"
 #include "executor/spi.h"
@@ -33,7 +34,6 @@
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/pg_lsn.h"
-#include "utils/resowner.h"
 #include "utils/timestamp.h"
 
 /* Settings by which the text of a transform is read. */
@@ -192,67 +192,54 @@ refresh_mappings(const Deployment *deployment, Peer *peer)
 	return result->ntuples;
 }
 
-/*
- * Have one derived mapping on green; returns its id, or NULL if somebody has
- * defined one there.
- */
-static char *
-send_derived(const Deployment *deployment, Peer *peer,
-			 const DerivedMapping *derived)
+/* One derived mapping on its way to green. */
+typedef struct DerivedCall
 {
-	const char *args[] = {deployment->name, derived->source, derived->target,
-	derived->transform, catalog_text_array(derived->key),
+	const Deployment *deployment;
+	Peer	   *peer;
+	const DerivedMapping *derived;
+	char	   *id;				/* of green's, or NULL */
+} DerivedCall;
+
+static void
+send_derived(void *arg)
+{
+	DerivedCall *call = arg;
+	const DerivedMapping *derived = call->derived;
+	const char *args[] = {call->deployment->name, derived->source,
+		derived->target, derived->transform, catalog_text_array(derived->key),
 	catalog_text_array(derived->types), derived->basis};
 	PeerResult *result =
-		peer_query(peer,
+		peer_query(call->peer,
 				   "SELECT bluegreen.derive_mapping($1::pg_catalog.name, "
 				   "$2, $3, $4, $5::pg_catalog.text[], "
 				   "$6::pg_catalog.text[], $7)", 7, args);
-
-	return result->values[0][0];
+	call->id = result->values[0][0];
 }
 
 /*
- * The same; what green refuses is told, and the preflight will tell that there
- * is no mapping.
+ * Have one derived mapping on green; returns its id, or NULL if somebody has
+ * defined one there.  What green refuses is told, and the preflight will tell
+ * that there is no mapping.
  */
 static char *
 try_derived(const Deployment *deployment, Peer *peer,
 			const DerivedMapping *derived)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	char	   *volatile id = NULL;
+	DerivedCall call = {deployment, peer, derived};
+	ErrorData  *error = attempt_or_cancel(send_derived, &call);
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		id = send_derived(deployment, peer, derived);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		ErrorData  *error;
-
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		if (error->sqlerrcode == ERRCODE_QUERY_CANCELED ||
-			!peer_is_alive(peer))
-			ReThrowError(error);
-		ereport(WARNING,
-				(errcode(error->sqlerrcode),
-				 errmsg("table \"%s\" is not mapped back to \"%s\": %s",
-						derived->source, derived->target, error->message),
-				 error->detail ? errdetail_internal("%s", error->detail) : 0,
-				 error->hint ? errhint("%s", error->hint) : 0));
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	return id;
+	if (error == NULL)
+		return call.id;
+	if (!peer_is_alive(peer))
+		ReThrowError(error);
+	ereport(WARNING,
+			(errcode(error->sqlerrcode),
+			 errmsg("table \"%s\" is not mapped back to \"%s\": %s",
+					derived->source, derived->target, error->message),
+			 error->detail ? errdetail_internal("%s", error->detail) : 0,
+			 error->hint ? errhint("%s", error->hint) : 0));
+	return NULL;
 }
 
 /*
@@ -353,11 +340,12 @@ typedef struct BackwardCall
 	const char *procedure;		/* of green's */
 } BackwardCall;
 
-typedef void (*BackwardStep) (BackwardCall *call);
+typedef void (*BackwardStep) (void *arg);
 
 static void
-step_join(BackwardCall *call)
+step_join(void *arg)
 {
+	BackwardCall *call = arg;
 	call->peer = backward_connect(call->deployment);
 	if (!backward_join(call->deployment, call->peer))
 		return;
@@ -366,8 +354,9 @@ step_join(BackwardCall *call)
 }
 
 static void
-step_connect(BackwardCall *call)
+step_connect(void *arg)
 {
+	BackwardCall *call = arg;
 	const char *args[] = {call->deployment->name,
 	registry_origin(call->deployment)};
 	PeerResult *result;
@@ -380,8 +369,9 @@ step_connect(BackwardCall *call)
 }
 
 static void
-step_call(BackwardCall *call)
+step_call(void *arg)
 {
+	BackwardCall *call = arg;
 	(void) peer_command(call->peer,
 						psprintf("CALL %s(%s)", call->procedure,
 								 quote_literal_cstr(call->deployment->name)));
@@ -394,49 +384,28 @@ step_call(BackwardCall *call)
 static bool
 try_step(BackwardCall *call, BackwardStep step, int elevel)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	volatile bool done = false;
+	ErrorData  *error = attempt_or_cancel(step, call);
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		step(call);
-		ReleaseCurrentSubTransaction();
-		done = true;
-	}
-	PG_CATCH();
-	{
-		ErrorData  *error;
-
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
-			ReThrowError(error);
-		ereport(elevel,
-				(errcode(error->sqlerrcode),
-				 errmsg("stream back of deployment \"%s\" could not be %s: %s",
-						call->deployment->name,
-						strcmp(call->procedure, "bluegreen.stop") == 0 ?
-						"stopped" : "started", error->message),
-				 error->detail ? errdetail_internal("%s", error->detail) : 0,
-				 errhint("%s%sThen CALL %s(%s) again.",
-						 error->hint ? error->hint : "",
-						 error->hint ? "\n" : "", call->procedure,
-						 quote_literal_cstr(call->deployment->name))));
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	return done;
+	if (error == NULL)
+		return true;
+	ereport(elevel,
+			(errcode(error->sqlerrcode),
+			 errmsg("stream back of deployment \"%s\" could not be %s: %s",
+					call->deployment->name,
+					strcmp(call->procedure, "bluegreen.stop") == 0 ?
+					"stopped" : "started", error->message),
+			 error->detail ? errdetail_internal("%s", error->detail) : 0,
+			 errhint("%s%sThen CALL %s(%s) again.",
+					 error->hint ? error->hint : "",
+					 error->hint ? "\n" : "", call->procedure,
+					 quote_literal_cstr(call->deployment->name))));
+	return false;
 }
 
 static void
-step_expect(BackwardCall *call)
+step_expect(void *arg)
 {
+	BackwardCall *call = arg;
 	call->peer = backward_connect(call->deployment);
 	(void) backward_join(call->deployment, call->peer);
 }

@@ -19,6 +19,7 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_type.h"
+#include "core/attempt.h"
 #include "core/definition.h"
 #include "core/event.h"
 #include "core/place.h"
@@ -30,7 +31,6 @@
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
-#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 
 PG_FUNCTION_INFO_V1(bluegreen_create_deployment);
@@ -143,44 +143,30 @@ clean_peer(const Deployment *deployment, bool force)
 	peer_close(peer);
 }
 
+static void
+clean_peer_by_force(void *arg)
+{
+	clean_peer(arg, true);
+}
+
 /*
- * clean_peer() in a subtransaction; an error becomes a warning.
+ * The same; an error becomes a warning.
  */
 static void
 try_clean_peer(const Deployment *deployment)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
+	ErrorData  *error = attempt_or_cancel(clean_peer_by_force,
+										  unconstify(Deployment *, deployment));
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		clean_peer(deployment, true);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		ErrorData  *error;
-
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
-			ReThrowError(error);
-		ereport(WARNING,
-				(errcode(error->sqlerrcode),
-				 errmsg("could not remove what deployment \"%s\" left on server \"%s\": %s",
-						deployment->name, deployment->server,
-						error->message),
-				 error->detail ? errdetail_internal("%s", error->detail) : 0,
-				 errhint("If no other server is the deployment's source: delete the row \"%s\" from bluegreen.applied_stream on the peer, and drop the replication origins whose names begin with it.",
-						 registry_origin(deployment))));
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
+	if (error == NULL)
+		return;
+	ereport(WARNING,
+			(errcode(error->sqlerrcode),
+			 errmsg("could not remove what deployment \"%s\" left on server \"%s\": %s",
+					deployment->name, deployment->server, error->message),
+			 error->detail ? errdetail_internal("%s", error->detail) : 0,
+			 errhint("If no other server is the deployment's source: delete the row \"%s\" from bluegreen.applied_stream on the peer, and drop the replication origins whose names begin with it.",
+					 registry_origin(deployment))));
 }
 
 /*

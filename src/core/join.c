@@ -26,6 +26,7 @@
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
+#include "core/attempt.h"
 #include "core/definition.h"
 #include "core/event.h"
 #include "executor/spi.h"
@@ -36,7 +37,6 @@
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/regproc.h"
-#include "utils/resowner.h"
 #include "utils/varlena.h"
 
 PG_FUNCTION_INFO_V1(bluegreen_join_deployment);
@@ -70,41 +70,36 @@ leads_to(const char *server, const char *identity, char **where)
 	return same;
 }
 
+/* Does a server lead to blue? */
+typedef struct Lead
+{
+	const char *server;
+	const char *identity;
+	bool		found;
+} Lead;
+
+static void
+follow(void *arg)
+{
+	Lead	   *lead = arg;
+
+	lead->found = leads_to(lead->server, lead->identity, NULL);
+}
+
 /*
  * leads_to(), where a server that cannot be reached leads nowhere.
  */
 static bool
 try_server(const char *server, const char *identity)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	volatile bool result = false;
+	Lead		lead = {.server = server,.identity = identity};
+	ErrorData  *error = attempt_or_cancel(follow, &lead);
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		result = leads_to(server, identity, NULL);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		ErrorData  *error;
-
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
-			ReThrowError(error);
+	if (error != NULL)
 		ereport(DEBUG1,
 				(errmsg_internal("server \"%s\" does not lead back: %s",
 								 server, error->message)));
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	return result;
+	return lead.found;
 }
 
 /*

@@ -22,6 +22,7 @@
 #include "access/xlog.h"
 #include "compat.h"
 #include "catalog/pg_type.h"
+#include "core/attempt.h"
 #include "core/definition.h"
 #include "core/event.h"
 #include "core/lost.h"
@@ -33,7 +34,6 @@
 #include "miscadmin.h"
 #include "replication/slot.h"
 #include "utils/pg_lsn.h"
-#include "utils/resowner.h"
 
 PG_FUNCTION_INFO_V1(bluegreen_start);
 
@@ -50,14 +50,15 @@ typedef struct StartPlan
 	XLogRecPtr	slot_lsn;
 } StartPlan;
 
-typedef void (*StartStep) (StartPlan *plan);
+typedef void (*StartStep) (void *arg);
 
 /*
  * Create the slot.  The transaction must have written nothing.
  */
 static void
-step_create_slot(StartPlan *plan)
+step_create_slot(void *arg)
 {
+	StartPlan  *plan = arg;
 	CatalogAccess access;
 	CatalogArgs args = {0};
 
@@ -85,8 +86,9 @@ step_create_slot(StartPlan *plan)
  * Register on the peer, then note the slot's position here.
  */
 static void
-step_register(StartPlan *plan)
+step_register(void *arg)
 {
+	StartPlan  *plan = arg;
 	CatalogAccess access;
 	CatalogArgs args = {0};
 
@@ -111,36 +113,18 @@ step_register(StartPlan *plan)
 static ErrorData *
 try_step(StartPlan *plan, StartStep step)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	ErrorData  *volatile error = NULL;
+	ErrorData  *error = attempt(step, plan);
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		step(plan);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		/* a subtransaction's abort doesn't know of slots */
-		if (MyReplicationSlot != NULL)
-			ReplicationSlotRelease();
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
+	/* a subtransaction's abort doesn't know of slots */
+	if (error != NULL && MyReplicationSlot != NULL)
+		ReplicationSlotRelease();
 	return error;
 }
 
 static void
-step_forget_peer(StartPlan *plan)
+step_forget_peer(void *arg)
 {
+	StartPlan  *plan = arg;
 	if (plan->peer == NULL || !peer_is_alive(plan->peer))
 		plan->peer = registry_connect(plan->deployment, true);
 	else
@@ -153,8 +137,9 @@ step_forget_peer(StartPlan *plan)
 }
 
 static void
-step_forget_source(StartPlan *plan)
+step_forget_source(void *arg)
 {
+	StartPlan  *plan = arg;
 	if (plan->slot_created)
 		control_drop_slot(plan->slot_name);
 	(void) stream_shared_remove(plan->slot_name);

@@ -222,3 +222,42 @@ worker_attach_stream(int index)
 	before_shmem_exit(worker_detach_stream, Int32GetDatum(index));
 	return s;
 }
+
+/* What worker_take_entry() has taken. */
+static StreamShared *taken = NULL;
+static pid_t *taken_pid = NULL;
+
+/* At exit: let the launcher start the next one when that is due. */
+static void
+release_entry(int code, Datum arg)
+{
+	SpinLockAcquire(&taken->mutex);
+	if (*taken_pid == MyProcPid)
+		*taken_pid = 0;
+	SpinLockRelease(&taken->mutex);
+	ConditionVariableBroadcast(&taken->changed);
+	launcher_wake();
+}
+
+/*
+ * Take a stream's entry for another work than its stream; see worker.h.  Takes
+ * the entry's spinlock.
+ */
+bool
+worker_take_entry(StreamShared *shared, pid_t *pid)
+{
+	bool		mine;
+
+	SpinLockAcquire(&shared->mutex);
+	mine = shared->in_use && *pid == 0;
+	if (mine)
+		*pid = MyProcPid;
+	SpinLockRelease(&shared->mutex);
+	if (mine)
+	{
+		taken = shared;
+		taken_pid = pid;
+		before_shmem_exit(release_entry, (Datum) 0);
+	}
+	return mine;
+}

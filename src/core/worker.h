@@ -44,6 +44,13 @@ extern bool workers_are_free(int n);
 extern StreamShared *worker_attach_stream(int index);
 
 /*
+ * The same for the worker of a verification or a switchover: pid is the field
+ * of the entry that says that there is one, and is cleared when the process
+ * ends.  False if the entry is gone or has one already.
+ */
+extern bool worker_take_entry(StreamShared *shared, pid_t *pid);
+
+/*
  * Signals, database connection as a role (InvalidOid: as the bootstrap
  * superuser), search_path and the pinned settings; application_name is shown
  * in pg_stat_activity.

@@ -29,6 +29,7 @@
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "commands/async.h"
+#include "core/attempt.h"
 #include "core/definition.h"
 #include "core/event.h"
 #include "core/worker.h"
@@ -44,7 +45,6 @@
 #include "utils/json.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
@@ -427,43 +427,37 @@ routers_pause(const Deployment *deployment, TimestampTz deadline)
 
 /* ---- switch ---- */
 
+typedef struct RouteChange
+{
+	Router	   *router;
+	const Deployment *deployment;
+	RouterSide	to;
+} RouteChange;
+
+static void
+write_route(void *arg)
+{
+	RouteChange *change = arg;
+
+	if (change->router->route_file != NULL)
+		route_write(change->router, change->to);
+	else
+		router_route_command(change->router, change->deployment, change->to);
+}
+
 /*
  * Have a route changed.  Its error becomes the router's.
  */
 static void
 change_route(Router *router, const Deployment *deployment, RouterSide to)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
+	RouteChange change = {router, deployment, to};
+	ErrorData  *error = attempt_or_cancel(write_route, &change);
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		if (router->route_file != NULL)
-			route_write(router, to);
-		else
-			router_route_command(router, deployment, to);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		ErrorData  *error;
-
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		if (error->sqlerrcode == ERRCODE_QUERY_CANCELED ||
-			error->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN)
-			ReThrowError(error);
+	if (error != NULL)
 		router->error = psprintf("%s%s%s", error->message,
 								 error->detail ? ": " : "",
 								 error->detail ? error->detail : "");
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
 }
 
 /* Has PgBouncer taken the new route? */

@@ -88,8 +88,6 @@ const SwitchStep switch_steps_after[] = {
 };
 const int	switch_nsteps_after = lengthof(switch_steps_after);
 
-static SwitchMove *my_move = NULL;
-
 /* ---- transactions and waiting ---- */
 
 /*
@@ -390,37 +388,6 @@ run_move(SwitchMove *move)
 
 /* ---- the process ---- */
 
-/*
- * At exit: let the launcher start another one when that is due.
- */
-static void
-release_entry(int code, Datum arg)
-{
-	StreamShared *shared = my_move->shared;
-
-	SpinLockAcquire(&shared->mutex);
-	if (shared->switch_pid == MyProcPid)
-		shared->switch_pid = 0;
-	SpinLockRelease(&shared->mutex);
-	ConditionVariableBroadcast(&shared->changed);
-	launcher_wake();
-}
-
-static bool
-take_entry(StreamShared *shared)
-{
-	bool		mine;
-
-	SpinLockAcquire(&shared->mutex);
-	mine = shared->in_use && shared->switch_pid == 0;
-	if (mine)
-		shared->switch_pid = MyProcPid;
-	SpinLockRelease(&shared->mutex);
-	if (mine)
-		before_shmem_exit(release_entry, (Datum) 0);
-	return mine;
-}
-
 /* There is nothing to do any more, unless somebody asks again. */
 static void
 all_done(StreamShared *shared)
@@ -464,8 +431,7 @@ bluegreen_switch_main(Datum arg)
 	move->context = AllocSetContextCreate(TopMemoryContext,
 										  "pg_bluegreen switch",
 										  ALLOCSET_DEFAULT_SIZES);
-	my_move = move;
-	if (!take_entry(move->shared))
+	if (!worker_take_entry(move->shared, &move->shared->switch_pid))
 		proc_exit(0);
 	worker_start(move->shared->dboid, move->shared->owner,
 				 "pg_bluegreen switch");

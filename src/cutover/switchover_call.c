@@ -20,6 +20,7 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
+#include "core/attempt.h"
 #include "core/settings.h"
 #include "cutover/preflight.h"
 #include "cutover/switchover.h"
@@ -28,7 +29,6 @@
 #include "storage/latch.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 #include "utils/timestamp.h"
 
 PG_FUNCTION_INFO_V1(bluegreen_switchover);
@@ -157,37 +157,31 @@ static const SwitchCheck checks[] = {
 
 /* ---- dry run ---- */
 
+typedef struct CheckCall
+{
+	SwitchCall *call;
+	SwitchCheck check;
+} CheckCall;
+
+static void
+run_check(void *arg)
+{
+	CheckCall  *run = arg;
+
+	run->check(run->call);
+}
+
 /*
  * Run a check; what it raises is in the way.
  */
 static void
 try_check(SwitchCall *call, SwitchCheck check)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	ErrorData  *volatile error = NULL;
+	CheckCall	run = {call, check};
+	ErrorData  *error = attempt_or_cancel(run_check, &run);
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		check(call);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
 	if (error == NULL)
 		return;
-	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
-		ReThrowError(error);
 	call->problems++;
 	ereport(WARNING,
 			(errcode(error->sqlerrcode),

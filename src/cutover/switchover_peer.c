@@ -10,13 +10,12 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
 #include "compat.h"
+#include "core/attempt.h"
 #include "cutover/switchover.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
@@ -59,12 +58,26 @@ switch_peer(SwitchMove *move)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	move->peer = registry_connect(move->deployment, false);
 	PopActiveSnapshot();
-	peer_command(move->peer, "SET synchronous_commit = on");
 	peer_keep(move->peer);
 	return move->peer;
 }
 
 typedef bool (*Question) (SwitchMove *move);
+
+typedef struct Asked
+{
+	SwitchMove *move;
+	Question	question;
+	bool		answer;
+} Asked;
+
+static void
+put(void *arg)
+{
+	Asked	   *asked = arg;
+
+	asked->answer = asked->question(asked->move);
+}
 
 /*
  * Ask something.  False with *error if it could not be answered.
@@ -72,30 +85,12 @@ typedef bool (*Question) (SwitchMove *move);
 static bool
 ask(SwitchMove *move, Question question, bool *answer, ErrorData **error)
 {
-	ResourceOwner owner = CurrentResourceOwner;
-	volatile bool answered = false;
-	volatile bool value = false;
+	Asked		asked = {.move = move,.question = question};
 
-	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(move->context);
-	PG_TRY();
-	{
-		value = question(move);
-		answered = true;
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(move->context);
-		*error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(move->context);
-	CurrentResourceOwner = owner;
-	*answer = value;
-	return answered;
+	*error = attempt(put, &asked);
+	*answer = asked.answer;
+	return *error == NULL;
 }
 
 /* ---- the questions ---- */

@@ -138,19 +138,25 @@ ping(StreamWorker *worker)
 }
 
 /*
- * Is the last error over?  It is when everything is applied that had been read
- * when it happened; until then nothing is said of the stream but that it
- * starts, and the delay between the tries grows.
+ * Is the last error over?  It is when everything that had been read when it
+ * happened is read again, and applied; until then nothing is said of the
+ * stream but that it starts, and the delay between the tries grows.
+ *
+ * That it is applied does not say that it was read: decoding begins where the
+ * oldest transaction began that was not at its end, and can fail there, in WAL
+ * whose other transactions were applied long ago.
  */
 static bool
 error_is_over(StreamWorker *worker)
 {
 	StreamShared *shared = worker->shared;
+	XLogRecPtr	read = worker->decoding->reader->EndRecPtr;
 	bool		over;
 
 	SpinLockAcquire(&shared->mutex);
 	over = shared->error.at == 0 ||
 		(worker->decoded > shared->error.lsn &&
+		 read >= shared->error_until &&
 		 shared->applied_lsn >= shared->error_until);
 	SpinLockRelease(&shared->mutex);
 	return over;

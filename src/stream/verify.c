@@ -46,8 +46,6 @@
 #define STALLED			10		/* times bluegreen.peer_timeout */
 #define END_POLL_MS		100
 
-static VerifyState *my_state = NULL;
-
 /* ---- positions ---- */
 
 /*
@@ -344,37 +342,6 @@ verify_run(VerifyState *state)
 }
 
 /*
- * At exit: let the launcher start the next one when that is due.
- */
-static void
-release_entry(int code, Datum arg)
-{
-	StreamShared *shared = my_state->shared;
-
-	SpinLockAcquire(&shared->mutex);
-	if (shared->verify_pid == MyProcPid)
-		shared->verify_pid = 0;
-	SpinLockRelease(&shared->mutex);
-	ConditionVariableBroadcast(&shared->changed);
-	launcher_wake();
-}
-
-static bool
-take_entry(StreamShared *shared)
-{
-	bool		mine;
-
-	SpinLockAcquire(&shared->mutex);
-	mine = shared->in_use && shared->verify_pid == 0;
-	if (mine)
-		shared->verify_pid = MyProcPid;
-	SpinLockRelease(&shared->mutex);
-	if (mine)
-		before_shmem_exit(release_entry, (Datum) 0);
-	return mine;
-}
-
-/*
  * An error ends the verification, unless it passes by itself: then the launcher
  * starts another worker after a while, which it has been told already.
  */
@@ -421,8 +388,7 @@ bluegreen_verify_main(Datum arg)
 	state->range_context = AllocSetContextCreate(TopMemoryContext,
 												 "pg_bluegreen range",
 												 ALLOCSET_DEFAULT_SIZES);
-	my_state = state;
-	if (!take_entry(state->shared))
+	if (!worker_take_entry(state->shared, &state->shared->verify_pid))
 		proc_exit(0);
 	worker_start(state->shared->dboid, state->shared->owner,
 				 "pg_bluegreen verify");

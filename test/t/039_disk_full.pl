@@ -143,12 +143,29 @@ $blue->restart;
 ok($blue->poll_query_until(q{SELECT state = 'error' AND failures > 1
 		FROM bluegreen.stat_stream}),
 	'also after a restart');
+$blue->empty_disk($slots);
+wait_for_sync('disk');
+
+# Decoding fails before the position that is applied already: a transaction is
+# open, of which more than memory holds lies before it.
+my $writer = $blue->session;
+$writer->query(q{BEGIN; UPDATE t SET v = repeat('b', 1000)});
+$blue->safe_psql('INSERT INTO other VALUES (3)');
+wait_for_sync('disk');
+$blue->safe_psql(q{CALL bluegreen.stop('disk')});
+$blue->fill_disk($slots, 0);
+$blue->safe_psql(q{CALL bluegreen.start('disk')});
+ok($blue->poll_query_until(q{SELECT state = 'error' AND failures > 3
+		FROM bluegreen.stat_stream}),
+	'no space for what was read before: the stream waits, and says so');
+$writer->query('COMMIT');
+undef $writer;
 unlike($blue->log, qr/PANIC/, 'no process of blue has panicked');
 
 $blue->empty_disk($slots);
 goes_on('spilling');
 my $confirmed = stream('confirmed_lsn');
-$blue->safe_psql('INSERT INTO other VALUES (3)');
+$blue->safe_psql('INSERT INTO other VALUES (4)');
 ok($blue->poll_query_until("SELECT confirmed_lsn > '$confirmed'
 		FROM bluegreen.stat_stream"),
 	'the slot can be confirmed again');
