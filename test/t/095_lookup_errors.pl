@@ -54,9 +54,10 @@ $green->safe_psql(q{
 	CREATE TABLE house.shelf (product_id int PRIMARY KEY, stock int,
 		place text DEFAULT 'somewhere');
 	CREATE TABLE house.barcode (code text, product_id int);
+	CREATE TABLE house.depot (product_id int PRIMARY KEY, stock int);
 	RESET ROLE;
 	SELECT bluegreen.grant_apply('applier', 'house.owner', 'house.line',
-		'house.letter', 'house.shelf', 'house.person');});
+		'house.letter', 'house.shelf', 'house.person', 'house.depot');});
 $blue->safe_psql(q{
 	CREATE SCHEMA house;
 	CREATE TABLE house.cart (id int PRIMARY KEY, customer_id int);
@@ -68,6 +69,8 @@ $blue->safe_psql(q{
 	CREATE TABLE house.person (id int PRIMARY KEY, name text, badge text);
 	CREATE TABLE house.badge (badge varchar(9) PRIMARY KEY, visits int);
 	CREATE TABLE house.stock (code text PRIMARY KEY, stock int);
+	CREATE TABLE house.delivery (code text, nr int, stock int,
+		PRIMARY KEY (code, nr));
 	INSERT INTO house.cart VALUES (1, 11), (2, NULL), (3, 13);
 	INSERT INTO house.line VALUES (1, 1, 5), (2, 1, 5), (3, 1, 5);
 	INSERT INTO house.person VALUES (1, 'ann', 'A'), (2, 'bob', 'B'),
@@ -199,6 +202,33 @@ $blue->safe_psql(q{
 wait_for_sync('d');
 is($green->safe_psql('SELECT product_id, stock FROM house.shelf ORDER BY 1'),
 	"1|2\n2|8", 'the last word counts, also where it is a deleted row');
+
+#
+# Rows of a merge that are found by the same values are one in a batch
+#
+$blue->safe_psql(q{
+	INSERT INTO house.delivery VALUES ('one', 1, 1), ('two', 1, 2);
+	SELECT bluegreen.map_table('d', 'house.delivery', 'house.depot',
+		transform => 'SELECT code, stock FROM house.delivery',
+		on_write => 'merge', on_delete => 'ignore',
+		lookup => 'SELECT product_id, stock
+			FROM incoming JOIN barcode USING (code)');});
+wait_for_sync('d');
+is( $blue->safe_psql(q{SELECT c.name FROM bluegreen.mapping_column c
+		JOIN bluegreen.table_mapping m ON m.id = c.mapping
+		WHERE m.target_table = 'depot' AND c.is_key}),
+	'code', 'their key is what finds the row');
+my $careful = stream('careful_batches');
+$blue->safe_psql(q{
+	BEGIN;
+	INSERT INTO house.delivery VALUES ('one', 2, 20), ('one', 3, 30);
+	UPDATE house.delivery SET stock = 8 WHERE (code, nr) = ('one', 2);
+	DELETE FROM house.delivery WHERE code = 'two';
+	COMMIT;});
+wait_for_sync('d');
+is($green->safe_psql('SELECT product_id, stock FROM house.depot ORDER BY 1'),
+	"1|8\n2|2", 'the last one counts');
+is(stream('careful_batches'), $careful, '... in one batch');
 
 #
 # Counting, row by row
