@@ -148,6 +148,11 @@ is( not_back(),
 $green->safe_psql(demo('back_green'));
 $blue->safe_psql(demo('back_blue'));
 is(not_back(), '', '... and is content with the mappings back');
+is( $blue->safe_psql(q{SELECT object, message FROM bluegreen.preflight('shop')
+		WHERE "check" = 'way_back' AND severity = 'warning'}),
+	'public.cart|table public.cart of green has no mapping back:'
+	  . ' what is written to it there stays there',
+	'but for what blue cannot hold');
 $blue->safe_psql(
 	q{SELECT bluegreen.accept('shop', 'unmapped_table', 'public.shopper_log')});
 
@@ -198,7 +203,7 @@ is( $blue->safe_psql(q{SELECT count(*) FROM cart_line l
 	0, 'and no others');
 is( $blue->safe_psql(q{SELECT object FROM bluegreen.preflight('shop')
 		WHERE severity = 'error'}),
-	'', 'a table that only a mapping back writes need not be mapped');
+	'', 'a table that only the opposite stream writes need not be mapped');
 my %before = carts();
 cmp_ok(scalar(grep { /^1\d{6}\|/ } values %before),
 	'>', 20, "many carts are green's own");
