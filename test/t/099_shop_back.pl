@@ -136,14 +136,11 @@ wait_for_sync('shop');
 
 sub not_back
 {
-	return $blue->safe_psql(q{SELECT object, message
+	return $blue->safe_psql(q{SELECT DISTINCT object
 		FROM bluegreen.preflight('shop')
 		WHERE "check" = 'way_back' AND severity = 'error' ORDER BY 1});
 }
-my $several = 'has no mapping back: there are several mappings of one table';
-is( not_back(),
-	"public.cart_line|table \"public.cart_line\" $several\n"
-	  . "public.customer|table \"public.customer\" $several",
+is( not_back(), "public.cart_line\npublic.customer",
 	'the preflight names what does not come back by itself');
 $green->safe_psql(demo('back_green'));
 $blue->safe_psql(demo('back_blue'));
@@ -217,10 +214,12 @@ cmp_ok($paid, '>', 0, 'and others are gone');
 my $mark = $blue->safe_psql('SELECT max(id) FROM shopper_log');
 $done = load_blue(20, 300);
 $blue->safe_psql(q{
+	BEGIN;
 	INSERT INTO customer VALUES (202, 'Lucky');
 	INSERT INTO cart_line VALUES (2, 202, 1), (2, 201, 2);
 	INSERT INTO shopper_log (customer_id, action)
-		VALUES (202, 'add'), (201, 'add');});
+		VALUES (202, 'add'), (201, 'add');
+	COMMIT;});
 call($blue, q{CALL bluegreen.switchover('shop', drain_timeout => '60 s')},
 	'switchover again');
 $done->();
