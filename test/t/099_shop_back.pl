@@ -246,10 +246,11 @@ cmp_ok(scalar(grep { !$before{$_} } keys %touched),
 #
 my $highest = $green->safe_psql('SELECT max(id) FROM cart');
 $done = load_green(40, 30);
-$green->safe_psql(q{WITH made AS (
+cmp_ok(
+	$green->safe_psql(q{WITH made AS (
 		INSERT INTO cart (last_modified) VALUES (now()) RETURNING id)
-	SELECT id FROM made}) > $highest
-  or fail('a new cart has a new number');
+	SELECT id FROM made}),
+	'>', $highest, 'a new cart has a new number');
 call($green, q{CALL bluegreen.rollback('shop', drain_timeout => '60 s')},
 	'rollback again');
 $done->();
