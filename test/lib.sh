@@ -103,6 +103,17 @@ copy_server() {
 	done
 }
 
+# compiler ROOT PG_CONFIG: the server's own, through ccache where that is there:
+# the same sources are built for each suite of .ci/run, in another folder
+compiler() {
+	local cc
+	cc=$(run_in "$1" "$2" --cc)
+	if run_in "$1" sh -c 'command -v ccache' >/dev/null; then
+		cc="env CCACHE_NOHASHDIR=1 ccache $cc"
+	fi
+	echo "$cc"
+}
+
 # private_install ROOT PG_CONFIG WORK: build the extension in WORK/src and
 # install it into a copy of the server in WORK/server; the copy's folder of
 # programs is in REPLY
@@ -114,7 +125,7 @@ private_install() {
 		tar -C "$root$work/src" --no-same-owner -xf - || return 1
 	copy_server "$root" "$config" "$work/server" || return 1
 	if ! run_in "$root" make -s -C "$work/src" -j "$(nproc)" with_llvm=no \
-		PG_CONFIG="$config" all >"$log" 2>&1 ||
+		CC="$(compiler "$root" "$config")" PG_CONFIG="$config" all >"$log" 2>&1 ||
 		! run_in "$root" make -s -C "$work/src" with_llvm=no \
 			PG_CONFIG="$config" DESTDIR="$work/server" install >>"$log" 2>&1 ||
 		grep -q 'warning:' "$log"; then
