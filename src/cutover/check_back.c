@@ -95,14 +95,11 @@ add_no_mapping(PreflightRun *run, const DerivedMapping *derived)
 static void
 add_not_back(PreflightRun *run, const DerivedMapping *derived)
 {
-	PreflightRow row = {.severity = PREFLIGHT_WARNING};
+	PreflightRow row = {.severity = PREFLIGHT_NOTICE};
 
 	row.object = derived->source;
 	row.message = psprintf("table %s of green has no mapping back: what is written to it there stays there",
 						   derived->source);
-	row.hint = psprintf("-- on blue\nSELECT bluegreen.accept(%s, 'way_back', %s);",
-						quote_literal_cstr(run->deployment->name),
-						quote_literal_cstr(derived->source));
 	preflight_row(run, &row);
 }
 
