@@ -186,7 +186,7 @@ is_chunkable(const Transform *transform)
 	Relation	index;
 	bool		ordered;
 
-	if (!OidIsValid(transform->chunk_index) ||
+	if (!OidIsValid(transform->chunk_index) || transform->row->lookup ||
 		transform->row->on_write != ON_WRITE_MIRROR ||
 		transform->row->on_delete != ON_DELETE_DELETE ||
 		!bms_is_subset(transform->key_reads, transform->chunk_key))
@@ -304,6 +304,9 @@ absent_column_problem(const Transform *transform,
 					  const TransformColumn *column,
 					  const Bitmapset *identity)
 {
+	if (transform->row->lookup)
+		return psprintf("An UPDATE may leave out what column \"%s\" of \"incoming\" reads, and the lookup wants all of its columns.",
+						column->def->name);
 	if (bms_membership(column->reads) == BMS_MULTIPLE ||
 		column->depends_on_commit)
 		return psprintf("Target column \"%s\" combines a column that an UPDATE may leave out with others.",
@@ -346,6 +349,12 @@ identity_problem(const Transform *transform, const Bitmapset *identity)
 
 	if (identity == NULL)
 		return "The table has no replica identity, so an UPDATE or DELETE does not say which row it changed.";
+	if (transform->row->lookup &&
+		!bms_is_subset(transform->key_reads, identity))
+		return "The lookup's joins, conditions and key read columns outside the replica identity, so a DELETE does not say which target row goes.";
+	if (transform->row->lookup &&
+		!bms_is_subset(transform->filter_reads, identity))
+		return "The filter reads columns outside the replica identity, so a change does not say whether the target has the row, and the lookup might not find it.";
 	if (!bms_is_subset(transform->key_reads, identity))
 		return "The target's key reads columns outside the replica identity, so a DELETE does not say which target row goes.";
 	attno = may_be_left_out(transform, transform->filter_reads, identity);
