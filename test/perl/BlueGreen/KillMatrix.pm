@@ -33,8 +33,8 @@ my %after = map { $_ => 1 } qw(close routers margin tell);
 # the worker alone is, in an orderly way; "network": no way from side to side.
 # These are not tried at every step.
 my %only = (
-	ended => { map { $_ => 1 } qw(pause fence decide routers) },
-	network => { map { $_ => 1 } qw(fence barrier decide close) },
+	ended => { map { $_ => 1 } qw(fence decide) },
+	network => { map { $_ => 1 } qw(barrier decide) },
 	router => { map { $_ => 1 } qw(pause fence close routers) });
 
 # A pair with a deployment d, which maps w, and a router, with proxies between
@@ -370,7 +370,7 @@ sub run
 					map { [ $kind, $_, $victim ] }
 					grep { !$only{$victim} || $only{$victim}{$_} } @steps
 				),
-				[ $kind, undef, $victim ])
+				($victim =~ /worker|from|to|network/ ? [ $kind, undef, $victim ] : ()))
 		} @victims
 	} qw(switchover rollback);
 	while (my $next = @cells && $self->_next(\@cells))
