@@ -160,6 +160,7 @@ $blue->safe_psql(
 #
 # There
 #
+wait_for_both('shop');
 call($blue, q{CALL bluegreen.switchover('shop', drain_timeout => '60 s')},
 	'switchover');
 $done->();
