@@ -229,6 +229,7 @@ replace(Alteration *alteration)
 	int			guc_level;
 
 	target_check_columns(request, target, written);
+	lookup_tell(request, target_has_other_columns(target, written));
 	update_mapping(alteration, target_has_other_columns(target, written));
 	lookup_store(mapping->id, request);
 	if (!request->lookup)

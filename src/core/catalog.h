@@ -101,7 +101,8 @@ typedef struct Lookup
 	char	   *query;			/* what the target made of it */
 	List	   *columns;		/* of the target, that it gives; of char * */
 	List	   *key;			/* of the target; of char * */
-	List	   *reads;			/* tables of the target, "schema.table" */
+	List	   *reads;			/* tables of the target, schema.table without
+								 * quotes: servers differ in when to quote */
 } Lookup;
 
 /* One mapping (bluegreen.table_mapping with its columns). */

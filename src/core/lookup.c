@@ -58,7 +58,7 @@ mapping_reads_target(const MappingRow *row, const MappingRow *other)
 
 	if (row->lookup == NULL)
 		return false;
-	name = mapping_target_name(other);
+	name = psprintf("%s.%s", other->target_schema, other->target_table);
 	foreach(lc, row->lookup->reads)
 	{
 		if (strcmp(lfirst(lc), name) == 0)
@@ -466,7 +466,7 @@ lookup_check_stored(Peer *peer, const MappingRow *mapping)
 				 errmsg("lookup of target table \"%s\" means something else than when the table was mapped",
 						mapping_target_name(mapping)),
 				 errdetail("It was: %s", mapping->lookup->query),
-				 errhint("Unmap the table and map it again.")));
+				 errhint("Give the mapping its lookup again with bluegreen.alter_mapping().")));
 }
 
 /* ---- rows ---- */

@@ -36,11 +36,13 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/transam.h"
 #include "catalog/catalog.h"
 #include "catalog/namespace.h"
 #include "catalog/partition.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
+#include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "core/definition.h"
 #include "core/guard.h"
@@ -162,7 +164,51 @@ parse(const Description *lookup, const char *text)
 	return query;
 }
 
+/*
+ * "incoming.*" has the number that we gave the row as well: that is no column
+ * of the target.
+ */
+static void
+drop_ordinal(Query *query)
+{
+	List	   *kept = NIL;
+	ListCell   *lc;
+
+	foreach(lc, query->targetList)
+	{
+		TargetEntry *entry = lfirst(lc);
+
+		if (!entry->resjunk && strcmp(entry->resname, ORDINAL) == 0)
+			continue;
+		kept = lappend(kept, entry);
+		entry->resno = list_length(kept);
+	}
+	query->targetList = kept;
+}
+
 /* ---- the class ---- */
+
+static bool
+is_users_stable_function(Oid funcid, void *context)
+{
+	return funcid >= FirstNormalObjectId &&
+		func_volatile(funcid) == PROVOLATILE_STABLE;
+}
+
+/*
+ * Does the query call what may read tables that are not in it?
+ */
+static bool
+may_read_unseen(Node *node, void *context)
+{
+	if (node == NULL)
+		return false;
+	if (check_functions_in_node(node, is_users_stable_function, NULL))
+		return true;
+	if (IsA(node, Query))
+		return query_tree_walker((Query *) node, may_read_unseen, NULL, 0);
+	return expression_tree_walker(node, may_read_unseen, NULL);
+}
 
 /*
  * The clauses that take rows together, or do more than read.
@@ -186,8 +232,6 @@ check_clauses(const Description *lookup)
 		{query->distinctClause != NIL, "DISTINCT"},
 		{query->sortClause != NIL, "ORDER BY"},
 		{query->limitCount != NULL || query->limitOffset != NULL, "LIMIT"},
-		{query->rowMarks != NIL || query->hasForUpdate,
-		"FOR UPDATE or FOR SHARE"},
 		{query->hasModifyingCTE, "INSERT, UPDATE or DELETE"},
 	};
 
@@ -198,6 +242,9 @@ check_clauses(const Description *lookup)
 	if (contain_volatile_functions((Node *) query))
 		refuse(lookup, "a VOLATILE function",
 			   "A batch may be applied again, and must give the same rows then.");
+	if (may_read_unseen((Node *) query, NULL))
+		refuse(lookup, "a user-defined STABLE function",
+			   "What it reads would not be known, so not copied before. Declare it IMMUTABLE if it reads nothing, else join the tables here.");
 }
 
 /*
@@ -279,8 +326,13 @@ collect_relations(Node *node, Description *lookup)
 		return false;
 	}
 	if (IsA(node, Query))
+	{
+		if (((Query *) node)->rowMarks != NIL)
+			refuse(lookup, "FOR UPDATE or FOR SHARE",
+				   "A lookup only reads.");
 		return query_tree_walker((Query *) node, collect_relations, lookup,
 								 QTW_EXAMINE_RTES_BEFORE);
+	}
 	return expression_tree_walker(node, collect_relations, lookup);
 }
 
@@ -600,7 +652,12 @@ reads_array(const Description *lookup)
 	values = palloc_array(Datum, list_length(all) + 1);
 	foreach(lc, all)
 	{
-		values[n++] = CStringGetTextDatum(relation_name(lfirst_oid(lc)));
+		Oid			relid = lfirst_oid(lc);
+
+		values[n++] =
+			CStringGetTextDatum(psprintf("%s.%s",
+										 get_namespace_name(get_rel_namespace(relid)),
+										 get_rel_name(relid)));
 	}
 	return PointerGetDatum(construct_array(values, n, TEXTOID, -1, false,
 										   TYPALIGN_INT));
@@ -659,6 +716,7 @@ analyze(FunctionCallInfo fcinfo, Description *lookup)
 			cte = lfirst(lc);
 	}
 	check_clauses(lookup);
+	drop_ordinal(lookup->query);
 	find_incoming(lookup, cte);
 	(void) collect_relations((Node *) lookup->query, lookup);
 	foreach(lc, lookup->relations)

@@ -480,8 +480,8 @@ others_are_there(const Batch *batch, const BatchTable *table)
 /*
  * With a lookup: would a change be carried out before one that came earlier,
  * and that may be about the same row of the target?  (See the top of the file.)
- * A row whose old key was found by other values than its new one is never
- * replaced, either.
+ * A row is never replaced: what it was found by may have been other values
+ * than now, if only other spellings of them.
  */
 static bool
 order_would_change(const BatchTable *table, const RowChange *change,
@@ -498,9 +498,8 @@ order_would_change(const BatchTable *table, const RowChange *change,
 	if (kind != ROW_UPSERT && kind != ROW_RECREATE &&
 		(table->kinds & upserts) != 0)
 		return true;
-	return (kind == ROW_REPLACE || kind == ROW_REPLACE_IF_THERE ||
-			kind == ROW_RECREATE) &&
-		table->transform->nfinds > table->transform->nkeys;
+	return kind == ROW_REPLACE || kind == ROW_REPLACE_IF_THERE ||
+		kind == ROW_RECREATE;
 }
 
 /*

@@ -17,7 +17,9 @@
  *				AND t.id OPERATOR(pg_catalog.=) f.id::int4
  *
  * check_lookup() raises an error unless each incoming row was found and none is
- * written twice; the last parameter is how many are incoming.  Its subquery
+ * written twice; the last parameter is how many are incoming.  An UPDATE would
+ * take any of two rows for one of the target, so there each has to have a key of
+ * its own; alone, as it is applied after that error, it has.  Its subquery
  * depends on no row, so it is evaluated before any row is written.  It also
  * tells the session how many rows the statement writes (tally.c), since the
  * lookup may leave rows out.
@@ -57,7 +59,7 @@ load_column(Peer *peer, TargetWriter *writer, const char *name)
 
 	result = peer_query(peer,
 						"SELECT a.attidentity = 'a', "
-						"pg_catalog.format_type(a.atttypid, NULL) "
+						"pg_catalog.format_type(a.atttypid, -1) "
 						"FROM pg_catalog.pg_attribute a "
 						"JOIN pg_catalog.pg_class c ON c.oid = a.attrelid "
 						"JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
@@ -150,19 +152,27 @@ build_incoming(StringInfo sql, const TargetWriter *writer, bool key_only)
 }
 
 /*
- * Which of the rows found are written, once all is well with them.
+ * Which of the rows found are written, once all is well with them.  distinct:
+ * what each of them must have for itself.
  */
 static void
-append_passes(StringInfo sql, const TargetWriter *writer, const char *nrows)
+append_checked(StringInfo sql, const TargetWriter *writer, const char *nrows,
+			   const char *distinct)
 {
 	appendStringInfo(sql,
 					 "f.bluegreen_passes AND (SELECT bluegreen.check_lookup("
 					 "%s, %s, "
 					 "pg_catalog.count(DISTINCT c.bluegreen_ordinal), "
 					 "pg_catalog.count(*) FILTER (WHERE c.bluegreen_passes), "
-					 "pg_catalog.count(DISTINCT c.bluegreen_ordinal)"
+					 "pg_catalog.count(DISTINCT %s)"
 					 " FILTER (WHERE c.bluegreen_passes)) FROM found AS c)",
-					 quote_literal_cstr(writer->name), nrows);
+					 quote_literal_cstr(writer->name), nrows, distinct);
+}
+
+static void
+append_passes(StringInfo sql, const TargetWriter *writer, const char *nrows)
+{
+	append_checked(sql, writer, nrows, "c.bluegreen_ordinal");
 }
 
 static void
@@ -231,7 +241,7 @@ append_key_condition(StringInfo sql, const TargetWriter *writer)
 }
 
 static void
-append_key_list(StringInfo sql, const TargetWriter *writer)
+append_key_list(StringInfo sql, const TargetWriter *writer, const char *prefix)
 {
 	bool		first = true;
 
@@ -239,7 +249,7 @@ append_key_list(StringInfo sql, const TargetWriter *writer)
 	{
 		if (writer->lookup_columns[i].operator == NULL)
 			continue;
-		appendStringInfo(sql, "%s%s", first ? "" : ", ",
+		appendStringInfo(sql, "%s%s%s", first ? "" : ", ", prefix,
 						 writer->lookup_columns[i].name);
 		first = false;
 	}
@@ -252,7 +262,7 @@ append_on_conflict(StringInfo sql, const TargetWriter *writer, bool update)
 
 	initStringInfo(&set);
 	appendStringInfoString(sql, " ON CONFLICT (");
-	append_key_list(sql, writer);
+	append_key_list(sql, writer, "");
 	if (update && append_set(&set, writer, "EXCLUDED."))
 		appendStringInfo(sql, ") DO UPDATE SET %s", set.data);
 	else
@@ -268,16 +278,43 @@ append_insert(StringInfo sql, const TargetWriter *writer)
 }
 
 /*
- * UPDATE; false if there is nothing to set.
+ * Of those found that lead to one row of the target, the last one.
+ */
+static void
+append_latest(StringInfo sql, const TargetWriter *writer, const char *condition)
+{
+	appendStringInfoString(sql, "(SELECT DISTINCT ON (");
+	append_key_list(sql, writer, "");
+	appendStringInfo(sql, ") f.* FROM found AS f WHERE %s ORDER BY ", condition);
+	append_key_list(sql, writer, "");
+	appendStringInfoString(sql, ", f.bluegreen_ordinal DESC)");
+}
+
+/*
+ * UPDATE; false if there is nothing to set.  latest: of two rows for one of the
+ * target the last one counts; else they are an error.
  */
 static bool
-append_update(StringInfo sql, const TargetWriter *writer, const char *nrows)
+append_update(StringInfo sql, const TargetWriter *writer, const char *nrows,
+			  bool latest)
 {
+	StringInfoData key;
+
 	appendStringInfo(sql, "UPDATE %s AS t SET ", writer->name);
 	if (!append_set(sql, writer, "f."))
 		return false;
-	appendStringInfoString(sql, " FROM found AS f WHERE ");
-	append_passes(sql, writer, nrows);
+	initStringInfo(&key);
+	appendStringInfoString(&key, "(");
+	append_key_list(&key, writer, "c.");
+	appendStringInfoString(&key, ")");
+	appendStringInfoString(sql, " FROM ");
+	if (latest)
+		append_latest(sql, writer, "f.bluegreen_passes");
+	else
+		appendStringInfoString(sql, "found");
+	appendStringInfoString(sql, " AS f WHERE ");
+	append_checked(sql, writer, nrows,
+				   latest ? "c.bluegreen_ordinal" : key.data);
 	appendStringInfoString(sql, " AND ");
 	append_key_condition(sql, writer);
 	return true;
@@ -344,7 +381,7 @@ lookup_build(StringInfo sql, const TargetWriter *writer, StatementKind kind)
 	append_found(sql, writer, incoming.data);
 	if (kind != STATEMENT_UPDATE)
 		append_statement(sql, writer, kind, nrows);
-	else if (!append_update(sql, writer, nrows))
+	else if (!append_update(sql, writer, nrows, false))
 		return 0;
 	return n;
 }
@@ -359,10 +396,11 @@ lookup_build_copy(StringInfo sql, const TargetWriter *writer,
 				  const char *incoming, const char *nrows)
 {
 	const MappingRow *row = writer->transform->row;
+	StringInfoData passes;
 
 	append_found(sql, writer, incoming);
 	if (row->on_write == ON_WRITE_PATCH)
-		return append_update(sql, writer, nrows);
+		return append_update(sql, writer, nrows, true);
 	if (row->on_write == ON_WRITE_MIRROR &&
 		row->on_delete == ON_DELETE_DELETE && !row->target_shared)
 	{
@@ -371,13 +409,11 @@ lookup_build_copy(StringInfo sql, const TargetWriter *writer,
 	}
 	append_insert(sql, writer);
 	append_columns(sql, writer, "s.");
-	appendStringInfoString(sql, " FROM (SELECT DISTINCT ON (");
-	append_key_list(sql, writer);
-	appendStringInfoString(sql, ") f.* FROM found AS f WHERE ");
-	append_passes(sql, writer, nrows);
-	appendStringInfoString(sql, " ORDER BY ");
-	append_key_list(sql, writer);
-	appendStringInfoString(sql, ", f.bluegreen_ordinal DESC) AS s");
+	initStringInfo(&passes);
+	append_passes(&passes, writer, nrows);
+	appendStringInfoString(sql, " FROM ");
+	append_latest(sql, writer, passes.data);
+	appendStringInfoString(sql, " AS s");
 	append_on_conflict(sql, writer, true);
 	return true;
 }

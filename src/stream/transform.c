@@ -615,7 +615,8 @@ transform_finds_equal(Transform *transform, const Datum *a,
 {
 	if (!transform_key_equal(transform, a, b))
 		return false;
-	for (int k = transform->nkeys; k < transform->nfinds; k++)
+	for (int k = transform->row->lookup ? 0 : transform->nkeys;
+		 k < transform->nfinds; k++)
 	{
 		int			i = transform->finds[k];
 		TransformColumn *column = &transform->columns[i];
