@@ -286,6 +286,78 @@ goes_on();
 same('mended');
 
 #
+# Keys of a type with a length, all columns, and what must not be in a lookup
+#
+$green->safe_psql(q{SET ROLE landlord;
+	CREATE TABLE house.code (code char(2) PRIMARY KEY, id int, v int);
+	CREATE FUNCTION house.peek() RETURNS int LANGUAGE sql STABLE
+		AS 'SELECT max(v) FROM house.code';
+	RESET ROLE;
+	SELECT bluegreen.grant_apply('applier', 'house.code');});
+$blue->safe_psql(q{
+	CREATE TABLE house.code (id int PRIMARY KEY, code char(2), v int);
+	ALTER TABLE house.code REPLICA IDENTITY FULL;
+	INSERT INTO house.code VALUES (1, 'A', 1), (2, 'AB', 2), (3, 'AC', 3);
+	SELECT bluegreen.map_table('d', 'house.code',
+		lookup => 'SELECT * FROM incoming');});
+wait_for_sync('d');
+compare_tables('TABLE house.code', 'SELECT id, code, v FROM house.code',
+	'char(n) is copied');
+$blue->safe_psql(q{DELETE FROM house.code WHERE code = 'AB';
+	UPDATE house.code SET v = 30 WHERE code = 'AC'});
+wait_for_sync('d');
+compare_tables('TABLE house.code', 'SELECT id, code, v FROM house.code',
+	'and finds its own row');
+for my $case (
+	[
+		'SELECT i.* FROM incoming i JOIN (SELECT 1 FROM owner FOR UPDATE) o ON true',
+		'FOR UPDATE or FOR SHARE'
+	],
+	[
+		'SELECT id, code, house.peek() AS v FROM incoming',
+		'a user-defined STABLE function'
+	])
+{
+	my ($lookup, $what) = @$case;
+	(undef, undef, $error) = $blue->psql(
+		"SELECT bluegreen.alter_mapping('d', 'house.code',
+			lookup => '$lookup')");
+	like($error, qr/ERROR:  lookup of target table "house\.code" must not contain $what/,
+		"refused: $what");
+}
+(undef, undef, $error) = $blue->psql(
+	'ALTER TABLE house.code DROP CONSTRAINT code_pkey;
+	 INSERT INTO house.code VALUES (1, \'B\', 1)');
+like($error, qr/table "code" has lost the key that its mapping to "house\.code" goes by/,
+	'rows that could not be told from each other are not taken');
+
+#
+# Two rows for one row of a patch: the last one counts
+#
+$green->safe_psql(q{SET ROLE landlord;
+	CREATE TABLE house.card (nr int PRIMARY KEY, person_id int);
+	INSERT INTO house.card VALUES (1, 3), (2, 3);
+	RESET ROLE; GRANT SELECT ON house.card TO applier;});
+$blue->safe_psql(q{
+	CREATE TABLE house.visit (card int PRIMARY KEY, visits int);
+	INSERT INTO house.visit VALUES (1, 5), (2, 5);
+	SELECT bluegreen.map_table('d', 'house.visit', 'house.person',
+		on_write => 'patch', on_delete => 'ignore',
+		lookup => 'SELECT c.person_id AS id, i.visits
+			FROM incoming i JOIN card c ON c.nr = i.card');});
+wait_for_sync('d');
+for my $order ([ 1, 2 ], [ 2, 1 ])
+{
+	my ($first, $last) = @$order;
+	$blue->safe_psql("BEGIN;
+		UPDATE house.visit SET visits = 10 + $first WHERE card = $first;
+		UPDATE house.visit SET visits = 10 + $last WHERE card = $last; COMMIT");
+	wait_for_sync('d');
+	is($green->safe_psql('SELECT visits FROM house.person WHERE id = 3'),
+		10 + $last, "card $last is the last one");
+}
+
+#
 # Not compared
 #
 $blue->psql(q{CALL bluegreen.verify('d')});
