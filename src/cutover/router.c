@@ -650,21 +650,35 @@ int
 routers_recover(const Deployment *deployment)
 {
 	RouterSide	active;
-	int			failed;
+	RouterSide	now;
+	int			failed = 0;
 
 	(void) take(deployment);
 	if (!routers_paused(deployment->id))
-		failed = 0;
-	else if (!router_active_side(deployment, &active))
-		failed = 1;				/* who decides will do it, or we later */
-	else
 	{
-		event_record_local(deployment->id, EVENT_ROUTERS, InvalidXLogRecPtr,
-						   psprintf("resuming routers that were left paused, to %s",
-									router_sides[active]), NULL);
+		let_go();
+		return 0;
+	}
+	if (!router_active_side(deployment, &now))
+	{
+		let_go();
+		return 1;				/* who decides will do it, or we later */
+	}
+	event_record_local(deployment->id, EVENT_ROUTERS, InvalidXLogRecPtr,
+					   psprintf("resuming routers that were left paused, to %s",
+								router_sides[now]), NULL);
+
+	/*
+	 * A move that was decided while we waited for a console may have turned
+	 * them around before us.  One that is decided later comes after us.
+	 */
+	do
+	{
+		active = now;
 		failed = routers_switch(deployment, active, true);
 		failed += routers_resume(deployment);
-	}
+	} while (failed == 0 && router_active_side(deployment, &now) &&
+			 now != active);
 	let_go();
 	return failed;
 }
