@@ -346,6 +346,7 @@ static void
 step_join(void *arg)
 {
 	BackwardCall *call = arg;
+
 	call->peer = backward_connect(call->deployment);
 	if (!backward_join(call->deployment, call->peer))
 		return;
@@ -372,6 +373,7 @@ static void
 step_call(void *arg)
 {
 	BackwardCall *call = arg;
+
 	(void) peer_command(call->peer,
 						psprintf("CALL %s(%s)", call->procedure,
 								 quote_literal_cstr(call->deployment->name)));
@@ -406,6 +408,7 @@ static void
 step_expect(void *arg)
 {
 	BackwardCall *call = arg;
+
 	call->peer = backward_connect(call->deployment);
 	(void) backward_join(call->deployment, call->peer);
 }

@@ -126,6 +126,7 @@ static void
 step_forget_peer(void *arg)
 {
 	StartPlan  *plan = arg;
+
 	if (plan->peer == NULL || !peer_is_alive(plan->peer))
 		plan->peer = registry_connect(plan->deployment, true);
 	else
@@ -141,6 +142,7 @@ static void
 step_forget_source(void *arg)
 {
 	StartPlan  *plan = arg;
+
 	if (plan->slot_created)
 		control_drop_slot(plan->slot_name);
 	(void) stream_shared_remove(plan->slot_name);
