@@ -145,6 +145,9 @@ extern bool mapping_copied_late(const MappingRow *row);
 extern bool mapping_copied_after(const MappingRow *row,
 								 const MappingRow *other);
 
+/* The owner of a relation, which must exist.  Reads the system cache. */
+extern Oid	relation_owner(Oid relid);
+
 /* Error unless the current user has the rights of the deployment's owner. */
 extern void deployment_check_owner(const Deployment *deployment);
 

@@ -220,6 +220,7 @@ extern void mapping_resolve_target(MapRequest *request, text *target);
 
 /* what is stored of a mapping */
 extern List *mapping_output_names(Query *query);
+extern bool name_in_list(List *names, const char *name);
 extern void mapping_insert_column(int32 mapping, const MappingColumn *column);
 extern void mapping_insert_columns(int32 mapping, TargetTable *target,
 								   List *names);

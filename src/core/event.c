@@ -32,6 +32,7 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
+#include "core/catalog.h"
 #include "core/event.h"
 #include "core/settings.h"
 #include "core/shared.h"
@@ -264,20 +265,6 @@ own_table(const char *name)
 		getExtensionOfObject(RelationRelationId, relid) != extension)
 		return InvalidOid;
 	return relid;
-}
-
-/* Owner of a relation. */
-static Oid
-relation_owner(Oid relid)
-{
-	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
-	Oid			owner;
-
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for relation %u", relid);
-	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
-	ReleaseSysCache(tuple);
-	return owner;
 }
 
 /* Insert one row into event_log.  Needs SPI. */

@@ -343,19 +343,6 @@ relation_name(Oid relid)
 									  get_rel_name(relid));
 }
 
-static Oid
-relation_owner(Oid relid)
-{
-	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
-	Oid			owner;
-
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for relation %u", relid);
-	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
-	ReleaseSysCache(tuple);
-	return owner;
-}
-
 /*
  * A table that a lookup reads: one that mappings may feed, so that commit
  * order says what is in it.
@@ -497,19 +484,6 @@ finds_walker(Node *node, FindsContext *context)
 		return result;
 	}
 	return expression_tree_walker(node, finds_walker, context);
-}
-
-static bool
-name_in_list(List *names, const char *name)
-{
-	ListCell   *lc;
-
-	foreach(lc, names)
-	{
-		if (strcmp(lfirst(lc), name) == 0)
-			return true;
-	}
-	return false;
 }
 
 /*

@@ -281,19 +281,6 @@ transform_default(const MapRequest *request, TargetTable *target)
 	return sql.data;
 }
 
-static bool
-name_in_list(List *names, const char *name)
-{
-	ListCell   *lc;
-
-	foreach(lc, names)
-	{
-		if (strcmp(lfirst(lc), name) == 0)
-			return true;
-	}
-	return false;
-}
-
 /*
  * One column that the transform gives.
  */
