@@ -1927,7 +1927,6 @@ REVOKE ALL ON FUNCTION bluegreen.sql(name, text, text, boolean)
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.pause_backfill(name, boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.derive_rows() FROM PUBLIC;
-REVOKE ALL ON FUNCTION bluegreen.sync_columns() FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.expand(name) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.contract(name) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.undo(name) FROM PUBLIC;

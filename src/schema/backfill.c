@@ -24,6 +24,7 @@
 #include "access/relation.h"
 #include "access/table.h"
 #include "access/tableam.h"
+#include "catalog/partition.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
@@ -31,7 +32,7 @@
 #include "compat.h"
 #include "core/settings.h"
 #include "executor/spi.h"
-#include "schema/change.h"
+#include "schema/shape.h"
 #include "storage/bufmgr.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -44,11 +45,13 @@
 #define FIRST_BLOCKS	16
 #define MAX_BLOCKS		8192
 #define PAUSE_MS		1000	/* between looks at whether to go on */
+#define DEADLOCK_MS		"10ms"
 
 /* A row of bluegreen.backfill. */
 typedef struct Backfill
 {
 	Oid			relid;
+	Oid			root;			/* the table of the change */
 	Oid			file;
 	int64		next_block;
 	int32		batch_blocks;
@@ -156,7 +159,9 @@ note_new_leaves(int32 change)
 					"b.columns, $2 FROM bluegreen.backfill b "
 					"JOIN pg_partitioned_table p ON p.partrelid = b.root "
 					"CROSS JOIN LATERAL pg_partition_tree(b.root) t "
+					"JOIN pg_class c ON c.oid = t.relid "
 					"WHERE b.change = $1 AND b.purpose = '' AND t.isleaf "
+					"AND c.relkind = 'r' "
 					"ON CONFLICT DO NOTHING", &args, SPI_OK_INSERT);
 	catalog_end(&access);
 	return n > 0;
@@ -177,10 +182,11 @@ next_backfill(int32 change)
 					"(SELECT string_agg(c || ' = ' || c, ', ') "
 					"FROM unnest(columns) c), "
 					"(SELECT string_agg(c || ' IS NULL', ' OR ') "
-					"FROM unnest(columns) c), purpose, statement "
+					"FROM unnest(columns) c), purpose, statement, root "
 					"FROM bluegreen.backfill "
 					"WHERE change = $1 AND NOT done "
-					"ORDER BY relation, purpose LIMIT 1", &args, SPI_OK_SELECT) > 0)
+					"ORDER BY relation, purpose LIMIT 1", &args,
+					SPI_OK_SELECT) > 0)
 	{
 		backfill = MemoryContextAllocZero(access.context, sizeof(Backfill));
 		backfill->relid = DatumGetObjectId(catalog_value(0, 1, NULL));
@@ -191,6 +197,7 @@ next_backfill(int32 change)
 		backfill->condition = catalog_text(&access, 0, 6);
 		backfill->purpose = catalog_text(&access, 0, 7);
 		backfill->statement = catalog_text(&access, 0, 8);
+		backfill->root = DatumGetObjectId(catalog_value(0, 9, NULL));
 	}
 	catalog_end(&access);
 	return backfill;
@@ -280,6 +287,21 @@ set_local(const char *name, const char *value)
 }
 
 /*
+ * How a range waits for the locks of rows.  It has rows locked for which the
+ * application may wait meanwhile, so each may have to wait for the other.
+ * Whoever looks first has to give way, and that is us: we look at once, the
+ * application after its deadlock_timeout.  Who begins to wait after we have
+ * looked does not look before we have given up.
+ */
+static void
+set_row_waits(void)
+{
+	set_local("lock_timeout", psprintf("%d", bg_lock_timeout));
+	set_local("deadlock_timeout", DEADLOCK_MS);
+	set_local("log_lock_waits", "off");
+}
+
+/*
  * Update a range of blocks, as the table's owner.  The application's triggers
  * do not fire: nothing happens that it would want to know.  Returns the number
  * of rows.
@@ -290,31 +312,25 @@ update_range(const Change *change, const Backfill *backfill,
 {
 	RunAs		saved;
 	uint64		rows;
-	char	   *sql;
+	char	   *schema =
+		get_namespace_name(RelationGetNamespace(relation));
+	char	   *name = RelationGetRelationName(relation);
 
-	sql = psprintf("UPDATE ONLY %s SET %s WHERE ctid >= '(" INT64_FORMAT
-				   ",0)'::tid AND ctid < '(" INT64_FORMAT ",0)'::tid AND (%s)",
-				   quote_qualified_identifier(get_namespace_name(RelationGetNamespace(relation)),
-											  RelationGetRelationName(relation)),
-				   backfill->assignments, backfill->next_block, end,
-				   backfill->condition);
-	run_as_owner(relation->rd_rel->relowner, change->path, &saved);
+	require_same_owner(backfill->relid, backfill->root);
+	run_restricted(relation->rd_rel->relowner, change->path, &saved);
 	set_local("session_replication_role", "replica");
-	set_local("lock_timeout", psprintf("%d", bg_lock_timeout));
 	set_local("enable_seqscan", "off");
+	set_row_waits();
 	SPI_connect();
-	dualwrite_filling = true;
-	PG_TRY();
-	{
-		if (SPI_execute(sql, false, 0) != SPI_OK_UPDATE)
-			elog(ERROR, "unexpected result of \"%s\"", sql);
-	}
-	PG_FINALLY();
-	{
-		dualwrite_filling = false;
-	}
-	PG_END_TRY();
-	rows = SPI_processed;
+	rows = dualwrite_fill(backfill->relid,
+						  psprintf("UPDATE ONLY %s SET %s "
+								   "WHERE ctid >= '(" INT64_FORMAT ",0)' "
+								   "AND ctid < '(" INT64_FORMAT ",0)' "
+								   "AND (%s)",
+								   quote_qualified_identifier(schema, name),
+								   backfill->assignments,
+								   backfill->next_block, end,
+								   backfill->condition));
 	SPI_finish();
 	run_as_restore(&saved);
 	return rows;
@@ -340,8 +356,8 @@ derive_range(const Change *change, const Backfill *backfill,
 	ItemPointerSet(&range[0], (BlockNumber) backfill->next_block, 0);
 	ItemPointerSet(&range[1], (BlockNumber) end, 0);
 	run_as_owner(relation->rd_rel->relowner, change->path, &saved);
-	set_local("lock_timeout", psprintf("%d", bg_lock_timeout));
 	set_local("enable_seqscan", "off");
+	set_row_waits();
 	SPI_connect();
 	rc = SPI_execute_with_args(backfill->statement, lengthof(types), types,
 							   values, NULL, false, 0);
@@ -379,6 +395,17 @@ rest_ms(uint64 rows, TimestampTz start)
 	return (int) Min(Max(wanted - ms, 0), 60000);
 }
 
+/* Is a table still what it was when it was noted? */
+static bool
+is_of_change(const Backfill *backfill)
+{
+	Oid			relid = backfill->relid;
+
+	while (relid != backfill->root && get_rel_relispartition(relid))
+		relid = get_partition_parent(relid, true);
+	return relid == backfill->root;
+}
+
 static void
 fill_range(const Change *change, Backfill *backfill, int *sleep_ms)
 {
@@ -389,9 +416,11 @@ fill_range(const Change *change, Backfill *backfill, int *sleep_ms)
 	int64		end;
 	uint64		rows = 0;
 
-	if (relation == NULL)
+	if (relation == NULL || !is_of_change(backfill))
 	{
-		/* a partition that was dropped */
+		/* a partition that was dropped or detached */
+		if (relation != NULL)
+			relation_close(relation, NoLock);
 		note_range(change->id, backfill, 0, 0);
 		return;
 	}

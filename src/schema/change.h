@@ -174,8 +174,8 @@ extern void dualwrite_install(void);
 /* Text of the innermost statement that runs, or NULL. */
 extern const char *dualwrite_statement(void);
 
-/* In this process, rows are filled: skip those that nothing changes. */
-extern bool dualwrite_filling;
+/* Run an UPDATE that fills rows of a table; returns the number of rows. */
+extern uint64 dualwrite_fill(Oid relid, const char *sql);
 
 /* ---- runas.c ---- */
 
@@ -187,6 +187,7 @@ typedef struct RunAs
 } RunAs;
 
 extern void run_as_owner(Oid owner, const char *path, RunAs *saved);
+extern void run_restricted(Oid owner, const char *path, RunAs *saved);
 extern void run_as_restore(const RunAs *saved);
 
 #endif							/* BG_CHANGE_H */

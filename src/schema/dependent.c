@@ -33,6 +33,7 @@
 #include "commands/trigger.h"
 #include "compat.h"
 #include "executor/spi.h"
+#include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
 #include "parser/parse_coerce.h"
@@ -145,6 +146,27 @@ require_last_trigger(Oid relid, const char *ours)
 }
 
 /*
+ * Error if a partition of a table belongs to somebody else: its rows are
+ * filled as the table's owner, who has no rights on it.
+ */
+void
+require_same_owner(Oid partition, Oid table)
+{
+	Oid			owner = relation_owner(table);
+	char	   *name = get_rel_name(partition);
+	char	   *schema = get_namespace_name(get_rel_namespace(partition));
+
+	if (relation_owner(partition) != owner)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("partition \"%s\" and table \"%s\" belong to different roles",
+						name, get_rel_name(table)),
+				 errhint("Use ALTER TABLE %s OWNER TO %s.",
+						 quote_qualified_identifier(schema, name),
+						 quote_identifier(GetUserNameFromId(owner, false)))));
+}
+
+/*
  * Error if rows cannot be kept in step by a trigger of this name, or not be
  * filled.
  */
@@ -155,6 +177,7 @@ require_dual_writes(const ShapeTable *table, const char *trigger)
 
 	foreach(lc, find_all_inheritors(table->relid, AccessShareLock, NULL))
 	{
+		require_same_owner(lfirst_oid(lc), table->relid);
 		require_last_trigger(lfirst_oid(lc), trigger);
 		/* the backfill would not see all rows */
 		if (check_enable_rls(lfirst_oid(lc), table->owner,

@@ -142,6 +142,9 @@ note_create_trigger(Step *step, const Shape *shape, const ShapeTable *table,
 						TRIGGER_STATEMENT, trigger_name(shape),
 						table->qualified,
 						quote_literal_cstr(rules_write(&set))));
+	note(step, psprintf("ALTER TRIGGER %s ON %s DEPENDS ON EXTENSION "
+						"pg_bluegreen", trigger_name(shape),
+						table->qualified));
 	note(step, psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER %s",
 						table->qualified, trigger_name(shape)));
 }

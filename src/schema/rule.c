@@ -5,7 +5,8 @@
  *
  * So a trigger knows all that it needs, whoever's snapshot it runs under, and
  * a change of the rules is a change of the trigger, which every session
- * notices.
+ * notices.  A table's owner can make such a trigger by hand, so what is read
+ * is not trusted.
  *
  *-------------------------------------------------------------------------
  */
@@ -102,6 +103,20 @@ rules_write(const RuleSet *set)
 	return json.data;
 }
 
+/* A string that has to be there. */
+static char *
+require_text(JsonbContainer *object, const char *key)
+{
+	char	   *text = field_text(object, key);
+
+	if (text == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("field \"%s\" of the rules of a trigger is missing",
+						key)));
+	return text;
+}
+
 static List *
 read_reads(JsonbContainer *rule, const char *key)
 {
@@ -125,18 +140,23 @@ read_rule(JsonbContainer *json)
 	Rule	   *rule = palloc0_object(Rule);
 
 	rule->kind = enum_lookup(rule_kind_names, lengthof(rule_kind_names),
-							 field_text(json, "kind"));
+							 require_text(json, "kind"));
 	rule->old_column = field_text(json, "old");
 	rule->new_column = field_text(json, "new");
 	rule->up = field_text(json, "up");
+	if (rule->up != NULL)
+		(void) require_text(json, "new");
 	rule->up_reads = read_reads(json, "up_reads");
 	rule->down = field_text(json, "down");
+	if (rule->down != NULL)
+		(void) require_text(json, "old");
 	rule->down_reads = read_reads(json, "down_reads");
 	return rule;
 }
 
 /*
- * What rules_write() has written, in the current memory context.
+ * What rules_write() has written, in the current memory context.  Errors: it
+ * is something else.
  */
 RuleSet *
 rules_read(const char *json)
@@ -152,10 +172,10 @@ rules_read(const char *json)
 		set->change =
 			DatumGetInt32(DirectFunctionCall1(numeric_int4,
 											  NumericGetDatum(number.val.numeric)));
-	set->name = field_text(root, "name");
-	set->schema = field_text(root, "schema");
-	set->path = field_text(root, "path");
-	set->old_alias = field_text(root, "old_alias");
+	set->name = require_text(root, "name");
+	set->schema = require_text(root, "schema");
+	set->path = require_text(root, "path");
+	set->old_alias = require_text(root, "old_alias");
 	set->new_alias = field_text(root, "new_alias");
 	set->filled = field_bool(root, "filled", false);
 	foreach(lc, field_objects(root, "rules"))

@@ -29,6 +29,21 @@ run_as_owner(Oid owner, const char *path, RunAs *saved)
 							 GUC_ACTION_SAVE, true, 0, false);
 }
 
+/*
+ * The same, and in a security-restricted operation whoever it was before, so
+ * that the code does the same for everybody.
+ */
+void
+run_restricted(Oid owner, const char *path, RunAs *saved)
+{
+	run_as_owner(owner, path, saved);
+	SetUserIdAndSecContext(owner, saved->sec_context |
+						   SECURITY_RESTRICTED_OPERATION);
+}
+
+/*
+ * Be who it was before run_as_owner() or run_restricted().
+ */
 void
 run_as_restore(const RunAs *saved)
 {

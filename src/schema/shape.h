@@ -208,6 +208,7 @@ extern void type_parse(const char *path, const char *name, Oid *type,
 
 /* ---- dependent.c ---- */
 
+extern void require_same_owner(Oid partition, Oid table);
 extern void require_dual_writes(const ShapeTable *table,
 								const char *trigger);
 extern void dependents_copy(Shape *shape, ShapeTable *table);

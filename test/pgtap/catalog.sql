@@ -355,11 +355,12 @@ SELECT is_empty($$SELECT description FROM pg_description d
 -- which run as any deployment's owner; note_row() keeps a text for a moment, as
 -- any target table's owner; describe_lookup() parses as its caller, and
 -- check_lookup() compares numbers, as any target's owner; image_hash() and what compares tell what their
--- caller has.
+-- caller has; sync_columns() serves triggers of changes only, of which whoever makes a
+-- partition makes a clone.
 SELECT set_eq($$SELECT signature FROM routine
 	WHERE has_function_privilege('public', oid, 'EXECUTE')$$,
 	ARRAY['bluegreen.commit_time()', 'bluegreen.commit_lsn()',
-		'bluegreen.is_active(name)',
+		'bluegreen.is_active(name)', 'bluegreen.sync_columns()',
 		'bluegreen.image_hash("any")', 'bluegreen.note_row(text)',
 		'bluegreen.describe_lookup(name,name,text,name[],text[],name[],boolean)',
 		'bluegreen.check_lookup(text,bigint,bigint,bigint,bigint)',
@@ -373,7 +374,7 @@ SELECT set_eq($$SELECT signature FROM routine
 SELECT set_eq($$SELECT signature FROM routine
 	WHERE has_function_privilege('pg_monitor', oid, 'EXECUTE')$$,
 	ARRAY['bluegreen.commit_time()', 'bluegreen.commit_lsn()',
-		'bluegreen.is_active(name)',
+		'bluegreen.is_active(name)', 'bluegreen.sync_columns()',
 		'bluegreen.image_hash("any")', 'bluegreen.note_row(text)',
 		'bluegreen.describe_lookup(name,name,text,name[],text[],name[],boolean)',
 		'bluegreen.check_lookup(text,bigint,bigint,bigint,bigint)',

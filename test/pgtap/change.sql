@@ -199,6 +199,7 @@ SELECT throws_ok($$SELECT bluegreen.drop_change('nothing')$$, '42704',
 SELECT throws_ok($$CALL bluegreen.expand('taken')$$, '25001', NULL,
 	'not in a transaction block');
 CREATE ROLE tap_group;
+CREATE ROLE tap_stranger;
 GRANT USAGE ON SCHEMA bluegreen TO tap_group;
 GRANT EXECUTE ON ALL ROUTINES IN SCHEMA bluegreen TO tap_group;
 SET ROLE tap_group;
@@ -211,12 +212,21 @@ RESET ROLE;
 REVOKE EXECUTE ON ALL ROUTINES IN SCHEMA bluegreen FROM tap_group;
 CREATE TABLE theirs (a text, b text);
 ALTER TABLE theirs OWNER TO tap_group;
-SET ROLE tap_group;
-SELECT throws_ok($$CREATE TRIGGER t BEFORE INSERT ON theirs FOR EACH ROW
-	EXECUTE FUNCTION bluegreen.sync_columns('{}')$$, '42501',
-	'permission denied for function bluegreen.sync_columns',
-	'nobody makes such a trigger by hand: it would run as the table''s owner');
+GRANT TRIGGER, INSERT ON theirs TO tap_stranger;
+SET ROLE tap_stranger;
+SELECT lives_ok($$CREATE TRIGGER t BEFORE INSERT ON theirs FOR EACH ROW
+	EXECUTE FUNCTION bluegreen.sync_columns('{}')$$,
+	'who makes a partition has to be able to make such a trigger');
+SELECT throws_ok($$INSERT INTO theirs VALUES ('a')$$, '42501',
+	'trigger "t" of table "theirs" was not made by a change',
+	'but not by hand: it would run as the table''s owner');
+SELECT throws_ok($$ALTER TRIGGER t ON theirs DEPENDS ON EXTENSION pg_bluegreen$$,
+	'42501', 'must be owner of relation theirs', 'nor can it be marked as one');
 RESET ROLE;
+ALTER TRIGGER t ON theirs DEPENDS ON EXTENSION pg_bluegreen;
+SELECT throws_ok($$INSERT INTO theirs VALUES ('a')$$, '22023',
+	'field "name" of the rules of a trigger is missing',
+	'its argument is not trusted');
 
 --
 -- The functions build the same document

@@ -1,0 +1,77 @@
+/*-------------------------------------------------------------------------
+ *
+ * prepared.h
+ *		The rules of a dual write's trigger, prepared in this session.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef BG_PREPARED_H
+#define BG_PREPARED_H
+
+#include "commands/trigger.h"
+#include "executor/spi.h"
+#include "nodes/execnodes.h"
+#include "schema/shape.h"
+
+/* An expression with what it reads and gives. */
+typedef struct Expression
+{
+	SPIPlanPtr	plan;
+	int			nargs;
+	AttrNumber *args;
+	Oid			type;			/* that it gives */
+	Expr	   *cast;			/* to the target's type, or NULL */
+	ExprState  *coercion;		/* the same */
+} Expression;
+
+/* One direction of a rule: what is computed for which column. */
+typedef struct Direction
+{
+	bool		up;
+	AttrNumber	source;			/* the other column of the pair, or 0 */
+	AttrNumber	target;
+	Expression	expression;
+} Direction;
+
+typedef struct Prepared
+{
+	Oid			trigger;		/* hash key */
+	bool		valid;			/* read, and nothing has changed since */
+	bool		changed;		/* something has, since it began to be read */
+	bool		ready;			/* its statements are prepared */
+	int			users;			/* calls that use it now */
+	Oid			relid;
+	Oid			table;			/* of the change; of a leaf, a parent */
+	Oid			owner;			/* of that */
+	char	   *argument;
+	MemoryContext context;		/* of all below */
+	RuleSet    *set;
+	TupleDesc	desc;			/* of the table */
+	int			ndirections;	/* first all downs, then all ups */
+	Direction  *directions;
+	ExprContext *econtext;
+	ExprState  *bounds;			/* of a partition; NULL: any row fits */
+	TupleTableSlot *slot;		/* for bounds */
+	uint64		serial;			/* of the statement that is_new is for */
+	bool		is_new;			/* does it write through the new version? */
+} Prepared;
+
+/* What a call changes in the session until it ends. */
+typedef struct PreparedCall
+{
+	RunAs		saved;
+	int			role;			/* session_replication_role */
+} PreparedCall;
+
+extern Prepared *prepared_find(const TriggerData *data);
+extern void prepared_enter(Prepared *prepared, PreparedCall *call);
+extern void prepared_ready(Prepared *prepared, Relation relation);
+extern void prepared_leave(Prepared *prepared, PreparedCall *call,
+						   bool failed);
+extern NullableDatum prepared_evaluate(Prepared *prepared,
+									   const Direction *direction,
+									   const Datum *values,
+									   const bool *nulls);
+extern bool prepared_fits(Prepared *prepared, HeapTuple tuple);
+
+#endif							/* BG_PREPARED_H */
