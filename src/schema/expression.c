@@ -280,6 +280,7 @@ expression_translate(const ShapeTable *table, const char *expression)
 	SelectStmt *select;
 	ParseNamespaceItem *item;
 	Node	   *node;
+	List	   *context;
 	char	   *result;
 	int			guc_level;
 
@@ -302,10 +303,9 @@ expression_translate(const ShapeTable *table, const char *expression)
 	node = coerce_to_boolean(pstate, node, "CHECK");
 	assign_expr_collations(pstate, node);
 	AtEOXact_GUC(false, guc_level);
-	result = deparse_expression(node,
-								deparse_context_for(RelationGetRelationName(relation),
-													table->relid),
-								false, false);
+	context = deparse_context_for(RelationGetRelationName(relation),
+								  table->relid);
+	result = deparse_expression(node, context, false, false);
 	relation_close(relation, NoLock);
 	return result;
 }

@@ -361,6 +361,16 @@ decide_values(Shape *shape, ShapeTable *table, const Operation *operation,
 						 field_text(json, "name"));
 }
 
+/* It may get a constraint when the column is there; then it can be undone. */
+static void
+refuse_domain(const ShapeTable *table, const Operation *operation, Oid type,
+			  const char *name)
+{
+	if (!table->planned && DomainHasConstraints(type))
+		operation_refuse(operation, "type %s is a domain with constraints, which would rewrite the table; use its base type and a check",
+						 name);
+}
+
 /* The column in the shape; one that is there was made by an earlier phase. */
 static ShapeColumn *
 added_shape_column(Shape *shape, ShapeTable *table,
@@ -384,9 +394,7 @@ added_shape_column(Shape *shape, ShapeTable *table,
 	column->column = name;
 	column->attnum = 0;
 	type_parse(table->path, added->type, &column->type, &column->typmod);
-	if (DomainHasConstraints(column->type))
-		operation_refuse(operation, "type %s is a domain with constraints, which would rewrite the table; use its base type and a check",
-						 added->type);
+	refuse_domain(table, operation, column->type, added->type);
 	return column;
 }
 
@@ -523,9 +531,8 @@ alter_needs_pair(Shape *shape, ShapeTable *table, ShapeColumn *column,
 		type_parse(table->path, type, &column->type, &column->typmod);
 		same = column->type == column->old_type &&
 			column->typmod == column->old_typmod;
-		if (!same && DomainHasConstraints(column->type))
-			operation_refuse(operation, "type %s is a domain with constraints, which would rewrite the table; use its base type and a check",
-							 type);
+		if (!same)
+			refuse_domain(table, operation, column->type, type);
 	}
 	if (up == NULL)
 		up = default_expression(column->old_name ? column->old_name :

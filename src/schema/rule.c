@@ -169,9 +169,12 @@ rules_read(const char *json)
 	ListCell   *lc;
 
 	if (field_value(root, "change", &number) && number.type == jbvNumeric)
+	{
+		Datum		value = NumericGetDatum(number.val.numeric);
+
 		set->change =
-			DatumGetInt32(DirectFunctionCall1(numeric_int4,
-											  NumericGetDatum(number.val.numeric)));
+			DatumGetInt32(DirectFunctionCall1(numeric_int4, value));
+	}
 	set->name = require_text(root, "name");
 	set->schema = require_text(root, "schema");
 	set->path = require_text(root, "path");
