@@ -160,13 +160,13 @@ dualwrite_install(void)
 }
 
 /*
- * Text of the innermost statement that runs, or NULL: there is none, or it is
- * a utility statement.
+ * The innermost statement that runs, or NULL: there is none, or it is a
+ * utility statement.
  */
-const char *
+const QueryDesc *
 dualwrite_statement(void)
 {
-	return running.desc ? running.desc->sourceText : NULL;
+	return running.desc;
 }
 
 /* ---- prepared rules ---- */
