@@ -17,9 +17,9 @@
 typedef enum DeriveArgument
 {
 	DERIVE_PATH,				/* search_path */
-	DERIVE_OPPOSITE,			/* how statements of the other direction begin */
+	DERIVE_OPPOSITE,			/* how those of the other direction begin */
 	DERIVE_WRITE,				/* SQL for a row as it is now */
-	DERIVE_KEEP,				/* SQL for one that is as it was, but not filled */
+	DERIVE_KEEP,				/* SQL for one as it was, but not filled */
 	DERIVE_MOVE_LOCK,			/* SQL: lock what the next one may remove */
 	DERIVE_MOVE,				/* SQL for a row as it was and is */
 	DERIVE_REMOVE_LOCK,			/* SQL: lock what the next one may remove */

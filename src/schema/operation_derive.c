@@ -18,9 +18,9 @@
  *				until it commits, so that none is deleted meanwhile; rows that
  *				are there were written since, and are left alone
  *
- * Who looks whether another row gives a derived row has locked that before, and
- * who writes it locks it as well, also if nothing is to be changed in it.  So of
- * two transactions one sees what the other one has done.
+ * Who looks whether another row gives a derived row has locked that before,
+ * and who writes it locks it as well, also if nothing is to be changed in it.
+ * So of two transactions one sees what the other one has done.
  *
  *-------------------------------------------------------------------------
  */
@@ -423,7 +423,7 @@ distinct_sql(const DeriveWork *work, const char *rows)
 					name_list(work->key, "r."), rows);
 }
 
-/* Rows as they were, in the parameters, whose key is not that of the new ones. */
+/* Rows as they were, in the parameters, whose key is not the new one's. */
 static char *
 moved_sql(const DeriveWork *work)
 {

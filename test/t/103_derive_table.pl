@@ -1,5 +1,5 @@
 # A table out of another one, in one database: the words of a mapping, both ways,
-# and writes in odd orders.  A shop under load is in 104_expand_shop.pl.
+# and writes in odd orders.  A shop under load is in 106_expand_shop.pl.
 use strict;
 use warnings;
 
