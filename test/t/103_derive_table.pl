@@ -294,7 +294,7 @@ end('s');
 #
 sql(<<'SQL');
 CREATE TABLE wide (id int PRIMARY KEY, v text);
-INSERT INTO wide SELECT i, repeat('x', 400) FROM generate_series(1, 1500) i;
+INSERT INTO wide SELECT i, repeat('x', 400) FROM generate_series(1, 6000) i;
 DELETE FROM wide WHERE id <= 100;
 VACUUM wide;
 CREATE TABLE narrow (id int PRIMARY KEY);
@@ -303,16 +303,16 @@ SELECT pg_reload_conf();
 SQL
 change('wide', '[' . derive('narrow', 'wide', 'SELECT id FROM wide') . ']');
 sql(q{CALL bluegreen.expand('wide')});
-$node->poll_query_until(q{SELECT next_block > 0 AND NOT done
+$node->poll_query_until(q{SELECT bool_or(next_block > 0 AND NOT done)
 	FROM bluegreen.backfill});
-is( sql(q{UPDATE wide SET v = v WHERE id BETWEEN 1000 AND 1049;
+is( sql(q{UPDATE wide SET v = v WHERE id BETWEEN 5800 AND 5849;
 	SELECT count(*) FROM wide, bluegreen.backfill
-	WHERE id BETWEEN 1000 AND 1049
-		AND (ctid::text::point)[0] < next_block AND NOT done}),
+	WHERE id BETWEEN 5800 AND 5849
+		AND (wide.ctid::text::point)[0] < next_block AND NOT done}),
 	50, 'rows come to lie where it was');
 sql(q{ALTER SYSTEM RESET bluegreen.backfill_rate; SELECT pg_reload_conf()});
 expand('wide');
-is(sql('SELECT count(*) FROM narrow'), 1400, 'and are there all the same');
+is(sql('SELECT count(*) FROM narrow'), 5900, 'and are there all the same');
 end('wide');
 
 #
