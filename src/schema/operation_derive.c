@@ -506,6 +506,38 @@ write_sql(const DeriveWork *work, const char *rows, bool update)
 					name_list(work->key, ""), conflict_sql(work, update));
 }
 
+/*
+ * Would a row be written at all?  Of types, and of columns that nobody may
+ * write, the parser complains.  It cannot know a column that is yet to be added.
+ */
+static void
+require_possible_write(const DeriveWork *work)
+{
+	List	   *columns = source_columns(work->source);
+	const char *sql = write_sql(work, row_sql(work, 1), true);
+	Oid		   *types = palloc_array(Oid, list_length(columns) + 1);
+	int			guc_level;
+	ListCell   *lc;
+
+	foreach(lc, work->columns)
+	{
+		if (shape_column(work->target, lfirst(lc))->attnum == 0)
+			return;
+	}
+	foreach(lc, columns)
+	{
+		types[foreach_current_index(lc)] =
+			((const ShapeColumn *) lfirst(lc))->old_type;
+	}
+	guc_level = expression_path_enter(work->source->path);
+	SPI_connect();
+	if (SPI_prepare(sql, list_length(columns), types) == NULL)
+		elog(ERROR, "could not prepare \"%s\": %s", sql,
+			 SPI_result_code_string(SPI_result));
+	SPI_finish();
+	AtEOXact_GUC(false, guc_level);
+}
+
 /* Lock what may be removed for the rows of a FROM item. */
 static char *
 lock_sql(const DeriveWork *work, const char *rows)
@@ -681,6 +713,7 @@ derive(DeriveWork *work, JsonbContainer *fields, bool fill)
 	require_derivable(work, work->target);
 	analyze_transform(work);
 	find_key(work);
+	require_possible_write(work);
 	rows->create = row_trigger_sql(work);
 	rows->fill = fill ? fill_sql(work) : NULL;
 	all->create = truncate_trigger_sql(work, truncate);

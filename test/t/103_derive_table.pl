@@ -352,6 +352,7 @@ sql(<<'SQL');
 CREATE TABLE later (id int PRIMARY KEY DEFERRABLE, n int UNIQUE);
 CREATE TABLE plain (id int, n int UNIQUE, must int NOT NULL);
 CREATE TABLE strict (id int PRIMARY KEY, must int NOT NULL);
+CREATE TABLE always (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY);
 SQL
 @refused = (
 	[ derive('t', 'later', 'SELECT id FROM later'),
@@ -364,6 +365,10 @@ SQL
 		qr/whose columns are NOT NULL/ ],
 	[ derive('strict', 't', 'SELECT id FROM t'),
 		qr/column "must" is NOT NULL without a default, and not given/ ],
+	[ derive('always', 't', 'SELECT id FROM t'),
+		qr/cannot insert a non-DEFAULT value into column "id"/ ],
+	[ derive('w', 't', 'SELECT v AS id FROM t'),
+		qr/column "id" is of type integer but expression is of type text/ ],
 	[ derive('w', 't', 'SELECT id FROM t') . ', '
 		  . derive('u', 'w', 'SELECT id FROM w'),
 		qr/table "w" is part of another derive_table/ ],
