@@ -171,8 +171,8 @@ extern void backfill_blocked(int32 change);
 /* Define the settings and hooks; from _PG_init(). */
 extern void dualwrite_install(void);
 
-/* Text of the innermost statement that runs, or NULL. */
-extern const char *dualwrite_statement(void);
+/* The innermost statement that runs, or NULL. */
+extern const struct QueryDesc *dualwrite_statement(void);
 
 /* Run an UPDATE that fills rows of a table; returns the number of rows. */
 extern uint64 dualwrite_fill(Oid relid, const char *sql);

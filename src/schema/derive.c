@@ -3,17 +3,30 @@
  * derive.c
  *		The trigger that keeps a derived table in step.
  *
- * bluegreen.derive_rows() is an AFTER trigger for each row of the source.  Its
- * arguments are the statements that were made of the transform
- * (operation_derive.c): they take the row's columns as parameters and write to
- * the derived table.  They run as the source's owner, in a security-restricted
- * operation, under the change's search_path.
+ * bluegreen.derive_rows() is an AFTER trigger for each row of the source, and
+ * a BEFORE trigger for TRUNCATE.  Its arguments are the statements that were
+ * made of the transform (operation_derive.c): they take the row's columns as
+ * parameters and write to the derived table.  They run as the source's owner,
+ * under the change's search_path.
+ *
+ * Triggers after rows run when the statement is over, so the row at hand may
+ * not be the newest one: a trigger of the application has changed it again,
+ * and that was carried over already.  A row that is not valid any more is not
+ * written, as foreign keys do not look at it; and what a row has left behind is
+ * removed only if no other row gives it by now, which the statements see to.
+ *
+ * Like foreign keys, our statements see what is committed, also in transactions
+ * with one snapshot, and fail there to write over what that does not see.
  *
  * Where a table is derived from another one and back, the write that one
  * trigger does is not carried back by the other: a transform need not be exact
  * there and back.  The statement that fires a trigger tells (dualwrite.c
- * remembers it).  Writes of the application's own triggers are statements of
- * their own, and are carried over like any others.
+ * remembers it), if the table is the one that it writes: actions of foreign
+ * keys are fired by the statement around them.  Writes of the application's own
+ * triggers are statements of their own, and are carried over like any others.
+ *
+ * An update that changes nothing has nothing to carry over; but it puts the row
+ * to another place, where the backfill may have been already.
  *
  * Its name sorts before those of foreign keys, which may want the derived row.
  *
@@ -21,10 +34,16 @@
  */
 #include "postgres.h"
 
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "compat.h"
+#include "executor/execdesc.h"
 #include "executor/spi.h"
 #include "executor/tuptable.h"
+#include "miscadmin.h"
+#include "parser/parsetree.h"
 #include "schema/change.h"
 #include "schema/derive.h"
 #include "utils/datum.h"
@@ -33,6 +52,7 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
 
 PG_FUNCTION_INFO_V1(bluegreen_derive_rows);
 
@@ -42,6 +62,7 @@ typedef struct Derived
 	bool		valid;
 	int			users;			/* calls that use it now */
 	Oid			relid;
+	bool		filled;			/* are all rows carried over? */
 	char	   *path;
 	int			nargs;
 	AttrNumber *args;
@@ -49,6 +70,7 @@ typedef struct Derived
 } Derived;
 
 static HTAB *cache = NULL;
+static int	deriving = 0;		/* calls that run now, one in another */
 
 static void
 forget_relation(Datum arg, Oid relid)
@@ -131,11 +153,12 @@ prepare_statements(Derived *derived, const TriggerData *data)
 	for (int i = DERIVE_WRITE; i <= DERIVE_REMOVE; i++)
 	{
 		const char *sql = data->tg_trigger->tgargs[i];
+		bool		both = i == DERIVE_MOVE_LOCK || i == DERIVE_MOVE;
 		SPIPlanPtr	plan;
 
 		if (*sql == '\0')
 			continue;
-		plan = SPI_prepare(sql, i == DERIVE_MOVE ? 2 * n : n, types);
+		plan = SPI_prepare(sql, both ? 2 * n : n, types);
 		if (plan == NULL || SPI_keepplan(plan) != 0)
 			elog(ERROR, "could not prepare \"%s\": %s", sql,
 				 SPI_result_code_string(SPI_result));
@@ -220,41 +243,126 @@ is_unchanged(const Derived *derived, TupleDesc desc, const Datum *values,
 	return true;
 }
 
-static void
+/*
+ * Run a statement, if there is one; returns the number of rows.  In a
+ * transaction with one snapshot, it sees what is committed, as the actions of
+ * foreign keys do: a row may have been filled since.
+ */
+static uint64
 execute(const Derived *derived, DeriveArgument what, Datum *values,
 		char *nulls)
 {
+	Snapshot	latest = InvalidSnapshot;
+	Snapshot	own = InvalidSnapshot;
 	int			rc;
 
 	if (derived->plans[what] == NULL)
-		return;
-	rc = SPI_execute_plan(derived->plans[what], values, nulls, false, 0);
+		return 0;
+	if (IsolationUsesXactSnapshot())
+	{
+		CommandCounterIncrement();
+		latest = GetLatestSnapshot();
+		own = GetTransactionSnapshot();
+	}
+	rc = SPI_execute_snapshot(derived->plans[what], values, nulls, latest, own,
+							  false, true, 0);
 	if (rc < 0)
 		elog(ERROR, "derived row was not written: %s",
 			 SPI_result_code_string(rc));
+	return SPI_processed;
+}
+
+/*
+ * Do what is done for a row that has left its derived row.  That is locked
+ * first: the statement that looks whether another row gives it must see what
+ * those have done who had it before.
+ */
+static void
+leave(const Derived *derived, DeriveArgument lock, DeriveArgument what,
+	  Datum *values, char *nulls)
+{
+	if (derived->plans[lock] == NULL ||
+		execute(derived, lock, values, nulls) > 0)
+		(void) execute(derived, what, values, nulls);
+}
+
+/* Has the backfill carried over all rows?  If there is one. */
+static bool
+is_filled(Derived *derived, const TriggerData *data)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	if (derived->filled)
+		return true;
+	catalog_begin(&access);
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(derived->relid));
+	catalog_arg_text(&args, data->tg_trigger->tgname);
+	derived->filled = catalog_run("SELECT FROM bluegreen.backfill "
+								  "WHERE relation = $1 AND purpose = $2 "
+								  "AND NOT done", &args, SPI_OK_SELECT) == 0;
+	catalog_end(&access);
+	return derived->filled;
 }
 
 static void
-derive_row(const Derived *derived, const TriggerData *data)
+derive_row(Derived *derived, const TriggerData *data)
 {
 	int			n = derived->nargs;
 	Datum	   *values = palloc_array(Datum, 2 * n + 1);
 	char	   *nulls = palloc(2 * n + 1);
+	bool		is_update = TRIGGER_FIRED_BY_UPDATE(data->tg_event);
+	TupleTableSlot *slot = is_update ? data->tg_newslot : data->tg_trigslot;
+	DeriveArgument what = DERIVE_WRITE;
 
 	read_slot(derived, data->tg_trigslot, values, nulls);
-	if (TRIGGER_FIRED_BY_INSERT(data->tg_event))
-		execute(derived, DERIVE_WRITE, values, nulls);
-	else if (TRIGGER_FIRED_BY_DELETE(data->tg_event))
-		execute(derived, DERIVE_REMOVE, values, nulls);
-	else
+	if (TRIGGER_FIRED_BY_DELETE(data->tg_event))
 	{
-		read_slot(derived, data->tg_newslot, values + n, nulls + n);
-		if (is_unchanged(derived, RelationGetDescr(data->tg_relation), values,
-						 nulls))
-			return;
-		execute(derived, DERIVE_MOVE, values, nulls);
-		execute(derived, DERIVE_WRITE, values + n, nulls + n);
+		leave(derived, DERIVE_REMOVE_LOCK, DERIVE_REMOVE, values, nulls);
+		return;
 	}
+	if (is_update)
+	{
+		read_slot(derived, slot, values + n, nulls + n);
+		if (!is_unchanged(derived, RelationGetDescr(data->tg_relation),
+						  values, nulls))
+			leave(derived, DERIVE_MOVE_LOCK, DERIVE_MOVE, values, nulls);
+		else if (is_filled(derived, data))
+			return;
+		else
+			what = DERIVE_KEEP;
+		values += n;
+		nulls += n;
+	}
+	/* as it is now, or was changed again meanwhile? */
+	if (table_tuple_satisfies_snapshot(data->tg_relation, slot, SnapshotSelf))
+		(void) execute(derived, what, values, nulls);
+}
+
+/* ---- the trigger ---- */
+
+/*
+ * Was the row written by a statement of the other direction?  Those run inside
+ * of a call of ours, or in a worker that fills; nobody else's are believed.
+ */
+static bool
+is_carried_back(const TriggerData *data)
+{
+	const QueryDesc *statement = dualwrite_statement();
+	const char *opposite = data->tg_trigger->tgargs[DERIVE_OPPOSITE];
+	ListCell   *lc;
+
+	if (*opposite == '\0' || statement == NULL ||
+		(deriving == 0 && MyBackendType != B_BG_WORKER) ||
+		strncmp(statement->sourceText, opposite, strlen(opposite)) != 0)
+		return false;
+	foreach(lc, statement->plannedstmt->resultRelations)
+	{
+		if (rt_fetch(lfirst_int(lc), statement->plannedstmt->rtable)->relid ==
+			RelationGetRelid(data->tg_relation))
+			return true;
+	}
+	return false;
 }
 
 static void
@@ -263,13 +371,32 @@ check_call(FunctionCallInfo fcinfo)
 	TriggerData *data = (TriggerData *) fcinfo->context;
 
 	if (!CALLED_AS_TRIGGER(fcinfo) ||
-		!TRIGGER_FIRED_AFTER(data->tg_event) ||
-		!TRIGGER_FIRED_FOR_ROW(data->tg_event) ||
-		data->tg_trigger->tgnargs <= DERIVE_COLUMNS)
+		(TRIGGER_FIRED_BY_TRUNCATE(data->tg_event) ?
+		 !TRIGGER_FIRED_BEFORE(data->tg_event) :
+		 !TRIGGER_FIRED_AFTER(data->tg_event) ||
+		 !TRIGGER_FIRED_FOR_ROW(data->tg_event)) ||
+		data->tg_trigger->tgnargs < DERIVE_COLUMNS)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("function \"%s\" must be fired by a trigger of a change",
 						"bluegreen.derive_rows")));
+}
+
+/*
+ * Become the source's owner.  This is no security-restricted operation, as it
+ * is in dualwrite.c: the derived table may have deferred constraints, which
+ * could not be queued there.  Triggers of the source, which are the same
+ * owner's, are not restricted either.
+ */
+static void
+become_owner(const Derived *derived, const TriggerData *data, RunAs *saved)
+{
+	Oid			owner = data->tg_relation->rd_rel->relowner;
+
+	run_as_owner(owner, derived->path, saved);
+	SetUserIdAndSecContext(owner, saved->userid == owner ?
+						   saved->sec_context :
+						   saved->sec_context | SECURITY_LOCAL_USERID_CHANGE);
 }
 
 /*
@@ -279,25 +406,28 @@ Datum
 bluegreen_derive_rows(PG_FUNCTION_ARGS)
 {
 	TriggerData *data = (TriggerData *) fcinfo->context;
-	const char *statement = dualwrite_statement();
 	Derived    *derived;
 	RunAs		saved;
 
 	check_call(fcinfo);
-	if (statement != NULL &&
-		strncmp(statement, DERIVE_MARK, strlen(DERIVE_MARK)) == 0)
+	if (is_carried_back(data))
 		return PointerGetDatum(NULL);
 	derived = find_derived(data);
-	run_as_owner(data->tg_relation->rd_rel->relowner, derived->path, &saved);
+	become_owner(derived, data, &saved);
 	derived->users++;
+	deriving++;
 	PG_TRY();
 	{
 		SPI_connect();
-		derive_row(derived, data);
+		if (TRIGGER_FIRED_BY_TRUNCATE(data->tg_event))
+			(void) execute(derived, DERIVE_REMOVE, NULL, NULL);
+		else
+			derive_row(derived, data);
 		SPI_finish();
 	}
 	PG_FINALLY();
 	{
+		deriving--;
 		derived->users--;
 	}
 	PG_END_TRY();

@@ -8,16 +8,22 @@
 #ifndef BG_DERIVE_H
 #define BG_DERIVE_H
 
-/* How our statements begin: what they write is not carried back. */
-#define DERIVE_MARK "/* bluegreen derives */ "
-
-/* Arguments of the trigger; the source's columns follow. */
+/*
+ * Arguments of the triggers; the source's columns follow.  Statements for a
+ * row have its columns as parameters; those of a move first the row's as it
+ * was, then as it is.  That of a TRUNCATE is the only one of its trigger, and
+ * has none.
+ */
 typedef enum DeriveArgument
 {
 	DERIVE_PATH,				/* search_path */
+	DERIVE_OPPOSITE,			/* how those of the other direction begin */
 	DERIVE_WRITE,				/* SQL for a row as it is now */
+	DERIVE_KEEP,				/* SQL for one as it was, but not filled */
+	DERIVE_MOVE_LOCK,			/* SQL: lock what the next one may remove */
 	DERIVE_MOVE,				/* SQL for a row as it was and is */
-	DERIVE_REMOVE,				/* SQL for a row that is gone */
+	DERIVE_REMOVE_LOCK,			/* SQL: lock what the next one may remove */
+	DERIVE_REMOVE,				/* SQL for a row that is gone, or for all */
 	DERIVE_COLUMNS				/* the first of them */
 } DeriveArgument;
 

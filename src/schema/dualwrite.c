@@ -178,14 +178,14 @@ dualwrite_install(void)
 }
 
 /*
- * Text of the innermost statement that runs, or NULL: there is none, or it is
- * a utility statement.  Error if nobody has watched.
+ * The innermost statement that runs, or NULL: there is none, or it is a
+ * utility statement.  Error if nobody has watched.
  */
-const char *
+const QueryDesc *
 dualwrite_statement(void)
 {
 	shared_require();
-	return running.desc ? running.desc->sourceText : NULL;
+	return running.desc;
 }
 
 /* ---- filling ---- */

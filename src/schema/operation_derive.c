@@ -11,17 +11,25 @@
  *				is there already, so that nothing is written without need
  *		move	an update whose row goes to another key, or to none: what is
  *				done for a row that is gone is done for the old key
- *		remove	by on_delete: the row is deleted, left, or written once more
+ *		remove	by on_delete: the row is deleted, unless another row of the
+ *				source gives it; or left; or written once more
+ *		truncate	the same for all rows
  *		fill	the same as write for a range of blocks, whose rows are locked
  *				until it commits, so that none is deleted meanwhile; rows that
  *				are there were written since, and are left alone
+ *
+ * Who looks whether another row gives a derived row has locked that before,
+ * and who writes it locks it as well, also if nothing is to be changed in it.
+ * So of two transactions one sees what the other one has done.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
 #include "compat.h"
+#include "executor/spi.h"
 #include "nodes/nodeFuncs.h"
 #include "optimizer/optimizer.h"
 #include "parser/analyze.h"
@@ -42,9 +50,30 @@ typedef struct DeriveWork
 	char	   *transform;
 	List	   *key;			/* of char * */
 	List	   *columns;		/* that the transform gives: char * */
+	Query	   *query;			/* the transform */
+	const char *trigger;		/* its name, which is also in statements */
+	const char *opposite;		/* how those of the other one begin, or "" */
 	const char *on_write;
 	const char *on_delete;
 } DeriveWork;
+
+static bool
+is_patch(const DeriveWork *work)
+{
+	return pg_strcasecmp(work->on_write, "patch") == 0;
+}
+
+static bool
+deletes(const DeriveWork *work)
+{
+	return pg_strcasecmp(work->on_delete, "delete") == 0;
+}
+
+static bool
+writes_old(const DeriveWork *work)
+{
+	return pg_strcasecmp(work->on_delete, "write") == 0;
+}
 
 /* ---- the transform ---- */
 
@@ -100,6 +129,7 @@ analyze_transform(DeriveWork *work)
 	int			guc_level;
 	ListCell   *lc;
 
+	work->columns = NIL;
 	initStringInfo(&sql);
 	appendStringInfo(&sql, "SELECT * FROM (WITH %s AS (SELECT ",
 					 quote_identifier(name));
@@ -127,8 +157,8 @@ analyze_transform(DeriveWork *work)
 	if (query->commandType != CMD_SELECT || list_length(query->rtable) != 1)
 		operation_refuse(work->operation, "\"%s\" is not one SELECT",
 						 work->transform);
-	problem = transform_problem(linitial_node(RangeTblEntry,
-											  query->rtable)->subquery, name);
+	work->query = linitial_node(RangeTblEntry, query->rtable)->subquery;
+	problem = transform_problem(work->query, name);
 	if (problem != NULL)
 		operation_refuse(work->operation,
 						 psprintf("transform \"%%s\": %s", problem),
@@ -151,6 +181,108 @@ has_name(List *names, const char *name)
 			return true;
 	}
 	return false;
+}
+
+/* Columns of the source that the key is made of. */
+static List *
+key_sources(const DeriveWork *work)
+{
+	List	   *columns = source_columns(work->source);
+	List	   *result = NIL;
+	ListCell   *lc;
+	ListCell   *other;
+
+	foreach(lc, work->query->targetList)
+	{
+		TargetEntry *entry = lfirst_node(TargetEntry, lc);
+
+		if (entry->resjunk || !has_name(work->key, entry->resname))
+			continue;
+		foreach(other, pull_var_clause((Node *) entry->expr, 0))
+		{
+			const ShapeColumn *column =
+				list_nth(columns, lfirst_node(Var, other)->varattno - 1);
+
+			result = lappend(result, column->old_name);
+		}
+	}
+	return result;
+}
+
+/*
+ * Two rows of the source with one key, of which one is to go before the
+ * transaction ends, would leave behind what the other one gives.
+ */
+static void
+require_immediate_key(const DeriveWork *work)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	char	   *name = NULL;
+
+	catalog_begin(&access);
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(work->source->relid));
+	catalog_arg(&args, TEXTARRAYOID, texts_datum(key_sources(work)));
+	if (catalog_run("SELECT c.conname::text FROM pg_constraint c "
+					"WHERE c.conrelid = $1 AND c.condeferrable "
+					"AND c.contype IN ('p', 'u') "
+					"AND NOT EXISTS (SELECT FROM pg_attribute a "
+					"WHERE a.attrelid = c.conrelid "
+					"AND a.attnum = ANY (c.conkey) "
+					"AND a.attname::text <> ALL ($2)) LIMIT 1", &args,
+					SPI_OK_SELECT) > 0)
+		name = catalog_text(&access, 0, 1);
+	catalog_end(&access);
+	if (name != NULL)
+		operation_refuse(work->operation,
+						 psprintf("constraint \"%%s\" of table \"%s\", from whose columns the key is derived, is deferrable",
+								  work->source->old_name), name);
+}
+
+/* ON CONFLICT needs a unique index. */
+static void
+require_unique_key(const DeriveWork *work)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	bool		found;
+
+	catalog_begin(&access);
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(work->target->relid));
+	catalog_arg(&args, TEXTARRAYOID, texts_datum(work->key));
+	found = catalog_run("SELECT FROM pg_index i WHERE i.indrelid = $1 "
+						"AND i.indisunique AND i.indimmediate "
+						"AND i.indisvalid AND i.indpred IS NULL "
+						"AND i.indexprs IS NULL "
+						"AND (SELECT array_agg(a.attname::text "
+						"ORDER BY a.attname::text) FROM pg_attribute a "
+						"WHERE a.attrelid = $1 AND a.attnotnull "
+						"AND a.attnum = ANY ((i.indkey::int2[])"
+						"[0:i.indnkeyatts - 1])) = "
+						"(SELECT array_agg(k ORDER BY k) FROM unnest($2) k)",
+						&args, SPI_OK_SELECT) > 0;
+	catalog_end(&access);
+	if (!found)
+		operation_refuse(work->operation, "table \"%s\" has no unique index on the key that is not deferrable, and whose columns are NOT NULL",
+						 work->target->old_name);
+}
+
+/* A new row must have what it cannot do without. */
+static void
+require_complete_row(const DeriveWork *work)
+{
+	ListCell   *lc;
+
+	foreach(lc, work->target->columns)
+	{
+		const ShapeColumn *column = lfirst(lc);
+
+		if (column->old_name != NULL && column->not_null &&
+			column->default_sql == NULL && !column->is_generated &&
+			!has_name(work->columns, column->old_name))
+			operation_refuse(work->operation, "column \"%s\" is NOT NULL without a default, and not given by the transform",
+							 column->old_name);
+	}
 }
 
 /* The target's primary key, unless a key is given. */
@@ -183,6 +315,11 @@ find_key(DeriveWork *work)
 		(void) shape_require_column(work->target, work->operation,
 									lfirst(lc));
 	}
+	require_immediate_key(work);
+	if (is_patch(work))
+		return;
+	require_unique_key(work);
+	require_complete_row(work);
 }
 
 /* ---- statements ---- */
@@ -235,7 +372,16 @@ other_columns(const DeriveWork *work)
 	return result;
 }
 
-/* What the transform gives for the row in the parameters from first on. */
+/* What the transform gives, as a FROM item, if this SELECT is the source. */
+static char *
+derived_sql(const DeriveWork *work, const char *rows)
+{
+	return psprintf("(WITH %s AS (%s) %s\n)",
+					quote_identifier(work->source->old_name), rows,
+					work->transform);
+}
+
+/* For the row in the parameters from first on. */
 static char *
 row_sql(const DeriveWork *work, int first)
 {
@@ -243,17 +389,56 @@ row_sql(const DeriveWork *work, int first)
 	ListCell   *lc;
 
 	initStringInfo(&sql);
-	appendStringInfo(&sql, "(WITH %s AS (SELECT ",
-					 quote_identifier(work->source->old_name));
 	foreach(lc, source_columns(work->source))
 	{
 		appendStringInfo(&sql, "%s$%d AS %s",
-						 foreach_current_index(lc) > 0 ? ", " : "",
+						 foreach_current_index(lc) > 0 ? ", " : "SELECT ",
 						 first + foreach_current_index(lc),
 						 quote_identifier(((ShapeColumn *) lfirst(lc))->old_name));
 	}
-	appendStringInfo(&sql, ") %s\n)", work->transform);
-	return sql.data;
+	return derived_sql(work, sql.data);
+}
+
+/* For all rows that are in the source now. */
+static char *
+all_sql(const DeriveWork *work)
+{
+	List	   *names = NIL;
+	ListCell   *lc;
+
+	foreach(lc, source_columns(work->source))
+	{
+		names = lappend(names, ((ShapeColumn *) lfirst(lc))->old_name);
+	}
+	return derived_sql(work, psprintf("SELECT %s FROM ONLY %s",
+									  name_list(names, ""),
+									  work->source->qualified));
+}
+
+/* Of several rows with one key, one. */
+static char *
+distinct_sql(const DeriveWork *work, const char *rows)
+{
+	return psprintf("(SELECT DISTINCT ON (%s) r.* FROM %s AS r)",
+					name_list(work->key, "r."), rows);
+}
+
+/* Rows as they were, in the parameters, whose key is not the new one's. */
+static char *
+moved_sql(const DeriveWork *work)
+{
+	int			n = list_length(source_columns(work->source));
+
+	return psprintf("(SELECT o.* FROM %s AS o WHERE NOT EXISTS (SELECT FROM %s AS n WHERE %s))",
+					row_sql(work, 1), row_sql(work, n + 1),
+					same_key(work, "n", "o"));
+}
+
+/* How a statement begins. */
+static char *
+mark(const char *trigger)
+{
+	return psprintf("/* bluegreen derives: %s */ ", trigger);
 }
 
 /* Do both rows differ?  Bit by bit, so that each type will do. */
@@ -284,56 +469,107 @@ assignments(const DeriveWork *work, const char *prefix)
 	return sql.data;
 }
 
+/*
+ * What is done where the row is there already.  It is locked, also if it stays
+ * as it is, but not by the backfill.
+ */
+static char *
+conflict_sql(const DeriveWork *work, bool update)
+{
+	const char *first = quote_identifier(linitial(work->key));
+
+	if (!update)
+		return "NOTHING";
+	if (other_columns(work) == NIL)
+		return psprintf("UPDATE SET %s = excluded.%s WHERE false", first,
+						first);
+	return psprintf("UPDATE SET %s WHERE %s", assignments(work, "excluded."),
+					differs_sql(work, "t.", "excluded."));
+}
+
 /* Write the rows of a FROM item called n; with update, also those there. */
 static char *
 write_sql(const DeriveWork *work, const char *rows, bool update)
 {
 	const char *target = work->target->qualified;
-	char	   *key = name_list(work->key, "");
 
-	if (pg_strcasecmp(work->on_write, "patch") == 0)
+	if (is_patch(work))
 		return other_columns(work) == NIL ? "" :
-			psprintf(DERIVE_MARK "UPDATE %s AS t SET %s FROM %s AS n WHERE %s AND %s",
-					 target, assignments(work, "n."), rows,
-					 same_key(work, "t", "n"), differs_sql(work, "t.", "n."));
-	return psprintf(DERIVE_MARK "INSERT INTO %s AS t (%s) SELECT %s FROM %s AS n ON CONFLICT (%s) DO %s",
-					target, name_list(work->columns, ""),
-					name_list(work->columns, "n."), rows, key,
-					update && other_columns(work) != NIL ?
-					psprintf("UPDATE SET %s WHERE %s",
-							 assignments(work, "excluded."),
-							 differs_sql(work, "t.", "excluded.")) :
-					"NOTHING");
+			psprintf("%sUPDATE %s AS t SET %s FROM %s AS n WHERE %s AND %s",
+					 mark(work->trigger), target, assignments(work, "n."),
+					 rows, same_key(work, "t", "n"),
+					 differs_sql(work, "t.", "n."));
+	return psprintf("%sINSERT INTO %s AS t (%s) SELECT %s FROM %s AS n ON CONFLICT (%s) DO %s",
+					mark(work->trigger), target,
+					name_list(work->columns, ""),
+					name_list(work->columns, "n."), rows,
+					name_list(work->key, ""), conflict_sql(work, update));
 }
 
-static char *
-remove_sql(const DeriveWork *work)
+/*
+ * Would a row be written at all?  Of types, and of columns that nobody may
+ * write, the parser complains.  It cannot know a column that is yet to be added.
+ */
+static void
+require_possible_write(const DeriveWork *work)
 {
-	if (pg_strcasecmp(work->on_delete, "ignore") == 0)
-		return "";
-	if (pg_strcasecmp(work->on_delete, "write") == 0)
-		return write_sql(work, row_sql(work, 1), true);
-	return psprintf(DERIVE_MARK "DELETE FROM %s AS t USING %s AS o WHERE %s",
-					work->target->qualified, row_sql(work, 1),
-					same_key(work, "t", "o"));
+	List	   *columns = source_columns(work->source);
+	const char *sql = write_sql(work, row_sql(work, 1), true);
+	Oid		   *types = palloc_array(Oid, list_length(columns) + 1);
+	int			guc_level;
+	ListCell   *lc;
+
+	foreach(lc, work->columns)
+	{
+		if (shape_column(work->target, lfirst(lc))->attnum == 0)
+			return;
+	}
+	foreach(lc, columns)
+	{
+		types[foreach_current_index(lc)] =
+			((const ShapeColumn *) lfirst(lc))->old_type;
+	}
+	guc_level = expression_path_enter(work->source->path);
+	SPI_connect();
+	if (SPI_prepare(sql, list_length(columns), types) == NULL)
+		elog(ERROR, "could not prepare \"%s\": %s", sql,
+			 SPI_result_code_string(SPI_result));
+	SPI_finish();
+	AtEOXact_GUC(false, guc_level);
 }
 
+/* Lock what may be removed for the rows of a FROM item. */
 static char *
-move_sql(const DeriveWork *work)
+lock_sql(const DeriveWork *work, const char *rows)
 {
-	int			n = list_length(source_columns(work->source));
-	char	   *moved;
+	return deletes(work) ?
+		psprintf("SELECT FROM %s AS t, %s AS o WHERE %s FOR UPDATE OF t",
+				 work->target->qualified, rows, same_key(work, "t", "o")) : "";
+}
 
-	if (pg_strcasecmp(work->on_delete, "ignore") == 0)
-		return "";
-	moved = psprintf("(SELECT o.* FROM %s AS o WHERE NOT EXISTS (SELECT FROM %s AS n WHERE %s))",
-					 row_sql(work, 1), row_sql(work, n + 1),
-					 same_key(work, "n", "o"));
-	if (pg_strcasecmp(work->on_delete, "write") == 0)
-		return write_sql(work, moved, true);
-	return psprintf(DERIVE_MARK "DELETE FROM %s AS t USING %s AS o WHERE %s",
-					work->target->qualified, moved,
-					same_key(work, "t", "o"));
+/* What is done for rows that are gone. */
+static char *
+remove_sql(const DeriveWork *work, const char *rows)
+{
+	if (writes_old(work))
+		return write_sql(work, rows, true);
+	return deletes(work) ?
+		psprintf("%sDELETE FROM %s AS t USING %s AS o WHERE %s AND NOT EXISTS (SELECT FROM %s AS s WHERE %s)",
+				 mark(work->trigger), work->target->qualified, rows,
+				 same_key(work, "t", "o"), all_sql(work),
+				 same_key(work, "s", "o")) : "";
+}
+
+/* The same before all of them go. */
+static char *
+truncate_sql(const DeriveWork *work)
+{
+	if (writes_old(work))
+		return write_sql(work, distinct_sql(work, all_sql(work)), true);
+	return deletes(work) ?
+		psprintf("%sDELETE FROM %s AS t USING %s AS o WHERE %s",
+				 mark(work->trigger), work->target->qualified,
+				 all_sql(work), same_key(work, "t", "o")) : "";
 }
 
 /* $1 and $2: the range of blocks */
@@ -373,53 +609,100 @@ require_derivable(const DeriveWork *work, const ShapeTable *table)
 						 table->old_name);
 }
 
-/* CREATE TRIGGER ... with its arguments */
-static char *
-trigger_sql(const DeriveWork *work, const char *name)
+/* CREATE TRIGGER ... with its arguments, but for the columns. */
+static StringInfo
+begin_trigger(const DeriveWork *work, const char *name, bool truncate,
+			  const char *const statements[])
 {
-	StringInfoData sql;
+	StringInfo	sql = makeStringInfo();
+
+	appendStringInfo(sql, "%s %s %s ON %s FOR EACH %s EXECUTE FUNCTION "
+					 "bluegreen.derive_rows(%s, %s", TRIGGER_STATEMENT,
+					 quote_identifier(name), truncate ? "BEFORE TRUNCATE" :
+					 "AFTER INSERT OR UPDATE OR DELETE",
+					 work->source->qualified, truncate ? "STATEMENT" : "ROW",
+					 quote_literal_cstr(work->source->path),
+					 quote_literal_cstr(work->opposite));
+	for (int i = DERIVE_WRITE; i < DERIVE_COLUMNS; i++)
+	{
+		appendStringInfo(sql, ", %s",
+						 quote_literal_cstr(statements[i] ? statements[i] : ""));
+	}
+	return sql;
+}
+
+static char *
+row_trigger_sql(const DeriveWork *work)
+{
+	const char *row = row_sql(work, 1);
+	const char *moved = moved_sql(work);
+	const char *const statements[DERIVE_COLUMNS] = {
+		[DERIVE_WRITE] = write_sql(work, row, true),
+		[DERIVE_KEEP] = write_sql(work, row, false),
+		[DERIVE_MOVE_LOCK] = lock_sql(work, moved),
+		[DERIVE_MOVE] = remove_sql(work, moved),
+		[DERIVE_REMOVE_LOCK] = lock_sql(work, row),
+		[DERIVE_REMOVE] = remove_sql(work, row)
+	};
+	StringInfo	sql = begin_trigger(work, work->trigger, false, statements);
 	ListCell   *lc;
 
-	initStringInfo(&sql);
-	appendStringInfo(&sql, TRIGGER_STATEMENT " %s AFTER INSERT OR UPDATE OR "
-					 "DELETE ON %s FOR EACH ROW EXECUTE FUNCTION "
-					 "bluegreen.derive_rows(%s, %s, %s, %s",
-					 quote_identifier(name), work->source->qualified,
-					 quote_literal_cstr(work->source->path),
-					 quote_literal_cstr(write_sql(work, row_sql(work, 1),
-												  true)),
-					 quote_literal_cstr(move_sql(work)),
-					 quote_literal_cstr(remove_sql(work)));
 	foreach(lc, source_columns(work->source))
 	{
-		appendStringInfo(&sql, ", %s",
+		appendStringInfo(sql, ", %s",
 						 quote_literal_cstr(((ShapeColumn *) lfirst(lc))->old_name));
 	}
-	appendStringInfoChar(&sql, ')');
-	return sql.data;
+	appendStringInfoChar(sql, ')');
+	return sql->data;
+}
+
+static char *
+truncate_trigger_sql(const DeriveWork *work, const char *name)
+{
+	const char *const statements[DERIVE_COLUMNS] = {
+		[DERIVE_REMOVE] = truncate_sql(work)
+	};
+	StringInfo	sql = begin_trigger(work, name, true, statements);
+
+	appendStringInfoChar(sql, ')');
+	return sql->data;
+}
+
+static Derivation *
+add_derivation(const DeriveWork *work, const char *trigger)
+{
+	Derivation *derivation = palloc0_object(Derivation);
+
+	derivation->source = work->source;
+	derivation->target = work->target;
+	derivation->trigger = pstrdup(trigger);
+	work->shape->derivations = lappend(work->shape->derivations, derivation);
+	return derivation;
+}
+
+/* Capital letters come before RI_ConstraintTrigger. */
+static char *
+trigger_name(const DeriveWork *work, bool back)
+{
+	return psprintf("BLUEGREEN_%d_%d%s", work->shape->change->id,
+					work->operation->number, back ? "_back" : "");
 }
 
 /*
  * One direction.  What it needs in SQL is made only when it is first planned;
- * later its trigger's name is enough.
+ * later its triggers' names are enough.
  */
 static void
-derive(DeriveWork *work, JsonbContainer *fields, const char *suffix)
+derive(DeriveWork *work, JsonbContainer *fields, bool fill)
 {
-	Derivation *derivation = palloc0_object(Derivation);
-	Shape	   *shape = work->shape;
+	char	   *truncate = psprintf("%s_truncate", work->trigger);
+	Derivation *rows = add_derivation(work, work->trigger);
+	Derivation *all = add_derivation(work, truncate);
 
-	derivation->source = work->source;
-	derivation->target = work->target;
-	/* capital letters come before RI_ConstraintTrigger */
-	derivation->trigger = psprintf("BLUEGREEN_%d_%d%s", shape->change->id,
-								   work->operation->number, suffix);
-	shape->derivations = lappend(shape->derivations, derivation);
-	if (shape->phase != CHANGE_EXPANDING)
+	if (work->shape->phase != CHANGE_EXPANDING)
 		return;
 	work->transform = field_text(fields, "transform");
 	work->key = field_texts(fields, "key");
-	work->columns = NIL;
 	work->on_write = field_text(fields, "on_write");
 	work->on_delete = field_text(fields, "on_delete");
 	if (work->on_write == NULL)
@@ -430,8 +713,36 @@ derive(DeriveWork *work, JsonbContainer *fields, const char *suffix)
 	require_derivable(work, work->target);
 	analyze_transform(work);
 	find_key(work);
-	derivation->create = trigger_sql(work, derivation->trigger);
-	derivation->fill = fill_sql(work);
+	require_possible_write(work);
+	rows->create = row_trigger_sql(work);
+	rows->fill = fill ? fill_sql(work) : NULL;
+	all->create = truncate_trigger_sql(work, truncate);
+}
+
+/*
+ * What one operation writes, another one may not read: what comes back to where
+ * it began might never end.
+ */
+static void
+require_no_chain(const DeriveWork *work, bool back)
+{
+	ListCell   *lc;
+
+	foreach(lc, work->shape->derivations)
+	{
+		const Derivation *other = lfirst(lc);
+		const ShapeTable *link = NULL;
+
+		if (other->target == work->source ||
+			(back && other->source == work->source))
+			link = work->source;
+		else if (other->source == work->target ||
+				 (back && other->target == work->target))
+			link = work->target;
+		if (link != NULL)
+			operation_refuse(work->operation, "table \"%s\" is part of another derive_table; one may not write what another one reads",
+							 link->old_name);
+	}
 }
 
 void
@@ -445,15 +756,20 @@ op_derive_table(Shape *shape, const Operation *operation)
 		.source = shape_table(shape, operation, field_text(fields, "from")),
 		.target = shape_table(shape, operation, field_text(fields, "name"))
 	};
+	ShapeTable *source = work.source;
 
 	if (work.source == work.target)
 		operation_refuse(operation, "table \"%s\" cannot be derived from itself",
 						 work.source->old_name);
-	derive(&work, fields, "");
+	require_no_chain(&work, back != NULL);
+	work.trigger = trigger_name(&work, false);
+	work.opposite = back ? mark(trigger_name(&work, true)) : "";
+	derive(&work, fields, true);
 	if (back == NULL)
 		return;
-	work.target = work.source;
-	work.source = shape_table(shape, operation, field_text(fields, "name"));
-	derive(&work, back, "_back");
-	((Derivation *) llast(shape->derivations))->fill = NULL;
+	work.source = work.target;
+	work.target = source;
+	work.opposite = mark(work.trigger);
+	work.trigger = trigger_name(&work, true);
+	derive(&work, back, false);
 }

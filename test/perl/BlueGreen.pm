@@ -176,8 +176,8 @@ sub kill9_worker
 #
 
 # Run pgbench in the background.  Options: script => SQL or [SQL, ...] (else
-# pgbench's own), clients, rate, dbname, args => [more arguments], name (of its
-# sessions; where there are two at the same time).
+# pgbench's own), clients, rate, dbname, user, path (search_path), args => [more
+# arguments], name (of its sessions; where there are two at the same time).
 sub pgbench_start
 {
 	my ($node, %options) = @_;
@@ -197,6 +197,7 @@ sub pgbench_start
 		name => $options{name} || 'pgbench'
 	};
 	local $ENV{PGAPPNAME} = $bench->{name};
+	local $ENV{PGOPTIONS} = "-c search_path=$options{path}" if $options{path};
 	$bench->{harness} = IPC::Run::start(
 		[
 			"$node->{client}/pgbench", '-n', '-T', 3600,
@@ -204,7 +205,7 @@ sub pgbench_start
 			($options{rate} ? ('-R', $options{rate}) : ()),
 			(map { ('-f', $_->filename) } @files),
 			@{ $options{args} || [] },
-			$node->connstr($options{dbname})
+			$node->connstr($options{dbname}, $options{user})
 		],
 		'<', '/dev/null', '>', \$bench->{out}, '2>&1');
 	push @benches, $bench;

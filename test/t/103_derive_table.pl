@@ -1,27 +1,15 @@
-# A table out of another one, in one database: the shop's cart, while old and
-# new version work.
+# A table out of another one, in one database: the words of a mapping, both ways,
+# and writes in odd orders.  A shop under load is in 106_expand_shop.pl.
 use strict;
 use warnings;
 
 use BlueGreen;
 use Test::More;
 
-my $node = BlueGreen->blue('one');
+my $node = BlueGreen->blue('one', "bluegreen.lock_timeout = '300ms'");
 $node->safe_psql('CREATE EXTENSION pg_bluegreen');
-$node->safe_psql(<<'SQL');
-CREATE TABLE customer (id int PRIMARY KEY, name text NOT NULL);
-CREATE TABLE product (id int PRIMARY KEY, title text NOT NULL);
-CREATE TABLE cart_line (
-	product_id int REFERENCES product,
-	customer_id int REFERENCES customer,
-	quantity int NOT NULL CHECK (quantity > 0),
-	PRIMARY KEY (product_id, customer_id)
-);
-INSERT INTO customer SELECT i, 'customer ' || i FROM generate_series(1, 400) i;
-INSERT INTO product SELECT i, 'product ' || i FROM generate_series(1, 20) i;
-INSERT INTO cart_line SELECT p, c, 1 FROM generate_series(1, 20) p,
-	generate_series(1, 300) c WHERE (p + c) % 3 = 0;
-SQL
+
+sub sql { return $node->safe_psql(@_) }
 
 sub fails
 {
@@ -31,89 +19,57 @@ sub fails
 	return like($error, $pattern, $name);
 }
 
+sub change
+{
+	my ($name, $operations) = @_;
+	sql("SELECT bluegreen.create_change('$name', \$\$$operations\$\$)");
+	return;
+}
+
 sub expand
 {
-	$node->safe_psql("CALL bluegreen.expand('$_[0]');"
-		  . " CALL bluegreen.wait_for_backfill('$_[0]', '180 s')",
+	my ($name, $operations) = @_;
+	change($name, $operations) if $operations;
+	sql("CALL bluegreen.expand('$name');"
+		  . " CALL bluegreen.wait_for_backfill('$name', '180 s')",
 		timeout => 200);
 	return;
 }
 
-# lines without a cart
-sub wrong
+sub end
 {
-	return $node->safe_psql('SELECT count(*) FROM public.cart_line l WHERE
-		NOT EXISTS (SELECT FROM public.cart c WHERE c.id = l.customer_id)');
+	my ($name) = @_;
+	sql("CALL bluegreen.undo('$name'); SELECT bluegreen.drop_change('$name')");
+	return;
 }
 
-my $shop = <<'JSON';
-[{"create_table": {"name": "cart", "columns": [
-	{"name": "id", "type": "int", "pk": true,
-		"references": {"name": "cart_customer", "table": "customer",
-			"column": "id"}},
-	{"name": "last_modified", "type": "timestamptz", "default": "now()"},
-	{"name": "visits", "type": "int", "default": "0"}]}},
-{"derive_table": {"name": "cart", "from": "cart_line",
-	"transform": "SELECT customer_id AS id, now() AS last_modified FROM cart_line",
-	"on_write": "merge", "on_delete": "write"}},
-{"rename_column": {"table": "cart_line", "from": "customer_id",
-	"to": "cart_id"}},
-{"create_constraint": {"table": "cart_line", "name": "cart_line_cart",
-	"type": "foreign_key", "columns": ["cart_id"],
-	"references": {"table": "cart", "columns": ["id"]},
-	"up": {"cart_id": "cart_id"}, "down": {"cart_id": "cart_id"}}}]
-JSON
-$node->safe_psql("SELECT bluegreen.create_change('cart', \$\$$shop\$\$)");
+# {"derive_table": ...} of a transform; further fields as JSON
+sub derive
+{
+	my ($name, $from, $transform, $more) = @_;
+	return qq({"derive_table": {"name": "$name", "from": "$from",
+		"transform": "$transform")
+	  . ($more ? ", $more" : '') . '}}';
+}
 
-my $old_script = <<'SQL';
-\set p random(1, 20)
-\set c random(1, 400)
-INSERT INTO public.cart_line VALUES (:p, :c, 1) ON CONFLICT DO NOTHING;
-UPDATE public.cart_line SET quantity = quantity + 1
-	WHERE product_id = :p AND customer_id = :c;
-DELETE FROM public.cart_line WHERE quantity > 3 AND customer_id = :c;
+#
+# Carts out of lines: the words of a mapping, one by one
+#
+sql(<<'SQL');
+CREATE TABLE cart_line (
+	product_id int,
+	customer_id int,
+	quantity int NOT NULL,
+	PRIMARY KEY (product_id, customer_id)
+);
+INSERT INTO cart_line SELECT p, c, 1 FROM generate_series(1, 4) p,
+	generate_series(1, 300) c;
+CREATE TABLE cart (id int PRIMARY KEY, last_modified timestamptz);
 SQL
-my $new_script = <<'SQL';
-\set p random(1, 20)
-\set c random(1, 400)
-INSERT INTO public_cart.cart (id) VALUES (:c)
-	ON CONFLICT (id) DO UPDATE SET last_modified = now(),
-	visits = cart.visits + 1;
-INSERT INTO public_cart.cart_line (product_id, cart_id, quantity)
-	VALUES (:p, :c, 1) ON CONFLICT (product_id, cart_id)
-	DO UPDATE SET quantity = excluded.quantity + 1;
-SELECT count(*) FROM public_cart.cart_line JOIN public_cart.cart
-	ON cart.id = cart_line.cart_id WHERE cart_id = :c;
-SQL
-
-my $old = pgbench_start($node, name => 'old version', clients => 2, script => $old_script);
-expand('cart');
-is(wrong(), 0, 'expanded under load: each line has its cart');
-my $new = pgbench_start($node, name => 'new version', clients => 2, script => $new_script);
-$node->poll_query_until('SELECT sum(visits) > 500 FROM cart');
-ok(pgbench_stop($new), 'the new version had no error');
-$node->safe_psql(q{CALL bluegreen.undo('cart')}, timeout => 200);
-is( $node->safe_psql(q{SELECT state, to_regclass('public.cart') IS NULL
-		FROM bluegreen.change}),
-	'undone|t', 'undone under load');
-is( $node->safe_psql(q{SELECT count(*) FROM pg_trigger
-		WHERE tgname ILIKE '%bluegreen%'}),
-	0, 'no trigger is left');
-expand('cart');
-is(wrong(), 0, 'and expanded again');
-$new = pgbench_start($node, name => 'new version', clients => 2, script => $new_script);
-$node->poll_query_until('SELECT sum(visits) > 500 FROM cart');
-ok(pgbench_stop($old), 'the old version had no error');
-ok(pgbench_stop($new), 'nor had the new one');
-is(wrong(), 0, 'both have worked side by side');
-is( $node->safe_psql('SELECT count(*) FROM public_cart.cart_line n
-	FULL JOIN public.cart_line o ON (n.product_id, n.cart_id)
-		= (o.product_id, o.customer_id)
-	WHERE n.quantity IS DISTINCT FROM o.quantity'),
-	0, 'and see the same lines');
-
-# each word of a mapping, one by one
-is( $node->safe_psql(<<'SQL'),
+my $carts = 'SELECT customer_id AS id, now() AS last_modified FROM cart_line';
+expand('cart', '[' . derive('cart', 'cart_line', $carts,
+	'"on_write": "merge", "on_delete": "write"') . ']');
+is( sql(<<'SQL'),
 DELETE FROM cart_line WHERE customer_id = 1;
 UPDATE cart SET last_modified = '2001-01-01' WHERE id IN (1, 2, 3);
 INSERT INTO cart_line VALUES (1, 1, 1);
@@ -129,26 +85,65 @@ SELECT bool_and(last_modified > '2020-01-01') FROM cart WHERE id IN (2, 3);
 UPDATE cart SET last_modified = '2001-01-01' WHERE id = 3;
 UPDATE cart_line SET quantity = quantity WHERE customer_id = 3;
 SELECT last_modified > '2020-01-01' FROM cart WHERE id = 3;
+UPDATE cart SET last_modified = '2001-01-01';
+TRUNCATE cart_line;
+SELECT last_modified > '2020-01-01', count(*) FROM cart GROUP BY 1 ORDER BY 1;
 SQL
-	"t\nt\nt\nf",
-	'an insert, a delete, a line that moves; one that stays as it was');
-$new = pgbench_start($node, name => 'new version', clients => 2, script => $new_script);
-$node->safe_psql(q{CALL bluegreen.contract('cart')}, timeout => 200);
-ok(pgbench_stop($new), 'contracted while the new version works');
-is( $node->safe_psql(q{SELECT (SELECT count(*) FROM pg_trigger
-		WHERE tgname ILIKE '%bluegreen%'), (SELECT string_agg(conname, ' '
-		ORDER BY conname) FROM pg_constraint
-		WHERE conrelid = 'cart_line'::regclass AND contype = 'f'),
-		(SELECT string_agg(attname, ' ' ORDER BY attnum) FROM pg_attribute
-		WHERE attrelid = 'cart_line'::regclass AND attnum > 0)}),
-	'0|cart_line_cart cart_line_customer_id_fkey cart_line_product_id_fkey'
-	  . '|product_id cart_id quantity',
-	'contracted');
+	"t\nt\nt\nf\nf|2\nt|298",
+	'an insert, a delete, a line that moves; one that stays as it was; all');
+end('cart');
+
+# carts that go with their last line, whoever takes it
+sql(q{TRUNCATE cart; INSERT INTO cart_line VALUES (1, 1, 1), (2, 1, 1),
+	(1, 2, 1), (1, 3, 1), (2, 3, 1); ALTER TABLE cart DROP last_modified});
+my $delete = '[' . derive('cart', 'cart_line',
+	'SELECT customer_id AS id FROM cart_line') . ']';
+expand('delete', $delete);
+
+sub carts
+{
+	return sql(q{SELECT string_agg(id::text, ' ' ORDER BY id) FROM cart});
+}
+
+is( sql(q{DELETE FROM cart_line WHERE (product_id, customer_id) = (1, 1)})
+	  . carts(),
+	'1 2 3', 'a cart stays while there is a line');
+sql(q{DELETE FROM cart_line WHERE customer_id = 1});
+is(carts(), '2 3', 'and goes with the last one');
+my ($one, $two) = map { $node->session } 1, 2;
+
+# The second one waits for the first one's cart.
+sub meet
+{
+	my ($first, $second, $expected, $name) = @_;
+	$one->query("BEGIN; $first");
+	$two->send($second);
+	$node->poll_query_until('SELECT wait_event_type = \'Lock\''
+		  . ' FROM pg_stat_activity WHERE pid = ' . $two->pid);
+	$one->query('COMMIT');
+	$two->wait;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return is($one->errors . $two->errors . carts(), $expected, $name);
+}
+meet('DELETE FROM cart_line WHERE (product_id, customer_id) = (1, 3)',
+	'DELETE FROM cart_line WHERE (product_id, customer_id) = (2, 3)',
+	'2', 'two sessions take the last two lines');
+meet('INSERT INTO cart_line VALUES (2, 2, 1)',
+	'DELETE FROM cart_line WHERE (product_id, customer_id) = (1, 2)',
+	'2', 'one puts in a line, another one takes the last one that it sees');
+sql(q{UPDATE cart_line SET customer_id = 5;
+	INSERT INTO cart_line VALUES (1, 6, 1)});
+is(carts(), '5 6', 'lines that move');
+sql('UPDATE cart_line SET customer_id = 11 - customer_id');
+is(carts(), '5 6', 'that change places');
+sql('INSERT INTO cart VALUES (7); TRUNCATE cart_line');
+is(carts(), '7', 'that are truncated');
+end('delete');
 
 #
 # Both ways
 #
-$node->safe_psql(<<'SQL');
+sql(<<'SQL');
 CREATE TABLE person (id int PRIMARY KEY, name text, street text, age text);
 INSERT INTO person SELECT i, 'n' || i, CASE WHEN i % 2 = 0 THEN 's' || i END,
 	'0' || i FROM generate_series(1, 3000) i;
@@ -164,13 +159,17 @@ my $address = <<'JSON';
 	"back": {"transform": "SELECT person AS id, street, age::text FROM address",
 		"on_write": "patch", "on_delete": "ignore"}}}]
 JSON
-$node->safe_psql("SELECT bluegreen.create_change('address', \$\$$address\$\$)");
-expand('address');
-is( $node->safe_psql('SELECT count(*), sum(age) FROM address'),
-	$node->safe_psql('SELECT count(*), sum(age::int) FROM person
+$one->query('BEGIN ISOLATION LEVEL REPEATABLE READ; TABLE noted');
+expand('address', $address);
+$one->query('DELETE FROM person WHERE id = 14');
+like($one->errors, qr/could not serialize access/,
+	'a snapshot from before does not see what was filled');
+$one->query('ROLLBACK');
+is( sql('SELECT count(*), sum(age) FROM address'),
+	sql('SELECT count(*), sum(age::int) FROM person
 		WHERE street IS NOT NULL'),
 	'filled, but for rows that the transform leaves out');
-is( $node->safe_psql(<<'SQL'),
+is( sql(<<'SQL'),
 UPDATE person SET street = 'new' WHERE id = 1;
 UPDATE person SET street = NULL WHERE id = 2;
 UPDATE person SET id = 10004 WHERE id = 4;
@@ -179,9 +178,9 @@ SELECT string_agg(person::text, ',' ORDER BY person) FROM address
 	WHERE person < 9 OR person > 9999;
 SQL
 	'1,8,10004', 'rows that begin to match, that do not any more, that move');
-is($node->safe_psql('SELECT age FROM person WHERE id = 1'),
+is(sql('SELECT age FROM person WHERE id = 1'),
 	'01', 'what is derived is not carried back: it need not be exact');
-is( $node->safe_psql(<<'SQL'),
+is( sql(<<'SQL'),
 UPDATE address SET street = 'back' WHERE person = 8;
 INSERT INTO address VALUES (3, 'back', 77), (-1, 'nobody', 1);
 DELETE FROM address WHERE person = 10;
@@ -189,7 +188,7 @@ SELECT string_agg(concat_ws(' ', id, street, age), ',' ORDER BY id)
 	FROM person WHERE id IN (3, 8, 10, -1);
 SQL
 	'3 back 77,8 back 8,10 s10 010', 'and back: patch, and ignore');
-$node->safe_psql(<<'SQL');
+sql(<<'SQL');
 CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
 	UPDATE person SET street = street || '!' WHERE id = new.person
 		AND street NOT LIKE '%!';
@@ -197,16 +196,27 @@ CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
 CREATE TRIGGER note AFTER UPDATE ON address FOR EACH ROW EXECUTE FUNCTION note();
 UPDATE person SET street = 'x' WHERE id = 8;
 SQL
-is($node->safe_psql('SELECT street FROM address WHERE person = 8'),
+is(sql('SELECT street FROM address WHERE person = 8'),
 	'x!', 'a write of the application\'s own trigger is carried over');
-is( $node->safe_psql(q{SET session_replication_role = replica;
+is( sql(q{SET session_replication_role = replica;
 	UPDATE person SET street = 'applied' WHERE id = 12;
 	SELECT street FROM address WHERE person = 12}),
 	'applied', 'session_replication_role = replica');
-is( $node->safe_psql("COPY person FROM stdin;\n70001\tn\ts\t5\n\\.\n"
+is( sql("COPY person FROM stdin;\n70001\tn\ts\t5\n\\.\n"
 		  . 'SELECT * FROM address WHERE person = 70001'),
 	'70001|s|5', 'COPY');
-$node->safe_psql(q{CALL bluegreen.undo('address')});
+my $name = sql(q{SELECT tgname FROM pg_trigger WHERE tgname ~ '_back$'});
+sql(qq{DO \$\$BEGIN EXECUTE '/* bluegreen derives: $name */ UPDATE person'
+	' SET street = ''told'' WHERE id = 16'; END\$\$});
+is(sql('SELECT street FROM address WHERE person = 16'),
+	'told!', 'a statement that only looks like ours is carried over');
+sql('TRUNCATE address');
+is(sql('SELECT count(*) > 2900 FROM person'), 't', 'truncated, ignored');
+sql(q{INSERT INTO address VALUES (-2, 'nobody', 1);
+	UPDATE person SET street = street || '!'; TRUNCATE person});
+is(sql('SELECT string_agg(person::text, $$ $$) FROM address'),
+	'-2', 'truncated, and gone');
+sql(q{CALL bluegreen.undo('address')});
 
 my @refused = (
 	[ 'SELECT id AS person FROM public.person',
@@ -222,12 +232,156 @@ my @refused = (
 foreach my $case (@refused)
 {
 	my ($transform, $pattern) = @$case;
-	my $document = $address =~
-	  s/"SELECT id AS person, street, age::int FROM person WHERE street IS NOT NULL"/"$transform"/r;
-	$node->safe_psql("SELECT bluegreen.create_change('no', \$\$$document\$\$)");
+	change('no', $address =~
+		  s/"SELECT id AS person, street, age::int FROM person WHERE street IS NOT NULL"/"$transform"/r);
 	fails(q{CALL bluegreen.expand('no')}, $pattern, "refused: $transform");
-	$node->safe_psql(q{CALL bluegreen.undo('no');
-		SELECT bluegreen.drop_change('no')});
+	end('no');
+}
+
+#
+# Writes that are not over when the trigger sees them
+#
+sql(<<'SQL');
+CREATE TABLE s (id int PRIMARY KEY, v text);
+CREATE TABLE t (id int PRIMARY KEY, v text);
+CREATE TABLE u (id int PRIMARY KEY, t int REFERENCES t ON DELETE CASCADE);
+CREATE TABLE w (id int PRIMARY KEY);
+INSERT INTO s SELECT i, 'v' || i FROM generate_series(1, 9) i;
+CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+	IF TG_OP = 'UPDATE' AND new.v = 'outer' AND new.id IN (1, 3) THEN
+		UPDATE s SET v = 'inner' WHERE id = new.id + 1;
+	ELSIF TG_OP = 'UPDATE' AND old.id = 5 AND new.id = 15 THEN
+		UPDATE s SET id = 6 WHERE id = 16;
+	ELSIF TG_OP = 'DELETE' AND old.id = 1 THEN
+		INSERT INTO s VALUES (2, 'again');
+	ELSIF TG_OP = 'INSERT' AND new.v = 'short' THEN
+		DELETE FROM s WHERE v = 'short';
+	END IF;
+	RETURN NULL; END$$;
+CREATE TRIGGER meddle AFTER INSERT OR UPDATE OR DELETE ON s
+	FOR EACH ROW EXECUTE FUNCTION meddle();
+SQL
+expand('s', '[' . derive('t', 's', 'SELECT id, v FROM s') . ', '
+	  . derive('w', 'u', 'SELECT id FROM u') . ']');
+
+sub same
+{
+	my ($statement, $name) = @_;
+	sql($statement);
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return is(sql('SELECT string_agg(t::text, $$ $$ ORDER BY t) FROM t'),
+		sql('SELECT string_agg(s::text, $$ $$ ORDER BY s) FROM s'), $name);
+}
+same(q{UPDATE s SET v = 'outer' WHERE id IN (1, 2, 3, 4)},
+	'rows that a trigger has changed once more meanwhile');
+is(sql('SELECT string_agg(v, $$ $$ ORDER BY id) FROM t WHERE id < 5'),
+	'outer inner outer inner', 'with what came last');
+same(q{UPDATE s SET id = id + 10 WHERE id IN (5, 6)}, 'whose key it put back');
+same(q{DELETE FROM s WHERE id IN (1, 2)}, 'that it inserted anew');
+same(q{INSERT INTO s VALUES (21, 'short'), (22, 'short'), (23, 'long')},
+	'that it deleted');
+same(q{UPDATE s SET id = -id WHERE id > 6}, 'other keys');
+same(q{UPDATE s SET id = id + 1 WHERE id < 0}, 'keys of each other');
+sql(q{INSERT INTO u VALUES (1, 3), (2, 4)});
+same(q{DELETE FROM s WHERE id = 3}, 'a row that others refer to');
+is(sql('SELECT string_agg(id::text, $$ $$) FROM w'), '2',
+	'what goes with a derived row is carried over');
+same(q{TRUNCATE s, t, u}, 'all of them truncated');
+end('s');
+
+#
+# An update of nothing moves a row to where the backfill was already
+#
+sql(<<'SQL');
+CREATE TABLE wide (id int PRIMARY KEY, v text);
+INSERT INTO wide SELECT i, repeat('x', 400) FROM generate_series(1, 6000) i;
+DELETE FROM wide WHERE id <= 100;
+VACUUM wide;
+CREATE TABLE narrow (id int PRIMARY KEY);
+ALTER SYSTEM SET bluegreen.backfill_rate = 1;
+SELECT pg_reload_conf();
+SQL
+change('wide', '[' . derive('narrow', 'wide', 'SELECT id FROM wide') . ']');
+sql(q{CALL bluegreen.expand('wide')});
+$node->poll_query_until(q{SELECT bool_or(next_block > 0 AND NOT done)
+	FROM bluegreen.backfill});
+is( sql(q{UPDATE wide SET v = v WHERE id BETWEEN 5800 AND 5849;
+	SELECT count(*) FROM wide, bluegreen.backfill
+	WHERE id BETWEEN 5800 AND 5849
+		AND (wide.ctid::text::point)[0] < next_block AND NOT done}),
+	50, 'rows come to lie where it was');
+sql(q{ALTER SYSTEM RESET bluegreen.backfill_rate; SELECT pg_reload_conf()});
+expand('wide');
+is(sql('SELECT count(*) FROM narrow'), 5900, 'and are there all the same');
+end('wide');
+
+#
+# Owners, and constraints that are looked at later
+#
+sql(<<'SQL');
+CREATE ROLE keeper;
+CREATE ROLE app LOGIN;
+CREATE TABLE parent (id int PRIMARY KEY);
+INSERT INTO parent SELECT generate_series(1, 9);
+CREATE TABLE source (id int PRIMARY KEY, n int);
+CREATE TABLE target (id int PRIMARY KEY
+	REFERENCES parent DEFERRABLE INITIALLY DEFERRED, n int, by text);
+CREATE FUNCTION note_who() RETURNS trigger LANGUAGE plpgsql AS
+	'BEGIN new.by = current_user; RETURN new; END';
+CREATE TRIGGER who BEFORE INSERT OR UPDATE ON target
+	FOR EACH ROW EXECUTE FUNCTION note_who();
+INSERT INTO source VALUES (1, 1);
+ALTER TABLE parent OWNER TO keeper;
+ALTER TABLE source OWNER TO keeper;
+ALTER TABLE target OWNER TO keeper;
+GRANT INSERT ON source TO app;
+SQL
+expand('target', '[' . derive('target', 'source', 'SELECT id, n FROM source')
+	  . ']');
+is( $node->safe_psql('INSERT INTO source VALUES (2, 2)', user => 'app')
+	  . sql(q{SELECT string_agg(id || ' ' || n || ' ' || by, ', ' ORDER BY id)
+		FROM target}),
+	'1 1 keeper, 2 2 keeper', 'derived rows are written by the owner');
+my (undef, undef, $error) =
+  $node->psql('INSERT INTO source VALUES (20, 3)', user => 'app');
+like($error, qr/violates foreign key constraint "target_id_fkey"/,
+	'deferred constraints hold');
+end('target');
+
+sql(<<'SQL');
+CREATE TABLE later (id int PRIMARY KEY DEFERRABLE, n int UNIQUE);
+CREATE TABLE plain (id int, n int UNIQUE, must int NOT NULL);
+CREATE TABLE strict (id int PRIMARY KEY, must int NOT NULL);
+CREATE TABLE always (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY);
+SQL
+@refused = (
+	[ derive('t', 'later', 'SELECT id FROM later'),
+		qr/constraint "later_pkey" of table "later", from whose columns the key is derived, is deferrable/ ],
+	[ derive('later', 't', 'SELECT id FROM t'),
+		qr/table "later" has no unique index on the key that is not deferrable/ ],
+	[ derive('plain', 't', 'SELECT id, 1 AS must FROM t', '"key": ["id"]'),
+		qr/table "plain" has no unique index on the key/ ],
+	[ derive('plain', 't', 'SELECT id AS n, 1 AS must FROM t', '"key": ["n"]'),
+		qr/whose columns are NOT NULL/ ],
+	[ derive('strict', 't', 'SELECT id FROM t'),
+		qr/column "must" is NOT NULL without a default, and not given/ ],
+	[ derive('always', 't', 'SELECT id FROM t'),
+		qr/cannot insert a non-DEFAULT value into column "id"/ ],
+	[ derive('w', 't', 'SELECT v AS id FROM t'),
+		qr/column "id" is of type integer but expression is of type text/ ],
+	[ derive('w', 't', 'SELECT id FROM t') . ', '
+		  . derive('u', 'w', 'SELECT id FROM w'),
+		qr/table "w" is part of another derive_table/ ],
+	[ derive('w', 't', 'SELECT id FROM t') . ', '
+		  . derive('w', 'u', 'SELECT id FROM u',
+			'"back": {"transform": "SELECT id FROM w"}'),
+		qr/table "w" is part of another derive_table/ ]);
+foreach my $case (@refused)
+{
+	my ($operation, $pattern) = @$case;
+	change('no', "[$operation]");
+	fails(q{CALL bluegreen.expand('no')}, $pattern, "refused: $pattern");
+	end('no');
 }
 
 done_testing();
