@@ -27,6 +27,7 @@
 
 #include "access/htup_details.h"
 #include "access/relation.h"
+#include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/partition.h"
 #include "catalog/pg_class.h"
@@ -49,6 +50,7 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/resowner.h"
 
 PG_FUNCTION_INFO_V1(bluegreen_sync_columns);
 
@@ -187,6 +189,7 @@ typedef struct Direction
 	bool		up;
 	AttrNumber	source;			/* the other column of the pair, or 0 */
 	AttrNumber	target;			/* 0: there is no such direction */
+	AttrNumber	mark;			/* says why the expression failed; 0: none */
 	Expression	expression;
 } Direction;
 
@@ -335,6 +338,8 @@ prepare_direction(Prepared *prepared, Direction *direction,
 	direction->target =
 		require_attribute(relation, direction->up ? rule->new_column :
 						  rule->old_column);
+	if (!direction->up)
+		direction->mark = require_attribute(relation, rule->mark);
 	oldcontext = MemoryContextSwitchTo(prepared->context);
 	prepare_expression(&direction->expression, relation,
 					   direction->up ? rule->up : rule->down,
@@ -699,6 +704,75 @@ applies_to_update(Prepared *prepared, const Direction *direction,
 }
 
 static void
+set_value(Row *row, AttrNumber attnum, NullableDatum value)
+{
+	if (same_value(row, attnum, value, new_value(row, attnum)))
+		return;
+	row->values[attnum - 1] = value.value;
+	row->nulls[attnum - 1] = value.isnull;
+	row->replaced[attnum - 1] = true;
+	row->is_changed = true;
+}
+
+/*
+ * The same as evaluate() where nobody needs the value yet: where there is none
+ * because the expression fails, the row says why.
+ */
+static NullableDatum
+evaluate_marked(Prepared *prepared, const Direction *direction, Row *row)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	NullableDatum volatile mark = {0, true};
+	NullableDatum volatile result = {0, true};
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		result = evaluate(prepared, direction, row, false);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		if (error->sqlerrcode == ERRCODE_QUERY_CANCELED ||
+			error->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN)
+			ReThrowError(error);
+		mark.value = CStringGetTextDatum(error->message);
+		mark.isnull = false;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	set_value(row, direction->mark, mark);
+	return result;
+}
+
+/* A value for the direction's target, which the row gets. */
+static void
+sync_target(Prepared *prepared, const Direction *direction, Row *row)
+{
+	NullableDatum value;
+
+	if (direction->mark != 0 && prepared->set->lenient)
+		value = evaluate_marked(prepared, direction, row);
+	else
+	{
+		value = evaluate(prepared, direction, row, false);
+		if (direction->mark != 0)
+			set_value(row, direction->mark, (NullableDatum) {0, true});
+	}
+	set_value(row, direction->target, value);
+}
+
+static void
 sync_row(Prepared *prepared, Row *row)
 {
 	Writer		writer = who_writes(prepared);
@@ -706,21 +780,12 @@ sync_row(Prepared *prepared, Row *row)
 	for (int i = 0; i < prepared->ndirections; i++)
 	{
 		const Direction *direction = &prepared->directions[i];
-		int			t = direction->target - 1;
-		NullableDatum value;
 
 		if (row->old_values == NULL ?
 			!applies_to_insert(prepared, direction, row, writer) :
 			!applies_to_update(prepared, direction, row, writer))
 			continue;
-		value = evaluate(prepared, direction, row, false);
-		if (same_value(row, direction->target, value,
-					   new_value(row, direction->target)))
-			continue;
-		row->values[t] = value.value;
-		row->nulls[t] = value.isnull;
-		row->replaced[t] = true;
-		row->is_changed = true;
+		sync_target(prepared, direction, row);
 	}
 }
 

@@ -8,7 +8,7 @@
  * done.  What scans the table (VALIDATE, indexes) comes in steps of its own,
  * under a lock that stops nobody.
  *
- * A step that locks a table exclusively first locks the version's views of it:
+ * A step that locks a table exclusively first locks all versions' views of it:
  * applications lock a view before its table, too.
  *
  *-------------------------------------------------------------------------
@@ -19,18 +19,34 @@
 #include "catalog/dependency.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_database.h"
 #include "catalog/pg_inherits.h"
+#include "commands/dbcommands.h"
 #include "compat.h"
+#include "miscadmin.h"
 #include "schema/shape.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
 
-static void
-note(Step *step, char *sql)
+/*
+ * Add a statement to a step.
+ */
+void
+step_note(Step *step, char *sql)
 {
 	step->statements = lappend(step->statements, sql);
+}
+
+/*
+ * The same, ALTER TABLE.
+ */
+void
+step_alter(Step *step, const ShapeTable *table, char *action)
+{
+	step_note(step, psprintf("ALTER TABLE %s %s", table->qualified, action));
 }
 
 /* ---- titles of steps, by which an undo finds what was done ---- */
@@ -55,28 +71,23 @@ index_title(const char *name)
 
 /* ---- locks ---- */
 
-/* What foreign keys ask for of the table that they refer to. */
-#define LOCK_TO_ADD		"SHARE ROW EXCLUSIVE"
-#define LOCK_TO_DROP	"ACCESS EXCLUSIVE"
-
 /*
- * LOCK TABLE of views with the table itself, and in a mode of other tables.
+ * Locks of all views, then of the table itself, and in a mode of other tables.
+ * As statements, which worker.c takes.
  */
-static List *
+List *
 lock_sql(const ShapeTable *table, List *views, List *others, const char *mode)
 {
-	StringInfoData sql;
+	List	   *result = NIL;
 	ListCell   *lc;
-	List	   *result;
 
-	initStringInfo(&sql);
-	appendStringInfoString(&sql, "LOCK TABLE ");
 	foreach(lc, views)
 	{
-		appendStringInfo(&sql, "%s, ", (char *) lfirst(lc));
+		result = lappend(result,
+						 psprintf(LOCK_VIEW "%s", (char *) lfirst(lc)));
 	}
-	appendStringInfo(&sql, "%s IN ACCESS EXCLUSIVE MODE", table->qualified);
-	result = list_make1(sql.data);
+	result = lappend(result, psprintf("LOCK TABLE %s IN ACCESS EXCLUSIVE MODE",
+									  table->qualified));
 	foreach(lc, others)
 	{
 		result = lappend(result,
@@ -115,16 +126,22 @@ trigger_name(const Shape *shape)
 	return psprintf("zz_bluegreen_%d", shape->change->id);
 }
 
-static void
+/*
+ * Drop the table's trigger, if it has one.
+ */
+void
 note_drop_trigger(Step *step, const Shape *shape, const ShapeTable *table)
 {
-	note(step, psprintf("DROP TRIGGER IF EXISTS %s ON %s",
+	step_note(step, psprintf("DROP TRIGGER IF EXISTS %s ON %s",
 						trigger_name(shape), table->qualified));
 }
 
-static void
+/*
+ * Give the table its trigger.
+ */
+void
 note_create_trigger(Step *step, const Shape *shape, const ShapeTable *table,
-					bool filled)
+					TriggerMode mode)
 {
 	RuleSet		set = {
 		.change = shape->change->id,
@@ -133,16 +150,17 @@ note_create_trigger(Step *step, const Shape *shape, const ShapeTable *table,
 		.path = shape->change->path,
 		.old_alias = table->old_name,
 		.new_alias = table->name,
-		.filled = filled,
+		.filled = mode != TRIGGER_FILLING,
+		.lenient = mode == TRIGGER_LENIENT,
 		.rules = table->rules
 	};
 
-	note(step, psprintf("%s %s BEFORE INSERT OR UPDATE ON %s FOR EACH ROW "
+	step_note(step, psprintf("%s %s BEFORE INSERT OR UPDATE ON %s FOR EACH ROW "
 						"EXECUTE FUNCTION bluegreen.sync_columns(%s)",
 						TRIGGER_STATEMENT, trigger_name(shape),
 						table->qualified,
 						quote_literal_cstr(rules_write(&set))));
-	note(step, psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER %s",
+	step_note(step, psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER %s",
 						table->qualified, trigger_name(shape)));
 }
 
@@ -166,10 +184,22 @@ columns_to_fill(const ShapeTable *table)
 	return result;
 }
 
-/* A version needs a schema of its own. */
+/* A version needs a schema of its own, which its owner may create. */
 static void
 require_new_schema(const Change *change)
 {
+	if (pg_database_aclcheck(MyDatabaseId, change->owner,
+							 ACL_CREATE) != ACLCHECK_OK)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for database %s",
+						get_database_name(MyDatabaseId)),
+				 errdetail("The new version gets a schema, which will belong to role \"%s\".",
+						   GetUserNameFromId(change->owner, false)),
+				 errhint("Use GRANT CREATE ON DATABASE %s TO %s.",
+						 quote_identifier(get_database_name(MyDatabaseId)),
+						 quote_identifier(GetUserNameFromId(change->owner,
+															false)))));
 	if (OidIsValid(get_namespace_oid(change->version_schema, true)))
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_SCHEMA),
@@ -209,8 +239,8 @@ derivation_steps(const Shape *shape)
 		step->locks = lappend(step->locks,
 							  psprintf("LOCK TABLE %s IN " LOCK_TO_ADD " MODE",
 									   derivation->source->qualified));
-		note(step, derivation->create);
-		note(step, psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER %s",
+		step_note(step, derivation->create);
+		step_note(step, psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER %s",
 							derivation->source->qualified,
 							quote_identifier(derivation->trigger)));
 	}
@@ -232,7 +262,7 @@ derivation_end_steps(const Shape *shape)
 		step->locks = lappend(step->locks,
 							  psprintf("LOCK TABLE %s IN " LOCK_TO_DROP " MODE",
 									   derivation->source->qualified));
-		note(step, psprintf("DROP TRIGGER IF EXISTS %s ON %s",
+		step_note(step, psprintf("DROP TRIGGER IF EXISTS %s ON %s",
 							quote_identifier(derivation->trigger),
 							derivation->source->qualified));
 	}
@@ -260,7 +290,8 @@ plan_expand(Shape *shape)
 		if (table->rules != NIL)
 		{
 			require_dual_writes(table, trigger_name(shape));
-			note_create_trigger(step, shape, table, fill == NIL);
+			note_create_trigger(step, shape, table, fill == NIL ?
+								TRIGGER_FILLED : TRIGGER_FILLING);
 		}
 		steps = lappend(steps, step);
 		if (fill != NIL)
@@ -279,7 +310,7 @@ index_step(const ShapeTable *table, const Shape *shape, const NewIndex *index,
 								 table->qualified);
 
 	step->object = shape_qualified(shape, name);
-	note(step, psprintf("CREATE %sINDEX CONCURRENTLY %s ON %s %s",
+	step_note(step, psprintf("CREATE %sINDEX CONCURRENTLY %s ON %s %s",
 						index->unique ? "UNIQUE " : "",
 						quote_identifier(name), relation, index->definition));
 	return list_make1(step);
@@ -301,7 +332,7 @@ partitioned_index_steps(const ShapeTable *table, const Shape *shape,
 								   table->qualified);
 	ListCell   *lc;
 
-	note(step, psprintf("CREATE %sINDEX IF NOT EXISTS %s ON ONLY %s %s",
+	step_note(step, psprintf("CREATE %sINDEX IF NOT EXISTS %s ON ONLY %s %s",
 						index->unique ? "UNIQUE " : "",
 						quote_identifier(index->name), table->qualified,
 						index->definition));
@@ -324,7 +355,7 @@ partitioned_index_steps(const ShapeTable *table, const Shape *shape,
 		((Step *) linitial(child_steps))->object =
 			quote_qualified_identifier(schema, name);
 		steps = list_concat(steps, child_steps);
-		note(attach, psprintf("ALTER INDEX %s ATTACH PARTITION %s",
+		step_note(attach, psprintf("ALTER INDEX %s ATTACH PARTITION %s",
 							  shape_qualified(shape, index->name),
 							  quote_qualified_identifier(schema, name)));
 	}
@@ -366,7 +397,7 @@ constraint_steps(const Shape *shape, const ShapeTable *table)
 		if (constraint->locks != NULL &&
 			strcmp(constraint->locks, table->qualified) != 0)
 			others = lappend(others, constraint->locks);
-		note(step, psprintf("ALTER TABLE %s ADD CONSTRAINT %s %s NOT VALID",
+		step_note(step, psprintf("ALTER TABLE %s ADD CONSTRAINT %s %s NOT VALID",
 							table->qualified,
 							quote_identifier(constraint->name),
 							constraint->definition));
@@ -374,7 +405,7 @@ constraint_steps(const Shape *shape, const ShapeTable *table)
 	if (columns_to_fill(table) != NIL)
 	{
 		note_drop_trigger(step, shape, table);
-		note_create_trigger(step, shape, table, true);
+		note_create_trigger(step, shape, table, TRIGGER_FILLED);
 	}
 	if (step->statements == NIL)
 		return NIL;
@@ -387,7 +418,7 @@ constraint_steps(const Shape *shape, const ShapeTable *table)
 		step = step_make(STEP_SQL, psprintf("validate constraint %s",
 											constraint->name),
 						 table->qualified);
-		note(step, psprintf("ALTER TABLE %s VALIDATE CONSTRAINT %s",
+		step_note(step, psprintf("ALTER TABLE %s VALIDATE CONSTRAINT %s",
 							table->qualified,
 							quote_identifier(constraint->name)));
 		steps = lappend(steps, step);
@@ -419,7 +450,7 @@ plan_validate(Shape *shape)
 		ShapeTable *table = lfirst(lc);
 
 		if (has_pairs(table))
-			dependents_copy(shape, table);
+			copies_store(shape, table);
 		steps = list_concat(steps, constraint_steps(shape, table));
 		steps = list_concat(steps, index_steps(shape, table));
 	}
@@ -428,29 +459,25 @@ plan_validate(Shape *shape)
 
 /* ---- contract ---- */
 
-static void
-note_alter(Step *step, const ShapeTable *table, char *action)
-{
-	note(step, psprintf("ALTER TABLE %s %s", table->qualified, action));
-}
-
 /* What hangs on the old columns goes, what replaces it is as it will be. */
 static void
-contract_before(Step *step, const ShapeTable *table)
+contract_before(Step *step, const Shape *shape, const ShapeTable *table)
 {
 	ListCell   *lc;
 
 	foreach(lc, table->dropped_constraints)
 	{
-		note_alter(step, table, psprintf("DROP CONSTRAINT %s",
+		step_alter(step, table, psprintf("DROP CONSTRAINT IF EXISTS %s",
 										 quote_identifier(lfirst(lc))));
 	}
+	if (shape->phase == CHANGE_RETIRING)
+		note_drop_marks(step, shape, table);
 	foreach(lc, table->columns)
 	{
 		ShapeColumn *column = lfirst(lc);
 
 		if (column->drop_not_null)
-			note_alter(step, table,
+			step_alter(step, table,
 					   psprintf("ALTER COLUMN %s DROP NOT NULL",
 								quote_identifier(column->column)));
 	}
@@ -470,7 +497,7 @@ contract_not_null(Step *step, const ShapeTable *table)
 		ShapeColumn *column = lfirst(lc);
 
 		if (column->set_not_null && column->name != NULL)
-			note_alter(step, table,
+			step_alter(step, table,
 					   psprintf("ALTER COLUMN %s SET NOT NULL",
 								quote_identifier(column->name)));
 	}
@@ -479,7 +506,7 @@ contract_not_null(Step *step, const ShapeTable *table)
 		NewConstraint *constraint = lfirst(lc);
 
 		if (constraint->final_name == NULL)
-			note_alter(step, table,
+			step_alter(step, table,
 					   psprintf("DROP CONSTRAINT %s",
 								quote_identifier(constraint->name)));
 	}
@@ -500,7 +527,7 @@ contract_sequences(Step *step, const ShapeTable *table,
 
 		if (sequenceIsOwned(sequence, DEPENDENCY_AUTO, &owner, &attnum) &&
 			attnum == column->attnum)
-			note(step, psprintf("ALTER SEQUENCE %s OWNED BY %s.%s",
+			step_note(step, psprintf("ALTER SEQUENCE %s OWNED BY %s.%s",
 								quote_qualified_identifier(get_namespace_name(get_rel_namespace(sequence)),
 														   get_rel_name(sequence)),
 								table->qualified,
@@ -523,7 +550,7 @@ contract_columns(Step *step, const ShapeTable *table)
 		if (pair)
 			contract_sequences(step, table, column);
 		if (pair || column->name == NULL)
-			note_alter(step, table, psprintf("DROP COLUMN %s",
+			step_alter(step, table, psprintf("DROP COLUMN %s",
 											 quote_identifier(column->old_name)));
 	}
 	foreach(lc, table->columns)
@@ -533,14 +560,14 @@ contract_columns(Step *step, const ShapeTable *table)
 		if (column->name == NULL)
 			continue;
 		if (column->default_differs)
-			note_alter(step, table, column->default_sql ?
+			step_alter(step, table, column->default_sql ?
 					   psprintf("ALTER COLUMN %s SET DEFAULT %s",
 								quote_identifier(column->column),
 								column->default_sql) :
 					   psprintf("ALTER COLUMN %s DROP DEFAULT",
 								quote_identifier(column->column)));
 		if (strcmp(column->column, column->name) != 0)
-			note_alter(step, table, psprintf("RENAME COLUMN %s TO %s",
+			step_alter(step, table, psprintf("RENAME COLUMN %s TO %s",
 											 quote_identifier(column->column),
 											 quote_identifier(column->name)));
 	}
@@ -557,7 +584,7 @@ contract_view_defaults(Step *step, const ShapeTable *table, List *views)
 		ShapeColumn *column = lfirst(lc);
 
 		if (column->name != NULL && column->default_differs && views != NIL)
-			note(step, psprintf("ALTER VIEW %s ALTER COLUMN %s DROP DEFAULT",
+			step_note(step, psprintf("ALTER VIEW %s ALTER COLUMN %s DROP DEFAULT",
 								(char *) linitial(views),
 								quote_identifier(column->name)));
 	}
@@ -575,7 +602,7 @@ contract_names(Step *step, const Shape *shape, const ShapeTable *table)
 
 		if (constraint->final_name != NULL &&
 			strcmp(constraint->name, constraint->final_name) != 0)
-			note_alter(step, table,
+			step_alter(step, table,
 					   psprintf("RENAME CONSTRAINT %s TO %s",
 								quote_identifier(constraint->name),
 								quote_identifier(constraint->final_name)));
@@ -585,14 +612,14 @@ contract_names(Step *step, const Shape *shape, const ShapeTable *table)
 		NewIndex   *index = lfirst(lc);
 
 		if (index->constraint != NULL)
-			note_alter(step, table,
+			step_alter(step, table,
 					   psprintf("ADD CONSTRAINT %s %s USING INDEX %s%s",
 								quote_identifier(index->final_name),
 								index->constraint,
 								quote_identifier(index->name),
 								index->deferrable ? index->deferrable : ""));
 		else if (index->final_name != NULL)
-			note(step, psprintf("ALTER INDEX %s RENAME TO %s",
+			step_note(step, psprintf("ALTER INDEX %s RENAME TO %s",
 								shape_qualified(shape, index->name),
 								quote_identifier(index->final_name)));
 	}
@@ -600,7 +627,7 @@ contract_names(Step *step, const Shape *shape, const ShapeTable *table)
 	{
 		ColumnRead *rename = lfirst(lc);
 
-		note_alter(step, table, psprintf("RENAME CONSTRAINT %s TO %s",
+		step_alter(step, table, psprintf("RENAME CONSTRAINT %s TO %s",
 										 quote_identifier(rename->name),
 										 quote_identifier(rename->column)));
 	}
@@ -643,24 +670,24 @@ contract_table(Shape *shape, ShapeTable *table)
 
 	foreach(lc, old_views)
 	{
-		note(step, psprintf("DROP VIEW %s", (char *) lfirst(lc)));
+		step_note(step, psprintf("DROP VIEW IF EXISTS %s", (char *) lfirst(lc)));
 	}
 	step->locks = lock_sql(table, list_concat(list_copy(old_views), views),
 						   contract_locks(table), LOCK_TO_DROP);
 	if (table->name == NULL)
 	{
-		note(step, psprintf("DROP TABLE %s", table->qualified));
+		step_note(step, psprintf("DROP TABLE %s", table->qualified));
 		return step;
 	}
 	if (table->rules != NIL)
 		note_drop_trigger(step, shape, table);
-	contract_before(step, table);
+	contract_before(step, shape, table);
 	contract_columns(step, table);
 	contract_not_null(step, table);
 	contract_view_defaults(step, table, views);
 	contract_names(step, shape, table);
 	if (strcmp(table->name, table->old_name) != 0)
-		note_alter(step, table, psprintf("RENAME TO %s",
+		step_alter(step, table, psprintf("RENAME TO %s",
 										 quote_identifier(table->name)));
 	return list_length(step->statements) > list_length(old_views) ? step :
 		NULL;
@@ -678,7 +705,7 @@ plan_contract(Shape *shape)
 		Step	   *step;
 
 		if (has_pairs(table))
-			dependents_copy(shape, table);
+			copies_load(shape, table);
 		step = contract_table(shape, table);
 		if (step != NULL)
 			steps = lappend(steps, step);
@@ -690,7 +717,7 @@ plan_contract(Shape *shape)
 											  (char *) lfirst(lc)), NULL);
 
 		step->object = lfirst(lc);
-		note(step, psprintf("DROP INDEX CONCURRENTLY IF EXISTS %s",
+		step_note(step, psprintf("DROP INDEX CONCURRENTLY IF EXISTS %s",
 							(char *) lfirst(lc)));
 		steps = lappend(steps, step);
 	}
@@ -711,7 +738,7 @@ undo_constraints(Step *step, const ShapeTable *table)
 
 	foreach(lc, table->constraints)
 	{
-		note_alter(step, table, psprintf("DROP CONSTRAINT IF EXISTS %s",
+		step_alter(step, table, psprintf("DROP CONSTRAINT IF EXISTS %s",
 										 quote_identifier(((NewConstraint *) lfirst(lc))->name)));
 	}
 }
@@ -727,7 +754,7 @@ undo_columns(Step *step, const ShapeTable *table)
 
 		if (column->name != NULL &&
 			(column->attnum == 0 || column->rule != NULL))
-			note_alter(step, table, psprintf("DROP COLUMN IF EXISTS %s",
+			step_alter(step, table, psprintf("DROP COLUMN IF EXISTS %s",
 											 quote_identifier(column->column)));
 	}
 }
@@ -748,7 +775,7 @@ undo_table(const Shape *shape, const ShapeTable *table)
 	{
 		step->locks = lock_sql(table, NIL, referenced_tables(table),
 							   LOCK_TO_DROP);
-		note(step, psprintf("DROP TABLE %s", table->qualified));
+		step_note(step, psprintf("DROP TABLE %s", table->qualified));
 		return step;
 	}
 	step->locks = lock_sql(table, NIL, NIL, LOCK_TO_DROP);
@@ -762,29 +789,59 @@ undo_table(const Shape *shape, const ShapeTable *table)
 	return step->statements != NIL ? step : NULL;
 }
 
-/* Indexes that are not gone with a column. */
+/* An index, if its step has made it or may have left it. */
+static List *
+undo_index(const ShapeTable *table, int32 change, const char *name,
+		   const char *qualified, bool partitioned)
+{
+	Step	   *step = step_make(partitioned ? STEP_SQL : STEP_DROP_INDEX,
+								 psprintf("drop index %s", name),
+								 table->qualified);
+
+	if (!step_has_effect(change, CHANGE_VALIDATING, index_title(name)))
+		return NIL;
+	step->object = pstrdup(qualified);
+	step_note(step, psprintf("DROP INDEX %sIF EXISTS %s",
+						partitioned ? "" : "CONCURRENTLY ", qualified));
+	return list_make1(step);
+}
+
+/*
+ * Indexes that are not gone with a column; those of partitions go with that of
+ * the table if they are attached to it already.
+ */
 static List *
 undo_indexes(const Shape *shape, const ShapeTable *table)
 {
 	List	   *steps = NIL;
 	ListCell   *lc;
 
+	if (table->created)
+		return NIL;
 	foreach(lc, table->indexes)
 	{
 		NewIndex   *index = lfirst(lc);
-		char	   *name = shape_qualified(shape, index->name);
-		Step	   *step = step_make(table->partitioned ? STEP_SQL :
-									 STEP_DROP_INDEX,
-									 psprintf("drop index %s", index->name),
-									 table->qualified);
+		ListCell   *child;
 
-		step->object = name;
-		note(step, psprintf("DROP INDEX %sIF EXISTS %s",
-							table->partitioned ? "" : "CONCURRENTLY ", name));
-		if (!table->created &&
-			step_has_effect(shape->change->id, CHANGE_VALIDATING,
-							index_title(index->name)))
-			steps = lappend(steps, step);
+		steps = list_concat(steps,
+							undo_index(table, shape->change->id, index->name,
+									   shape_qualified(shape, index->name),
+									   table->partitioned));
+		if (!table->partitioned)
+			continue;
+		foreach(child, find_inheritance_children(table->relid, NoLock))
+		{
+			char	   *name = shape_hidden_name(shape, lfirst_oid(child),
+												 index->name);
+			char	   *schema =
+				get_namespace_name(get_rel_namespace(lfirst_oid(child)));
+
+			steps = list_concat(steps,
+								undo_index(table, shape->change->id, name,
+										   quote_qualified_identifier(schema,
+																	  name),
+										   false));
+		}
 	}
 	return steps;
 }
@@ -865,6 +922,15 @@ change_plan(const Change *change)
 			break;
 		case CHANGE_CONTRACTING:
 			steps = plan_contract(shape);
+			break;
+		case CHANGE_RETIRING:
+			/* while all is there that they have to know */
+			steps_store(change->id, CHANGE_CONTRACTING, plan_contract(shape));
+			steps_store(change->id, CHANGE_REVERTING, plan_revert(shape));
+			steps = plan_retire(shape);
+			break;
+		case CHANGE_REVERTING:
+			/* nothing was retired, maybe because it could not be planned */
 			break;
 		case CHANGE_UNDOING:
 			steps = plan_undo(shape);
