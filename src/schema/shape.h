@@ -249,6 +249,16 @@ extern void note_drop_trigger(Step *step, const Shape *shape,
 extern void note_create_trigger(Step *step, const Shape *shape,
 								const ShapeTable *table, TriggerMode mode);
 
+extern char *expand_title(const ShapeTable *table);
+extern char *constraints_title(const ShapeTable *table);
+extern char *index_title(const char *name);
+extern List *referenced_tables(const ShapeTable *table);
+extern List *derivation_end_steps(const Shape *shape);
+
+/* ---- undo.c ---- */
+
+extern List *plan_undo(Shape *shape);
+
 /* ---- retire.c ---- */
 
 extern List *plan_retire(Shape *shape);

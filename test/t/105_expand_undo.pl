@@ -204,7 +204,8 @@ SELECT string_agg(attname || ' ' || atttypid::regtype
 	AND NOT attisdropped;
 SELECT string_agg(conname, ' ' ORDER BY conname) FROM pg_constraint
 	WHERE conrelid = 'item'::regclass AND contype IN ('c', 'f', 'u');
-SELECT string_agg(indexrelid::regclass::text, ' ' ORDER BY 1)
+SELECT string_agg(indexrelid::regclass::text, ' '
+		ORDER BY indexrelid::regclass::text COLLATE "C")
 	FROM pg_index WHERE indrelid = 'item'::regclass;
 SELECT to_regclass('ticket') IS NULL, to_regclass('at_the_end') IS NOT NULL;
 SQL
@@ -401,7 +402,7 @@ cmp_ok(
 	$node->safe_psql(q{SELECT rows FROM bluegreen.backfill_progress
 		WHERE change = 'big'}),
 	'<', 15000, 'and is not done');
-configure('max_wal_rate = 0');
+configure('max_wal_rate = 0', q(throttle_query = ''));
 expand('big');
 is( $node->safe_psql(q{SELECT rows, waits_for IS NULL
 		FROM bluegreen.backfill_progress WHERE change = 'big'}),
