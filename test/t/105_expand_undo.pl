@@ -156,7 +156,7 @@ SQL
 	'3:?:a 3001:2:nowhere 3002:?:nowhere',
 	'but its columns are kept in step');
 fails(calls('undo', 'window'),
-	qr/rows of table public\.item have no value for the old version.*\(3\): division by zero.*\(3002\): division by zero/s,
+	qr/rows of table public\.item have no value for the old version(?=.*\(3\): division by zero)(?=.*\(3002\): division by zero)/s,
 	'rows without a value stop an undo, which names them');
 is(field('window', 'state'), 'reverting', 'which is not over');
 contract('window', '1h');
