@@ -79,7 +79,8 @@ index_title(const char *name)
  * As statements, which worker.c takes.
  */
 List *
-lock_sql(const ShapeTable *table, List *views, List *others, const char *mode)
+table_locks(const ShapeTable *table, List *views, List *others,
+			const char *mode)
 {
 	List	   *result = NIL;
 	ListCell   *lc;
@@ -138,7 +139,7 @@ void
 note_drop_trigger(Step *step, const Shape *shape, const ShapeTable *table)
 {
 	step_note(step, psprintf("DROP TRIGGER IF EXISTS %s ON %s",
-						trigger_name(shape), table->qualified));
+							 trigger_name(shape), table->qualified));
 }
 
 /*
@@ -161,12 +162,12 @@ note_create_trigger(Step *step, const Shape *shape, const ShapeTable *table,
 	};
 
 	step_note(step, psprintf("%s %s BEFORE INSERT OR UPDATE ON %s FOR EACH ROW "
-						"EXECUTE FUNCTION bluegreen.sync_columns(%s)",
-						TRIGGER_STATEMENT, trigger_name(shape),
-						table->qualified,
-						quote_literal_cstr(rules_write(&set))));
+							 "EXECUTE FUNCTION bluegreen.sync_columns(%s)",
+							 TRIGGER_STATEMENT, trigger_name(shape),
+							 table->qualified,
+							 quote_literal_cstr(rules_write(&set))));
 	step_note(step, psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER %s",
-						table->qualified, trigger_name(shape)));
+							 table->qualified, trigger_name(shape)));
 }
 
 /* ---- expand ---- */
@@ -246,8 +247,8 @@ derivation_steps(const Shape *shape)
 									   derivation->source->qualified));
 		step_note(step, derivation->create);
 		step_note(step, psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER %s",
-							derivation->source->qualified,
-							quote_identifier(derivation->trigger)));
+								 derivation->source->qualified,
+								 quote_identifier(derivation->trigger)));
 	}
 	return steps;
 }
@@ -270,8 +271,8 @@ derivation_end_steps(const Shape *shape)
 							  psprintf("LOCK TABLE %s IN " LOCK_TO_DROP " MODE",
 									   derivation->source->qualified));
 		step_note(step, psprintf("DROP TRIGGER IF EXISTS %s ON %s",
-							quote_identifier(derivation->trigger),
-							derivation->source->qualified));
+								 quote_identifier(derivation->trigger),
+								 derivation->source->qualified));
 	}
 	return step->statements != NIL ? list_make1(step) : NIL;
 }
@@ -291,7 +292,7 @@ plan_expand(Shape *shape)
 		if (table->expand == NIL && table->rules == NIL)
 			continue;
 		step = step_make(STEP_SQL, expand_title(table), table->qualified);
-		step->locks = lock_sql(table, NIL, NIL, LOCK_TO_ADD);
+		step->locks = table_locks(table, NIL, NIL, LOCK_TO_ADD);
 		step->statements = list_copy(table->expand);
 		step->undo = list_copy(table->expand_undo);
 		if (table->rules != NIL)
@@ -318,8 +319,8 @@ index_step(const ShapeTable *table, const Shape *shape, const NewIndex *index,
 
 	step->object = shape_qualified(shape, name);
 	step_note(step, psprintf("CREATE %sINDEX CONCURRENTLY %s ON %s %s",
-						index->unique ? "UNIQUE " : "",
-						quote_identifier(name), relation, index->definition));
+							 index->unique ? "UNIQUE " : "",
+							 quote_identifier(name), relation, index->definition));
 	return list_make1(step);
 }
 
@@ -340,9 +341,9 @@ partitioned_index_steps(const ShapeTable *table, const Shape *shape,
 	ListCell   *lc;
 
 	step_note(step, psprintf("CREATE %sINDEX IF NOT EXISTS %s ON ONLY %s %s",
-						index->unique ? "UNIQUE " : "",
-						quote_identifier(index->name), table->qualified,
-						index->definition));
+							 index->unique ? "UNIQUE " : "",
+							 quote_identifier(index->name), table->qualified,
+							 index->definition));
 	foreach(lc, find_inheritance_children(table->relid, NoLock))
 	{
 		Oid			child = lfirst_oid(lc);
@@ -363,8 +364,8 @@ partitioned_index_steps(const ShapeTable *table, const Shape *shape,
 			quote_qualified_identifier(schema, name);
 		steps = list_concat(steps, child_steps);
 		step_note(attach, psprintf("ALTER INDEX %s ATTACH PARTITION %s",
-							  shape_qualified(shape, index->name),
-							  quote_qualified_identifier(schema, name)));
+								   shape_qualified(shape, index->name),
+								   quote_qualified_identifier(schema, name)));
 	}
 	return lappend(steps, attach);
 }
@@ -405,9 +406,9 @@ constraint_steps(const Shape *shape, const ShapeTable *table)
 			strcmp(constraint->locks, table->qualified) != 0)
 			others = lappend(others, constraint->locks);
 		step_note(step, psprintf("ALTER TABLE %s ADD CONSTRAINT %s %s NOT VALID",
-							table->qualified,
-							quote_identifier(constraint->name),
-							constraint->definition));
+								 table->qualified,
+								 quote_identifier(constraint->name),
+								 constraint->definition));
 	}
 	if (columns_to_fill(table) != NIL)
 	{
@@ -416,7 +417,7 @@ constraint_steps(const Shape *shape, const ShapeTable *table)
 	}
 	if (step->statements == NIL)
 		return NIL;
-	step->locks = lock_sql(table, NIL, others, LOCK_TO_ADD);
+	step->locks = table_locks(table, NIL, others, LOCK_TO_ADD);
 	steps = list_make1(step);
 	foreach(lc, table->constraints)
 	{
@@ -426,8 +427,8 @@ constraint_steps(const Shape *shape, const ShapeTable *table)
 											constraint->name),
 						 table->qualified);
 		step_note(step, psprintf("ALTER TABLE %s VALIDATE CONSTRAINT %s",
-							table->qualified,
-							quote_identifier(constraint->name)));
+								 table->qualified,
+								 quote_identifier(constraint->name)));
 		steps = lappend(steps, step);
 	}
 	return steps;
@@ -535,10 +536,10 @@ contract_sequences(Step *step, const ShapeTable *table,
 		if (sequenceIsOwned(sequence, DEPENDENCY_AUTO, &owner, &attnum) &&
 			attnum == column->attnum)
 			step_note(step, psprintf("ALTER SEQUENCE %s OWNED BY %s.%s",
-								quote_qualified_identifier(get_namespace_name(get_rel_namespace(sequence)),
-														   get_rel_name(sequence)),
-								table->qualified,
-								quote_identifier(column->column)));
+									 quote_qualified_identifier(get_namespace_name(get_rel_namespace(sequence)),
+																get_rel_name(sequence)),
+									 table->qualified,
+									 quote_identifier(column->column)));
 	}
 }
 
@@ -592,8 +593,8 @@ contract_view_defaults(Step *step, const ShapeTable *table, List *views)
 
 		if (column->name != NULL && column->default_differs && views != NIL)
 			step_note(step, psprintf("ALTER VIEW %s ALTER COLUMN %s DROP DEFAULT",
-								(char *) linitial(views),
-								quote_identifier(column->name)));
+									 (char *) linitial(views),
+									 quote_identifier(column->name)));
 	}
 }
 
@@ -627,8 +628,8 @@ contract_names(Step *step, const Shape *shape, const ShapeTable *table)
 								index->deferrable ? index->deferrable : ""));
 		else if (index->final_name != NULL)
 			step_note(step, psprintf("ALTER INDEX %s RENAME TO %s",
-								shape_qualified(shape, index->name),
-								quote_identifier(index->final_name)));
+									 shape_qualified(shape, index->name),
+									 quote_identifier(index->final_name)));
 	}
 	foreach(lc, table->renamed_constraints)
 	{
@@ -679,8 +680,8 @@ contract_table(Shape *shape, ShapeTable *table)
 	{
 		step_note(step, psprintf("DROP VIEW IF EXISTS %s", (char *) lfirst(lc)));
 	}
-	step->locks = lock_sql(table, list_concat(list_copy(old_views), views),
-						   contract_locks(table), LOCK_TO_DROP);
+	step->locks = table_locks(table, list_concat(list_copy(old_views), views),
+							  contract_locks(table), LOCK_TO_DROP);
 	if (table->name == NULL)
 	{
 		step_note(step, psprintf("DROP TABLE %s", table->qualified));
@@ -725,7 +726,7 @@ plan_contract(Shape *shape)
 
 		step->object = lfirst(lc);
 		step_note(step, psprintf("DROP INDEX CONCURRENTLY IF EXISTS %s",
-							(char *) lfirst(lc)));
+								 (char *) lfirst(lc)));
 		steps = lappend(steps, step);
 	}
 	foreach(lc, version_previous(shape->change))

@@ -281,7 +281,7 @@ retire_table(const Shape *shape, const ShapeTable *table)
 										  table->old_name), table->qualified);
 	ListCell   *lc;
 
-	step->locks = lock_sql(table, NIL, targets(obstacles), LOCK_TO_DROP);
+	step->locks = table_locks(table, NIL, targets(obstacles), LOCK_TO_DROP);
 	foreach(lc, obstacles)
 	{
 		Obstacle   *obstacle = lfirst(lc);
@@ -413,7 +413,7 @@ restore_constraints(const Shape *shape, const ShapeTable *table,
 	List	   *steps = list_make1(step);
 	ListCell   *lc;
 
-	step->locks = lock_sql(table, NIL, targets(obstacles), LOCK_TO_ADD);
+	step->locks = table_locks(table, NIL, targets(obstacles), LOCK_TO_ADD);
 	foreach(lc, obstacles)
 	{
 		Obstacle   *obstacle = lfirst(lc);
@@ -475,7 +475,7 @@ restore_table(const Shape *shape, const ShapeTable *table, List *obstacles)
 								 table->qualified);
 	ListCell   *lc;
 
-	step->locks = lock_sql(table, NIL, NIL, LOCK_TO_DROP);
+	step->locks = table_locks(table, NIL, NIL, LOCK_TO_DROP);
 	foreach(lc, obstacles)
 	{
 		Obstacle   *obstacle = lfirst(lc);
@@ -528,7 +528,7 @@ revert_table(const Shape *shape, const ShapeTable *table)
 		step = step_make(STEP_SQL, psprintf("want old values in table %s",
 											table->old_name),
 						 table->qualified);
-		step->locks = lock_sql(table, NIL, NIL, LOCK_TO_ADD);
+		step->locks = table_locks(table, NIL, NIL, LOCK_TO_ADD);
 		note_marking_trigger(step, shape, table, TRIGGER_FILLED);
 		steps = lappend(steps, step);
 		steps = list_concat(steps, check_steps(shape, table));

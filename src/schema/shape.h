@@ -240,8 +240,8 @@ typedef enum TriggerMode
 #define LOCK_TO_DROP	"ACCESS EXCLUSIVE"
 
 extern void change_plan(const Change *change);
-extern List *lock_sql(const ShapeTable *table, List *views, List *others,
-					  const char *mode);
+extern List *table_locks(const ShapeTable *table, List *views, List *others,
+						 const char *mode);
 extern void step_note(Step *step, char *sql);
 extern void step_alter(Step *step, const ShapeTable *table, char *action);
 extern void note_drop_trigger(Step *step, const Shape *shape,

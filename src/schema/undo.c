@@ -60,12 +60,12 @@ undo_table(const Shape *shape, const ShapeTable *table)
 
 	if (table->created)
 	{
-		step->locks = lock_sql(table, NIL, referenced_tables(table),
-							   LOCK_TO_DROP);
+		step->locks = table_locks(table, NIL, referenced_tables(table),
+								  LOCK_TO_DROP);
 		step_note(step, psprintf("DROP TABLE %s", table->qualified));
 		return step;
 	}
-	step->locks = lock_sql(table, NIL, NIL, LOCK_TO_DROP);
+	step->locks = table_locks(table, NIL, NIL, LOCK_TO_DROP);
 	if (table->rules != NIL)
 		note_drop_trigger(step, shape, table);
 	if (step_has_effect(change, CHANGE_VALIDATING,
@@ -89,7 +89,7 @@ undo_index(const ShapeTable *table, int32 change, const char *name,
 		return NIL;
 	step->object = pstrdup(qualified);
 	step_note(step, psprintf("DROP INDEX %sIF EXISTS %s",
-						partitioned ? "" : "CONCURRENTLY ", qualified));
+							 partitioned ? "" : "CONCURRENTLY ", qualified));
 	return list_make1(step);
 }
 

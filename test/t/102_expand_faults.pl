@@ -180,6 +180,33 @@ $new = pgbench_start($node, name => 'new version', clients => 2, script => <<'SQ
 UPDATE public_cents.item SET price = :p * 100 WHERE id = :id;
 SELECT price FROM public_cents.item WHERE id = :id;
 SQL
+$node->safe_psql("SET bluegreen.revert_window = '1h'; "
+	  . calls('contract', 'cents'), timeout => 200);
+$old = pgbench_start($node, name => 'old version', clients => 1, script => <<'SQL');
+\set id random(1, 60000)
+\set p random(1, 100000)
+UPDATE public.item SET price = :p WHERE id = :id;
+SQL
+$node->poll_query_until(q{SELECT count(*) > 0 FROM public_cents.item
+	WHERE price <> id * 100});
+ok(pgbench_stop($new), 'retired while the new version works, without error');
+is( $node->safe_psql(q{SELECT count(*) FROM item o
+		JOIN public_cents.item n USING (id) WHERE n.price <> o.price * 100
+		OR n.price IS NULL OR o.price IS NULL}),
+	'0', 'and old values are kept in step');
+$node->safe_psql(calls('undo', 'cents'), timeout => 200);
+ok(pgbench_stop($old), 'undone while the old version works, without error');
+is( $node->safe_psql(q{SELECT attnotnull, (SELECT count(*) FROM item)
+		FROM pg_attribute WHERE attrelid = 'item'::regclass
+		AND attname = 'price'}),
+	't|60000', 'and what was relaxed is not any more');
+expand('cents');
+$new = pgbench_start($node, name => 'new version', clients => 2, script => <<'SQL');
+\set id random(1, 60000)
+\set p random(1, 100000)
+UPDATE public_cents.item SET price = :p * 100 WHERE id = :id;
+SELECT price FROM public_cents.item WHERE id = :id;
+SQL
 $node->safe_psql(calls('contract', 'cents'), timeout => 200);
 ok(pgbench_stop($new), 'contracted while the new version works, without error');
 is( $node->safe_psql(q{SELECT string_agg(attname || ' ' || atttypid::regtype,
