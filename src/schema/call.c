@@ -57,7 +57,7 @@ static const Request expand_request = {
 static const Request contract_request = {
 	"bluegreen.contract()",
 	BIT(CHANGE_EXPANDED) | BIT(CHANGE_REVERTIBLE) | BIT(CHANGE_REVERTING),
-	BIT(CHANGE_RETIRING) | BIT(CHANGE_CONTRACTING),
+	BIT(CHANGE_RETIRING) | BIT(CHANGE_REVERTIBLE) | BIT(CHANGE_CONTRACTING),
 	BIT(CHANGE_REVERTIBLE) | BIT(CHANGE_CONTRACTED),
 	CHANGE_CONTRACTING,
 	"Use CALL bluegreen.expand(%s) and CALL bluegreen.wait_for_backfill(%s) first."
@@ -285,6 +285,15 @@ check_timeout(const Request *request, const Change *change, TimestampTz until)
 			 errdetail("It is %s.", change_state_names[change->state])));
 }
 
+static bool
+is_reached(const Request *request, const Change *change)
+{
+	/* not the end of what was asked for */
+	if (change->state == CHANGE_REVERTIBLE && bg_revert_window == 0)
+		return false;
+	return (BIT(change->state) & request->reached) != 0;
+}
+
 static void
 wait_for_state(const Request *request, const char *name, TimestampTz until)
 {
@@ -300,7 +309,7 @@ wait_for_state(const Request *request, const char *name, TimestampTz until)
 		Change	   *change = change_by_name(name);
 
 		MemoryContextSwitchTo(oldcontext);
-		if (BIT(change->state) & request->reached)
+		if (is_reached(request, change))
 			return;
 		/* a backfill that is behind us */
 		if (request == &expand_request &&

@@ -270,7 +270,31 @@ note_marking_trigger(Step *step, const Shape *shape, const ShapeTable *table,
 	}
 }
 
+/* Name of the check that spares the scan of SET NOT NULL. */
+static char *
+not_null_name(const Shape *shape, const ShapeColumn *column)
+{
+	return shape_hidden_name(shape, column->attnum,
+							 psprintf("old_%s", column->old_name));
+}
+
 /* ---- retire ---- */
+
+/* The obstacle goes, and what an undo has begun to make in its place. */
+static void
+retire_obstacle(Step *step, const Shape *shape, const ShapeTable *table,
+				const Obstacle *obstacle)
+{
+	if (obstacle->kind == UNIQUE_INDEX)
+		step_note(step, psprintf("DROP INDEX IF EXISTS %s",
+								 shape_qualified(shape, obstacle->name)));
+	else
+		step_alter(step, table, psprintf("DROP CONSTRAINT IF EXISTS %s",
+										 quote_identifier(obstacle->name)));
+	if (obstacle->kind == UNIQUE_INDEX || obstacle->kind == CONSTRAINT_UNIQUE)
+		step_note(step, psprintf("DROP INDEX IF EXISTS %s",
+								 shape_qualified(shape, obstacle->hidden)));
+}
 
 static Step *
 retire_table(const Shape *shape, const ShapeTable *table)
@@ -284,22 +308,18 @@ retire_table(const Shape *shape, const ShapeTable *table)
 	step->locks = table_locks(table, NIL, targets(obstacles), LOCK_TO_DROP);
 	foreach(lc, obstacles)
 	{
-		Obstacle   *obstacle = lfirst(lc);
-
-		if (obstacle->kind == UNIQUE_INDEX)
-			step_note(step, psprintf("DROP INDEX IF EXISTS %s",
-									 shape_qualified(shape, obstacle->name)));
-		else
-			step_alter(step, table, psprintf("DROP CONSTRAINT IF EXISTS %s",
-											 quote_identifier(obstacle->name)));
+		retire_obstacle(step, shape, table, lfirst(lc));
 	}
 	foreach(lc, table->columns)
 	{
 		ShapeColumn *column = lfirst(lc);
 
-		if (relaxes_not_null(column))
-			step_alter(step, table, psprintf("ALTER COLUMN %s DROP NOT NULL",
-											 quote_identifier(column->old_name)));
+		if (!relaxes_not_null(column))
+			continue;
+		step_alter(step, table, psprintf("ALTER COLUMN %s DROP NOT NULL",
+										 quote_identifier(column->old_name)));
+		step_alter(step, table, psprintf("DROP CONSTRAINT IF EXISTS %s",
+										 quote_identifier(not_null_name(shape, column))));
 	}
 	if (mark_names(shape, table) != NIL)
 		note_marking_trigger(step, shape, table, TRIGGER_LENIENT);
@@ -392,14 +412,6 @@ validate_step(const ShapeTable *table, const char *name)
 	step_alter(step, table, psprintf("VALIDATE CONSTRAINT %s",
 									 quote_identifier(name)));
 	return step;
-}
-
-/* Name of the check that spares the scan of SET NOT NULL. */
-static char *
-not_null_name(const Shape *shape, const ShapeColumn *column)
-{
-	return shape_hidden_name(shape, column->attnum,
-							 psprintf("old_%s", column->old_name));
 }
 
 /* Checks, foreign keys and NOT NULL: not valid, then valid. */

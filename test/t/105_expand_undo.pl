@@ -176,6 +176,14 @@ fails(calls('undo', 'window'), qr/check constraint "bluegreen_\d+_4_old_note"/,
 $node->safe_psql(q{UPDATE public_window.item SET note = '' WHERE id = 3});
 fails(calls('undo', 'window'), qr/could not create unique index/,
 	'and what is unique');
+contract('window', '1h');
+is( $node->safe_psql(<<'SQL'),
+UPDATE public_window.item SET note = NULL, code = 100004 WHERE id = 5;
+UPDATE public_window.item SET note = '', code = 5 WHERE id = 5 RETURNING 'back';
+SQL
+	'back', 'all of which can be taken back: nothing binds the new version');
+fails(calls('undo', 'window'), qr/could not create unique index/,
+	'and wanted again');
 $node->safe_psql(q{UPDATE public_window.item SET code = 3001 WHERE id = 3001});
 fails(calls('undo', 'window'), qr/"ticket_item_fkey"/,
 	'and the foreign key of a table');
@@ -395,8 +403,8 @@ $node->safe_psql(q{UPDATE brake SET why = NULL;
 	SELECT pg_logical_emit_message(false, 'x', repeat('x', 200000))});
 configure('max_slot_lag = 64kB');
 waits_for('^replication slot "behind", which is behind by ', 'a slot');
-$node->safe_psql(q{SELECT pg_drop_replication_slot('behind')});
 configure('yield_to_autovacuum = off', 'max_wal_rate = 64kB');
+$node->safe_psql(q{SELECT pg_drop_replication_slot('behind')});
 waits_for('^bluegreen.backfill_max_wal_rate$', 'the rate of WAL');
 cmp_ok(
 	$node->safe_psql(q{SELECT rows FROM bluegreen.backfill_progress
