@@ -249,7 +249,10 @@ CREATE TABLE bluegreen.schema_change (
 	operations jsonb NOT NULL,
 	state text NOT NULL DEFAULT 'defined' CHECK (state IN
 		('defined', 'expanding', 'backfilling', 'validating', 'expanded',
-		'contracting', 'contracted', 'undoing', 'undone')),
+		'retiring', 'revertible', 'reverting', 'contracting', 'contracted',
+		'undoing', 'undone')),
+	revert_window interval,			-- that contract() was called with
+	revert_until timestamptz,		-- while revertible
 	paused boolean NOT NULL DEFAULT false,
 	error_sqlstate text,			-- of what ended the worker
 	error_message text,
@@ -269,7 +272,8 @@ CREATE TABLE bluegreen.schema_step (
 	phase text NOT NULL,
 	number integer NOT NULL,		-- 0: the phase is planned
 	kind text NOT NULL
-		CHECK (kind IN ('plan', 'sql', 'user', 'index', 'drop index')),
+		CHECK (kind IN ('plan', 'sql', 'user', 'index', 'drop index',
+			'check')),
 	title text NOT NULL,
 	relation text,
 	object text,
@@ -282,6 +286,19 @@ CREATE TABLE bluegreen.schema_step (
 	started_at timestamptz,
 	finished_at timestamptz,
 	PRIMARY KEY (change, phase, number)
+);
+
+CREATE TABLE bluegreen.schema_copy (
+	change integer NOT NULL
+		REFERENCES bluegreen.schema_change ON DELETE CASCADE,
+	relation oid NOT NULL,			-- the table
+	name name NOT NULL,				-- of the copy, until the contract
+	is_index boolean NOT NULL,
+	final_name name NOT NULL,		-- that of what it is a copy of
+	constraint_kind text,			-- of an index
+	after_constraint text,			-- SQL: DEFERRABLE
+	locks text,						-- another table
+	PRIMARY KEY (change, relation, name)
 );
 
 CREATE TABLE bluegreen.backfill (
@@ -1742,6 +1759,7 @@ SELECT c.name AS change,
 	c.state_since AS since,
 	jsonb_array_length(c.operations) AS operations,
 	c.error_message AS error,
+	c.revert_until,
 	coalesce(s.waits_for, CASE WHEN c.state = 'backfilling' THEN
 		(SELECT min(b.waits_for) FROM bluegreen.backfill b
 			WHERE b.change = c.id AND NOT b.done) END) AS waits_for,
@@ -1773,8 +1791,8 @@ SELECT c.name AS change,
 FROM bluegreen.schema_step s
 	JOIN bluegreen.schema_change c ON c.id = s.change
 WHERE s.number > 0
-ORDER BY c.id, array_position(ARRAY['expanding', 'validating', 'contracting',
-	'undoing'], s.phase), s.number;
+ORDER BY c.id, array_position(ARRAY['expanding', 'validating', 'retiring',
+	'reverting', 'contracting', 'undoing'], s.phase), s.number;
 
 CREATE VIEW bluegreen.backfill_progress AS
 SELECT c.name AS change,
@@ -2238,6 +2256,8 @@ COMMENT ON TABLE bluegreen.schema_change IS
 	'changes inside this database; see view change';
 COMMENT ON TABLE bluegreen.schema_step IS
 	'what each phase of a change does; see view change_step';
+COMMENT ON TABLE bluegreen.schema_copy IS
+	'constraints and indexes that a change has made for new columns after those of the old ones';
 COMMENT ON TABLE bluegreen.backfill IS
 	'tables whose rows are filled for a change; see view backfill_progress';
 COMMENT ON VIEW bluegreen.change IS

@@ -105,6 +105,12 @@ log_logical_message(const char *prefix, const char *message, size_t size,
 #define WaitEventExtensionNew(name) ((uint32) PG_WAIT_EXTENSION)
 #endif
 
+/* 16 has one function for all kinds of objects. */
+#if PG_VERSION_NUM >= 160000
+#define pg_database_aclcheck(database, role, mode) \
+	object_aclcheck(DatabaseRelationId, database, role, mode)
+#endif
+
 /* 17 has transaction_timeout. */
 #define HAVE_TRANSACTION_TIMEOUT (PG_VERSION_NUM >= 170000)
 

@@ -20,12 +20,19 @@
  * or a new wish; else it looks around every ten seconds, which finds slots
  * that somebody has made or dropped by hand.
  *
- * The launcher also starts the recorder (event.c) when there are events.
+ * The launcher also starts the recorder (event.c) when there are events, and
+ * once, when it has started itself, a worker in each database that lets changes
+ * of schemas go on (schema/resume.c).
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
+#include "access/heapam.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/pg_database.h"
 #include "compat.h"
 
 #include "core/event.h"
@@ -40,6 +47,8 @@
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #define PLUGIN_NAME				"pg_bluegreen"
@@ -72,6 +81,8 @@ typedef struct LauncherRecorder
 
 static LauncherEntry *entries;	/* index as in shared memory */
 static LauncherRecorder recorder;
+static List *to_resume = NIL;	/* databases whose changes may have to go on */
+static BackgroundWorkerHandle *resuming;
 static NameData *slot_names;	/* found at the last look */
 static int	nslots;
 
@@ -582,6 +593,56 @@ tend_recorder(void)
 	return recorder.handle == NULL ? recorder.next_start : 0;
 }
 
+/*
+ * Note all databases that may have changes.  Templates are left alone: nobody
+ * can copy one while somebody is connected to it.
+ */
+static void
+list_databases(void)
+{
+	Relation	catalog;
+	TableScanDesc scan;
+	HeapTuple	tuple;
+
+	StartTransactionCommand();
+	(void) GetTransactionSnapshot();
+	catalog = table_open(DatabaseRelationId, AccessShareLock);
+	scan = table_beginscan_catalog(catalog, 0, NULL);
+	while (HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection)))
+	{
+		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
+		MemoryContext oldcontext = MemoryContextSwitchTo(TopMemoryContext);
+
+		/* a connection limit of -2: it was not dropped to the end */
+		if (form->datallowconn && !form->datistemplate &&
+			form->datconnlimit >= -1)
+			to_resume = lappend_oid(to_resume, form->oid);
+		MemoryContextSwitchTo(oldcontext);
+	}
+	table_endscan(scan);
+	table_close(catalog, AccessShareLock);
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(TopMemoryContext);
+}
+
+/*
+ * Let changes go on, in one database at a time.  Without room for a worker it
+ * is tried again in a later round.
+ */
+static void
+tend_resume(void)
+{
+	char		name[16];
+
+	if (to_resume == NIL || worker_is_there(&resuming))
+		return;
+	snprintf(name, sizeof(name), "%u", linitial_oid(to_resume));
+	resuming = start_worker("bluegreen_resume_main", "pg_bluegreen resume",
+							name, ObjectIdGetDatum(linitial_oid(to_resume)));
+	if (resuming != NULL)
+		to_resume = list_delete_first(to_resume);
+}
+
 /* The earlier of two times, where 0 is none. */
 static TimestampTz
 earlier(TimestampTz a, TimestampTz b)
@@ -606,6 +667,7 @@ launcher_round(void)
 		wanted = earlier(wanted, tend_switch(i));
 	}
 	wanted = earlier(wanted, tend_recorder());
+	tend_resume();
 
 	if (wanted == 0)
 		return LAUNCHER_INTERVAL;
@@ -644,6 +706,7 @@ bluegreen_launcher_main(Datum arg)
 	uint32		wait_event;
 
 	launcher_start();
+	list_databases();
 	wait_event = WaitEventExtensionNew("BluegreenLauncher");
 
 	while (!ShutdownRequestPending)

@@ -46,6 +46,11 @@ int			bg_lock_timeout = 500;
 int			bg_backfill_batch_time = 100;
 int			bg_backfill_rate = 0;
 int			bg_backfill_max_lag = 10000;
+int			bg_backfill_max_slot_lag = 0;
+int			bg_backfill_max_wal_rate = 0;
+bool		bg_backfill_yield = false;
+char	   *bg_backfill_throttle_query = NULL;
+int			bg_revert_window = 0;
 char	   *bg_app_version = NULL;
 
 /* One parameter; the default is the variable's initial value. */
@@ -195,6 +200,26 @@ static const Setting settings[] = {
 		PGC_SIGHUP, GUC_UNIT_MS,
 		"Lets backfills wait while a standby lags by more than this.",
 		"0 means that they do not look."
+	},
+	{
+		"bluegreen.backfill_max_slot_lag", &bg_backfill_max_slot_lag,
+		0, MAX_KILOBYTES,
+		PGC_SIGHUP, GUC_UNIT_KB,
+		"Lets backfills wait while a replication slot is behind by more than this.",
+		"0 means that they do not look."
+	},
+	{
+		"bluegreen.backfill_max_wal_rate", &bg_backfill_max_wal_rate,
+		0, MAX_KILOBYTES,
+		PGC_SIGHUP, GUC_UNIT_KB,
+		"Lets backfills wait while the server writes more WAL per second.",
+		"Whoever writes it. 0 means that they do not look."
+	},
+	{
+		"bluegreen.revert_window", &bg_revert_window, 0, 365 * 24 * 3600,
+		PGC_USERSET, GUC_UNIT_S,
+		"Sets for how long a contract can be undone.",
+		"That of the session that calls bluegreen.contract() counts."
 	}
 };
 
@@ -230,6 +255,17 @@ settings_define(void)
 							   "Sets the shell command that brings clients to the side that is activated.",
 							   "It is run on the side that is left, after the decision.",
 							   &bg_router_command, "",
+							   PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+							   NULL, NULL, NULL);
+	DefineCustomBoolVariable("bluegreen.backfill_yield_to_autovacuum",
+							 "Lets backfills wait while autovacuum works on their table.",
+							 NULL,
+							 &bg_backfill_yield, false,
+							 PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomStringVariable("bluegreen.backfill_throttle_query",
+							   "Sets a query that tells backfills to wait.",
+							   "It gives a reason, or null. It is run as the change's owner.",
+							   &bg_backfill_throttle_query, "",
 							   PGC_SIGHUP, GUC_SUPERUSER_ONLY,
 							   NULL, NULL, NULL);
 	DefineCustomStringVariable("bluegreen.app_version",

@@ -55,6 +55,11 @@ extern int	bg_router_command_timeout;	/* ms */
 extern int	bg_lock_timeout;	/* ms */
 extern int	bg_backfill_batch_time; /* ms */
 extern int	bg_backfill_rate;	/* rows a second, 0 = no limit */
+extern int	bg_backfill_max_slot_lag;	/* kB, 0 = any */
+extern int	bg_backfill_max_wal_rate;	/* kB/s, 0 = any */
+extern bool bg_backfill_yield;	/* to autovacuum */
+extern char *bg_backfill_throttle_query;
+extern int	bg_revert_window;	/* s, 0 = a contract is final */
 extern int	bg_backfill_max_lag;	/* ms, 0 = any */
 extern char *bg_app_version;	/* of the schema, or empty */
 

@@ -20,6 +20,7 @@ extern PGDLLEXPORT void bluegreen_verify_main(Datum arg);	/* stream/verify.c */
 extern PGDLLEXPORT void bluegreen_switch_main(Datum arg);	/* cutover/switchover.c */
 extern PGDLLEXPORT void bluegreen_recorder_main(Datum arg); /* core/event.c */
 extern PGDLLEXPORT void bluegreen_probe_main(Datum arg);
+extern PGDLLEXPORT void bluegreen_resume_main(Datum arg);	/* schema/resume.c */
 extern PGDLLEXPORT void bluegreen_router_main(Datum arg);	/* cutover/router_watch.c */
 extern PGDLLEXPORT void bluegreen_end_writers_main(Datum arg);	/* cutover/fence_writers.c */
 

@@ -44,7 +44,6 @@
 
 #define FIRST_BLOCKS	16
 #define MAX_BLOCKS		8192
-#define PAUSE_MS		1000	/* between looks at whether to go on */
 #define DEADLOCK_MS		"10ms"
 
 /* A row of bluegreen.backfill. */
@@ -253,32 +252,6 @@ note_range(int32 change, const Backfill *backfill, int64 blocks, uint64 rows)
 
 /* ---- a range ---- */
 
-/*
- * Why the backfill should rest now, or NULL.
- */
-static char *
-reason_to_wait(const Change *change)
-{
-	CatalogAccess access;
-	CatalogArgs args = {0};
-	char	   *reason = NULL;
-
-	if (change->paused)
-		return "bluegreen.pause_backfill()";
-	if (bg_backfill_max_lag == 0)
-		return NULL;
-	catalog_begin(&access);
-	catalog_arg_int4(&args, bg_backfill_max_lag);
-	if (catalog_run("SELECT format('standby \"%s\", which lags by %s', "
-					"application_name, replay_lag) "
-					"FROM pg_stat_replication WHERE replay_lag > "
-					"$1 * interval '1 ms' ORDER BY replay_lag DESC LIMIT 1",
-					&args, SPI_OK_SELECT) > 0)
-		reason = catalog_text(&access, 0, 1);
-	catalog_end(&access);
-	return reason;
-}
-
 static void
 set_local(const char *name, const char *value)
 {
@@ -459,11 +432,10 @@ backfill_run(const Change *change, int *sleep_ms)
 	*sleep_ms = 0;
 	if (backfill == NULL)
 		return note_new_leaves(change->id) ? BACKFILL_MORE : BACKFILL_DONE;
-	reason = reason_to_wait(change);
+	reason = throttle_reason(change, backfill->relid, sleep_ms);
 	if (reason != NULL)
 	{
 		note_wait(change->id, backfill, reason);
-		*sleep_ms = PAUSE_MS;
 		return BACKFILL_WAIT;
 	}
 	fill_range(change, backfill, sleep_ms);

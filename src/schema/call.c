@@ -14,6 +14,7 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
+#include "core/settings.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "postmaster/bgworker.h"
@@ -40,7 +41,7 @@ typedef struct Request
 	int			from;			/* states that it begins from */
 	int			under_way;		/* states in which it waits */
 	int			reached;		/* states that it wants */
-	ChangeState to;				/* that it sets */
+	ChangeState to;				/* that it sets, see target_state() */
 	const char *hint;			/* in all other states */
 } Request;
 
@@ -55,9 +56,9 @@ static const Request expand_request = {
 
 static const Request contract_request = {
 	"bluegreen.contract()",
-	BIT(CHANGE_EXPANDED),
-	BIT(CHANGE_CONTRACTING),
-	BIT(CHANGE_CONTRACTED),
+	BIT(CHANGE_EXPANDED) | BIT(CHANGE_REVERTIBLE) | BIT(CHANGE_REVERTING),
+	BIT(CHANGE_RETIRING) | BIT(CHANGE_REVERTIBLE) | BIT(CHANGE_CONTRACTING),
+	BIT(CHANGE_REVERTIBLE) | BIT(CHANGE_CONTRACTED),
 	CHANGE_CONTRACTING,
 	"Use CALL bluegreen.expand(%s) and CALL bluegreen.wait_for_backfill(%s) first."
 };
@@ -65,12 +66,14 @@ static const Request contract_request = {
 static const Request undo_request = {
 	"bluegreen.undo()",
 	BIT(CHANGE_EXPANDING) | BIT(CHANGE_BACKFILLING) |
-	BIT(CHANGE_VALIDATING) | BIT(CHANGE_EXPANDED),
-	BIT(CHANGE_UNDOING),
+	BIT(CHANGE_VALIDATING) | BIT(CHANGE_EXPANDED) | BIT(CHANGE_RETIRING) |
+	BIT(CHANGE_REVERTIBLE) | BIT(CHANGE_CONTRACTING),
+	BIT(CHANGE_REVERTING) | BIT(CHANGE_UNDOING),
 	BIT(CHANGE_UNDONE) | BIT(CHANGE_DEFINED),
 	CHANGE_UNDOING,
 	"What is contracted cannot be undone."
 };
+
 
 static const Request wait_request = {
 	"bluegreen.wait_for_backfill()",
@@ -122,40 +125,85 @@ require_only_one(const Change *change)
 				 errhint("Contract or undo it first.")));
 }
 
-/*
- * Set the state, unless it is what we want already.  An old error is forgotten
- * in any case.
- */
-static void
-ask(const Request *request, const Change *change)
+/* What contract() makes of a state. */
+static ChangeState
+contract_target(const Change *change)
 {
-	if (BIT(change->state) & request->from)
+	if (change->state == CHANGE_REVERTING)
+		return CHANGE_RETIRING;
+	if (bg_revert_window == 0)
+		return CHANGE_CONTRACTING;
+	return change->state == CHANGE_EXPANDED ? CHANGE_RETIRING : change->state;
+}
+
+/*
+ * What undo() makes of a state.  A contract can be undone as long as nothing is
+ * dropped, which the caller's lock of the change's row keeps so.
+ */
+static ChangeState
+undo_target(const Request *request, const Change *change)
+{
+	if (change->state == CHANGE_CONTRACTING &&
+		!steps_untouched(change->id, CHANGE_CONTRACTING))
+		wrong_state(request, change);
+	return steps_exist(change->id, CHANGE_RETIRING) ? CHANGE_REVERTING :
+		CHANGE_UNDOING;
+}
+
+/* The state that a procedure sets, in place of one that it begins from. */
+static ChangeState
+target_state(const Request *request, const Change *change)
+{
+	switch (request->to)
 	{
-		if (request->to == CHANGE_EXPANDING)
-		{
+		case CHANGE_EXPANDING:
 			require_only_one(change);
 			steps_delete(change->id);
-		}
-		if (!change_set_state(change->id, change->state, request->to))
-			ereport(ERROR,
-					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-					 errmsg("change \"%s\" was changed by somebody else",
-							change->name)));
+			return CHANGE_EXPANDING;
+		case CHANGE_CONTRACTING:
+			return contract_target(change);
+		case CHANGE_UNDOING:
+			return undo_target(request, change);
+		default:
+			return request->to;
 	}
-	else if (BIT(change->state) & (request->under_way | request->reached))
-		(void) change_set_state(change->id, change->state, change->state);
-	else
+}
+
+/*
+ * Set the state, unless it is what we want already.  An old error is forgotten
+ * in any case.  True if the worker, if there is one, has to look again.
+ */
+static bool
+ask(const Request *request, const Change *change)
+{
+	ChangeState to = change->state;
+
+	if (BIT(change->state) & request->from)
+		to = target_state(request, change);
+	else if ((BIT(change->state) & (request->under_way | request->reached)) == 0)
 		wrong_state(request, change);
+	/* what is retired is restored, or the other way round: all once more */
+	if (to != change->state &&
+		(to == CHANGE_RETIRING || to == CHANGE_REVERTING))
+		steps_renew(change->id);
+	if (to != change->state && request->to == CHANGE_CONTRACTING)
+		change_set_window(change->id, bg_revert_window);
+	(void) change_set_state(change->id, change->state, to);
+	return to != change->state;
 }
 
 /* ---- wait ---- */
 
-static BackgroundWorkerHandle *
-start_worker(const Change *change)
+/*
+ * Start a worker for a change, which ends if there is one already.  NULL if
+ * there is no room.
+ */
+BackgroundWorkerHandle *
+change_start_worker(int32 change, Oid owner)
 {
 	BackgroundWorker worker = {0};
 	BackgroundWorkerHandle *handle;
-	ChangeWorkerExtra extra = {MyDatabaseId, change->owner, change->id};
+	ChangeWorkerExtra extra = {MyDatabaseId, owner, change};
 
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS |
 		BGWORKER_BACKEND_DATABASE_CONNECTION;
@@ -168,9 +216,18 @@ start_worker(const Change *change)
 			sizeof(worker.bgw_function_name));
 	strlcpy(worker.bgw_type, "pg_bluegreen change", sizeof(worker.bgw_type));
 	snprintf(worker.bgw_name, sizeof(worker.bgw_name),
-			 "pg_bluegreen change %d", change->id);
+			 "pg_bluegreen change %d", change);
 	memcpy(worker.bgw_extra, &extra, sizeof(extra));
-	if (!RegisterDynamicBackgroundWorker(&worker, &handle))
+	return RegisterDynamicBackgroundWorker(&worker, &handle) ? handle : NULL;
+}
+
+static BackgroundWorkerHandle *
+start_worker(const Change *change)
+{
+	BackgroundWorkerHandle *handle = change_start_worker(change->id,
+														 change->owner);
+
+	if (handle == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
 				 errmsg("no background worker is free to run change \"%s\"",
@@ -228,6 +285,15 @@ check_timeout(const Request *request, const Change *change, TimestampTz until)
 			 errdetail("It is %s.", change_state_names[change->state])));
 }
 
+static bool
+is_reached(const Request *request, const Change *change)
+{
+	/* not the end of what was asked for */
+	if (change->state == CHANGE_REVERTIBLE && bg_revert_window == 0)
+		return false;
+	return (BIT(change->state) & request->reached) != 0;
+}
+
 static void
 wait_for_state(const Request *request, const char *name, TimestampTz until)
 {
@@ -243,7 +309,7 @@ wait_for_state(const Request *request, const char *name, TimestampTz until)
 		Change	   *change = change_by_name(name);
 
 		MemoryContextSwitchTo(oldcontext);
-		if (BIT(change->state) & request->reached)
+		if (is_reached(request, change))
 			return;
 		/* a backfill that is behind us */
 		if (request == &expand_request &&
@@ -270,15 +336,18 @@ call(FunctionCallInfo fcinfo, const Request *request, TimestampTz until)
 {
 	Change	   *change;
 	char	   *name;
+	bool		to_interrupt;
 
 	require_argument(fcinfo, 0, "change");
 	shared_require();
 	procedure_begin(fcinfo, request->procedure);
 	name = pstrdup(NameStr(*PG_GETARG_NAME(0)));
 	change = change_by_name(name);
-	ask(request, change);
+	change_lock_row(change);
+	change_take_over(change);
+	to_interrupt = ask(request, change);
 	SPI_commit();
-	if (request->to == CHANGE_UNDOING)
+	if (to_interrupt)
 		change_interrupt(change->id);
 	wait_for_state(request, name, until);
 	procedure_end();
@@ -298,7 +367,8 @@ bluegreen_expand(PG_FUNCTION_ARGS)
 
 /*
  * CALL bluegreen.contract(change name): the old version is gone; returns when
- * its columns, tables and views are, too.
+ * its columns, tables and views are, too, or with bluegreen.revert_window when
+ * they bind the new version no more.
  */
 Datum
 bluegreen_contract(PG_FUNCTION_ARGS)
@@ -309,7 +379,7 @@ bluegreen_contract(PG_FUNCTION_ARGS)
 
 /*
  * CALL bluegreen.undo(change name): returns when all that the change has added
- * is gone.
+ * is gone, and what the contract has taken from the old version is restored.
  */
 Datum
 bluegreen_undo(PG_FUNCTION_ARGS)

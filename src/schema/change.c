@@ -43,6 +43,9 @@ const char *const change_state_names[] = {
 	[CHANGE_BACKFILLING] = "backfilling",
 	[CHANGE_VALIDATING] = "validating",
 	[CHANGE_EXPANDED] = "expanded",
+	[CHANGE_RETIRING] = "retiring",
+	[CHANGE_REVERTIBLE] = "revertible",
+	[CHANGE_REVERTING] = "reverting",
 	[CHANGE_CONTRACTING] = "contracting",
 	[CHANGE_CONTRACTED] = "contracted",
 	[CHANGE_UNDOING] = "undoing",
@@ -52,7 +55,7 @@ const char *const change_state_names[] = {
 #define CHANGE_SQL \
 	"SELECT id, name::text, owner, schema::text, path, version_schema::text, " \
 	"operations, state, paused, error_sqlstate, error_message, error_detail, " \
-	"error_hint FROM bluegreen.schema_change WHERE "
+	"error_hint, revert_until FROM bluegreen.schema_change WHERE "
 
 /* ---- rows ---- */
 
@@ -63,6 +66,7 @@ read_change(const CatalogAccess *access)
 												sizeof(Change));
 	char	   *state = catalog_text(access, 0, 8);
 	MemoryContext oldcontext = MemoryContextSwitchTo(access->context);
+	bool		isnull;
 
 	change->id = DatumGetInt32(catalog_value(0, 1, NULL));
 	change->name = catalog_text(access, 0, 2);
@@ -79,6 +83,10 @@ read_change(const CatalogAccess *access)
 	change->message = catalog_text(access, 0, 11);
 	change->detail = catalog_text(access, 0, 12);
 	change->hint = catalog_text(access, 0, 13);
+	change->revert_until =
+		DatumGetTimestampTz(catalog_value(0, 14, &isnull));
+	if (isnull)
+		change->revert_until = 0;
 	MemoryContextSwitchTo(oldcontext);
 	return change;
 }
@@ -130,6 +138,71 @@ change_by_name(const char *name)
 }
 
 /*
+ * Lock the change's row until the end of the transaction, and read its state
+ * again: the worker marks no step as done meanwhile.
+ */
+void
+change_lock_row(Change *change)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	uint64		n;
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, change->id);
+	n = catalog_run("SELECT state FROM bluegreen.schema_change WHERE id = $1 "
+					"FOR UPDATE", &args, SPI_OK_SELECT);
+	if (n > 0)
+		change->state = enum_lookup(change_state_names,
+									lengthof(change_state_names),
+									catalog_text(&access, 0, 1));
+	catalog_end(&access);
+	if (n == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("change \"%s\" does not exist", change->name)));
+}
+
+/*
+ * For how long the contract can be undone.
+ */
+void
+change_set_window(int32 id, int seconds)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, id);
+	catalog_arg_int4(&args, seconds);
+	(void) catalog_run("UPDATE bluegreen.schema_change "
+					   "SET revert_window = $2 * interval '1 s' "
+					   "WHERE id = $1", &args, SPI_OK_UPDATE);
+	catalog_end(&access);
+}
+
+/*
+ * A change whose owner was dropped belongs to the superuser who asks for it:
+ * change_by_name() lets nobody else through.
+ */
+void
+change_take_over(Change *change)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	if (SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(change->owner)))
+		return;
+	change->owner = GetUserId();
+	catalog_begin(&access);
+	catalog_arg_int4(&args, change->id);
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(change->owner));
+	(void) catalog_run("UPDATE bluegreen.schema_change SET owner = $2 "
+					   "WHERE id = $1", &args, SPI_OK_UPDATE);
+	catalog_end(&access);
+}
+
+/*
  * Compare and set the state; also forgets the last error.  False if the state
  * was another one.
  */
@@ -147,6 +220,9 @@ change_set_state(int32 id, ChangeState from, ChangeState to)
 	n = catalog_run("UPDATE bluegreen.schema_change SET state = $3, "
 					"error_sqlstate = NULL, error_message = NULL, "
 					"error_detail = NULL, error_hint = NULL, "
+					"revert_until = CASE WHEN $3 = 'revertible' "
+					"THEN CASE WHEN $2 = $3 THEN revert_until "
+					"ELSE clock_timestamp() + revert_window END END, "
 					"state_since = CASE WHEN $2 = $3 THEN state_since "
 					"ELSE clock_timestamp() END, "
 					"expanded_at = CASE WHEN $3 = 'expanded' "
@@ -378,6 +454,28 @@ given_operations(Jsonb *given, char **version)
 	return JsonbValueToJsonb(&value);
 }
 
+/*
+ * What changes add has their number in its name.  After DROP EXTENSION numbers
+ * begin again, but what changes have added is still there: leave those out.
+ */
+static void
+skip_used_numbers(void)
+{
+	(void) catalog_run("SELECT setval(s.id, m.used) FROM ("
+					   "SELECT max(substring(n.name "
+					   "FROM '^(?:zz_)?bluegreen_([0-9]{1,9})')::bigint) "
+					   "FROM (SELECT attname::text FROM pg_attribute "
+					   "WHERE attnum > 0 UNION ALL "
+					   "SELECT tgname::text FROM pg_trigger UNION ALL "
+					   "SELECT conname::text FROM pg_constraint UNION ALL "
+					   "SELECT relname::text FROM pg_class) n (name) "
+					   "WHERE n.name LIKE '%bluegreen\\_%') m (used), "
+					   "(SELECT pg_get_serial_sequence("
+					   "'bluegreen.schema_change', 'id')::regclass) s (id) "
+					   "WHERE m.used > coalesce(pg_sequence_last_value(s.id), 0)",
+					   NULL, SPI_OK_SELECT);
+}
+
 static int32
 insert_change(const char *name, Oid schema, const char *version_schema,
 			  Jsonb *operations)
@@ -388,6 +486,7 @@ insert_change(const char *name, Oid schema, const char *version_schema,
 	int32		id = 0;
 
 	catalog_begin(&access);
+	skip_used_numbers();
 	catalog_arg_name(&args, name);
 	catalog_arg(&args, OIDOID, ObjectIdGetDatum(access.userid));
 	catalog_arg_name(&args, get_namespace_name(schema));

@@ -14,6 +14,8 @@
 
 #include "core/definition.h"
 #include "core/event.h"
+#include "datatype/timestamp.h"
+#include "postmaster/bgworker.h"
 #include "utils/jsonb.h"
 
 typedef enum ChangeState
@@ -22,8 +24,12 @@ typedef enum ChangeState
 	CHANGE_EXPANDING,			/* -> BACKFILLING, VALIDATING, UNDOING */
 	CHANGE_BACKFILLING,			/* -> VALIDATING, UNDOING */
 	CHANGE_VALIDATING,			/* -> EXPANDED, UNDOING */
-	CHANGE_EXPANDED,			/* -> CONTRACTING, UNDOING */
-	CHANGE_CONTRACTING,			/* -> CONTRACTED */
+	CHANGE_EXPANDED,			/* -> RETIRING, CONTRACTING, UNDOING */
+	CHANGE_RETIRING,			/* -> REVERTIBLE, REVERTING */
+	CHANGE_REVERTIBLE,			/* -> CONTRACTING, REVERTING */
+	CHANGE_REVERTING,			/* -> UNDOING, RETIRING */
+	CHANGE_CONTRACTING,			/* -> CONTRACTED; while nothing is dropped
+								 * also UNDOING, REVERTING */
 	CHANGE_CONTRACTED,
 	CHANGE_UNDOING,				/* -> UNDONE */
 	CHANGE_UNDONE				/* -> EXPANDING */
@@ -42,6 +48,7 @@ typedef struct Change
 	Jsonb	   *operations;
 	ChangeState state;
 	bool		paused;			/* its backfill */
+	TimestampTz revert_until;	/* CHANGE_REVERTIBLE */
 	char	   *sqlstate;		/* of the last error, or NULL */
 	char	   *message;
 	char	   *detail;
@@ -88,6 +95,9 @@ extern void operation_refuse(const Operation *operation, const char *format,
 extern Change *change_load(int32 id);	/* NULL if none */
 extern Change *change_by_name(const char *name);	/* owner checked */
 extern bool change_set_state(int32 id, ChangeState from, ChangeState to);
+extern void change_take_over(Change *change);
+extern void change_lock_row(Change *change);
+extern void change_set_window(int32 id, int seconds);
 extern bool change_try_lock(int32 id);
 extern void change_unlock(int32 id);
 extern void change_interrupt(int32 id);
@@ -103,7 +113,8 @@ typedef enum StepKind
 	STEP_SQL,					/* one transaction */
 	STEP_USER,					/* the same, of the document's own statements */
 	STEP_INDEX,					/* one statement outside of a transaction */
-	STEP_DROP_INDEX				/* the same */
+	STEP_DROP_INDEX,			/* the same */
+	STEP_CHECK					/* queries that must not find anything */
 } StepKind;
 
 extern const char *const step_kind_names[];
@@ -125,10 +136,12 @@ extern Step *step_make(StepKind kind, const char *title,
 					   const char *relation);
 extern void steps_store(int32 change, ChangeState phase, List *steps);
 extern void steps_delete(int32 change);
+extern void steps_renew(int32 change);
 extern bool step_has_effect(int32 change, ChangeState phase,
 							const char *title);
 extern Step *step_next(int32 change, ChangeState phase);
 extern bool steps_exist(int32 change, ChangeState phase);
+extern bool steps_untouched(int32 change, ChangeState phase);
 extern void step_finish(int32 change, const Step *step);
 extern void step_started(int32 change, const Step *step);
 extern void step_tried(int32 change, const Step *step, const char *waits_for);
@@ -146,6 +159,7 @@ typedef struct ChangeWorkerExtra
 } ChangeWorkerExtra;
 
 extern PGDLLEXPORT void bluegreen_change_main(Datum arg);
+extern BackgroundWorkerHandle *change_start_worker(int32 change, Oid owner);
 
 /* ---- backfill.c ---- */
 
@@ -163,10 +177,17 @@ extern bool backfill_exists(int32 change);
 extern BackfillResult backfill_run(const Change *change, int *sleep_ms);
 extern void backfill_blocked(int32 change);
 
+/* ---- throttle.c ---- */
+
+extern char *throttle_reason(const Change *change, Oid relid, int *sleep_ms);
+
 /* ---- dualwrite.c ---- */
 
 /* How a statement begins that may make a trigger of ours (worker.c). */
 #define TRIGGER_STATEMENT "CREATE TRIGGER"
+
+/* How a lock begins that is no SQL: of a view, without what it reads. */
+#define LOCK_VIEW "LOCK VIEW "
 
 /* Define the settings and hooks; from _PG_init(). */
 extern void dualwrite_install(void);

@@ -35,12 +35,14 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "compat.h"
+#include "core/attempt.h"
 #include "core/settings.h"
 #include "core/shared.h"
 #include "executor/executor.h"
 #include "rewrite/rewriteHandler.h"
 #include "schema/prepared.h"
 #include "tcop/utility.h"
+#include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -415,26 +417,86 @@ applies_to_update(Prepared *prepared, const Direction *direction,
 }
 
 static void
+set_value(Row *row, AttrNumber attnum, NullableDatum value)
+{
+	if (same_value(row, attnum, value, new_value(row, attnum)))
+		return;
+	row->values[attnum - 1] = value.value;
+	row->nulls[attnum - 1] = value.isnull;
+	row->replaced[attnum - 1] = true;
+	row->is_changed = true;
+}
+
+/* What is tried by evaluate_marked(). */
+typedef struct Evaluation
+{
+	Prepared   *prepared;
+	const Direction *direction;
+	const Row  *row;
+	NullableDatum result;
+} Evaluation;
+
+static void
+evaluate_row(void *arg)
+{
+	Evaluation *evaluation = arg;
+
+	evaluation->result = prepared_evaluate(evaluation->prepared,
+										   evaluation->direction,
+										   evaluation->row->values,
+										   evaluation->row->nulls);
+}
+
+/*
+ * Evaluate where nobody needs the value yet: where there is none because the
+ * expression fails, the row says why.
+ */
+static NullableDatum
+evaluate_marked(Prepared *prepared, const Direction *direction, Row *row)
+{
+	Evaluation	evaluation = {prepared, direction, row, {0, true}};
+	NullableDatum mark = {0, true};
+	ErrorData  *error = attempt_or_cancel(evaluate_row, &evaluation);
+
+	if (error != NULL)
+	{
+		mark.value = CStringGetTextDatum(error->message);
+		mark.isnull = false;
+		FreeErrorData(error);
+	}
+	set_value(row, direction->mark, mark);
+	return evaluation.result;
+}
+
+/* A value for the direction's target, which the row gets. */
+static void
+sync_target(Prepared *prepared, const Direction *direction, Row *row)
+{
+	NullableDatum value;
+
+	if (direction->mark != 0 && prepared->set->lenient)
+		value = evaluate_marked(prepared, direction, row);
+	else
+	{
+		value = prepared_evaluate(prepared, direction, row->values,
+								  row->nulls);
+		if (direction->mark != 0)
+			set_value(row, direction->mark, (NullableDatum) {0, true});
+	}
+	set_value(row, direction->target, value);
+}
+
+static void
 sync_row(Prepared *prepared, Row *row)
 {
 	for (int i = 0; i < prepared->ndirections; i++)
 	{
 		const Direction *direction = &prepared->directions[i];
-		int			t = direction->target - 1;
-		NullableDatum value;
 
 		if (row->old_values == NULL ? !applies_to_insert(direction, row) :
 			!applies_to_update(prepared, direction, row))
 			continue;
-		value = prepared_evaluate(prepared, direction, row->values,
-								  row->nulls);
-		if (same_value(row, direction->target, value,
-					   new_value(row, direction->target)))
-			continue;
-		row->values[t] = value.value;
-		row->nulls[t] = value.isnull;
-		row->replaced[t] = true;
-		row->is_changed = true;
+		sync_target(prepared, direction, row);
 	}
 }
 

@@ -8,7 +8,7 @@
  * done.  What scans the table (VALIDATE, indexes) comes in steps of its own,
  * under a lock that stops nobody.
  *
- * A step that locks a table exclusively first locks the version's views of it:
+ * A step that locks a table exclusively first locks all versions' views of it:
  * applications lock a view before its table, too.
  *
  *-------------------------------------------------------------------------
@@ -19,35 +19,54 @@
 #include "catalog/dependency.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_database.h"
 #include "catalog/pg_inherits.h"
+#include "commands/dbcommands.h"
 #include "compat.h"
+#include "miscadmin.h"
 #include "schema/shape.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
 
-static void
-note(Step *step, char *sql)
+/*
+ * Add a statement to a step.
+ */
+void
+step_note(Step *step, char *sql)
 {
 	step->statements = lappend(step->statements, sql);
 }
 
-/* ---- titles of steps, by which an undo finds what was done ---- */
+/*
+ * The same, ALTER TABLE.
+ */
+void
+step_alter(Step *step, const ShapeTable *table, char *action)
+{
+	step_note(step, psprintf("ALTER TABLE %s %s", table->qualified, action));
+}
 
-static char *
+/* ---- titles of steps ---- */
+
+/*
+ * Titles of steps, by which an undo finds what was done.
+ */
+char *
 expand_title(const ShapeTable *table)
 {
 	return psprintf("expand table %s", table->old_name);
 }
 
-static char *
+char *
 constraints_title(const ShapeTable *table)
 {
 	return psprintf("add constraints to table %s", table->old_name);
 }
 
-static char *
+char *
 index_title(const char *name)
 {
 	return psprintf("create index %s", name);
@@ -55,28 +74,24 @@ index_title(const char *name)
 
 /* ---- locks ---- */
 
-/* What foreign keys ask for of the table that they refer to. */
-#define LOCK_TO_ADD		"SHARE ROW EXCLUSIVE"
-#define LOCK_TO_DROP	"ACCESS EXCLUSIVE"
-
 /*
- * LOCK TABLE of views with the table itself, and in a mode of other tables.
+ * Locks of all views, then of the table itself, and in a mode of other tables.
+ * As statements, which worker.c takes.
  */
-static List *
-lock_sql(const ShapeTable *table, List *views, List *others, const char *mode)
+List *
+table_locks(const ShapeTable *table, List *views, List *others,
+			const char *mode)
 {
-	StringInfoData sql;
+	List	   *result = NIL;
 	ListCell   *lc;
-	List	   *result;
 
-	initStringInfo(&sql);
-	appendStringInfoString(&sql, "LOCK TABLE ");
 	foreach(lc, views)
 	{
-		appendStringInfo(&sql, "%s, ", (char *) lfirst(lc));
+		result = lappend(result,
+						 psprintf(LOCK_VIEW "%s", (char *) lfirst(lc)));
 	}
-	appendStringInfo(&sql, "%s IN ACCESS EXCLUSIVE MODE", table->qualified);
-	result = list_make1(sql.data);
+	result = lappend(result, psprintf("LOCK TABLE %s IN ACCESS EXCLUSIVE MODE",
+									  table->qualified));
 	foreach(lc, others)
 	{
 		result = lappend(result,
@@ -86,8 +101,10 @@ lock_sql(const ShapeTable *table, List *views, List *others, const char *mode)
 	return result;
 }
 
-/* The tables that foreign keys of this one refer to, as SQL. */
-static List *
+/*
+ * The tables that foreign keys of this one refer to, as SQL.
+ */
+List *
 referenced_tables(const ShapeTable *table)
 {
 	Relation	relation = relation_open(table->relid, AccessShareLock);
@@ -115,16 +132,22 @@ trigger_name(const Shape *shape)
 	return psprintf("zz_bluegreen_%d", shape->change->id);
 }
 
-static void
+/*
+ * Drop the table's trigger, if it has one.
+ */
+void
 note_drop_trigger(Step *step, const Shape *shape, const ShapeTable *table)
 {
-	note(step, psprintf("DROP TRIGGER IF EXISTS %s ON %s",
-						trigger_name(shape), table->qualified));
+	step_note(step, psprintf("DROP TRIGGER IF EXISTS %s ON %s",
+							 trigger_name(shape), table->qualified));
 }
 
-static void
+/*
+ * Give the table its trigger.
+ */
+void
 note_create_trigger(Step *step, const Shape *shape, const ShapeTable *table,
-					bool filled)
+					TriggerMode mode)
 {
 	RuleSet		set = {
 		.change = shape->change->id,
@@ -133,19 +156,20 @@ note_create_trigger(Step *step, const Shape *shape, const ShapeTable *table,
 		.path = shape->change->path,
 		.old_alias = table->old_name,
 		.new_alias = table->name,
-		.filled = filled,
+		.filled = mode != TRIGGER_FILLING,
+		.lenient = mode == TRIGGER_LENIENT,
 		.rules = table->rules
 	};
 
-	note(step, psprintf("%s %s BEFORE INSERT OR UPDATE ON %s FOR EACH ROW "
+	step_note(step, psprintf("%s %s BEFORE INSERT OR UPDATE ON %s FOR EACH ROW "
 						"EXECUTE FUNCTION bluegreen.sync_columns(%s)",
 						TRIGGER_STATEMENT, trigger_name(shape),
 						table->qualified,
 						quote_literal_cstr(rules_write(&set))));
-	note(step, psprintf("ALTER TRIGGER %s ON %s DEPENDS ON EXTENSION "
+	step_note(step, psprintf("ALTER TRIGGER %s ON %s DEPENDS ON EXTENSION "
 						"pg_bluegreen", trigger_name(shape),
 						table->qualified));
-	note(step, psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER %s",
+	step_note(step, psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER %s",
 						table->qualified, trigger_name(shape)));
 }
 
@@ -169,10 +193,22 @@ columns_to_fill(const ShapeTable *table)
 	return result;
 }
 
-/* A version needs a schema of its own. */
+/* A version needs a schema of its own, which its owner may create. */
 static void
 require_new_schema(const Change *change)
 {
+	if (pg_database_aclcheck(MyDatabaseId, change->owner,
+							 ACL_CREATE) != ACLCHECK_OK)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for database %s",
+						get_database_name(MyDatabaseId)),
+				 errdetail("The new version gets a schema, which will belong to role \"%s\".",
+						   GetUserNameFromId(change->owner, false)),
+				 errhint("Use GRANT CREATE ON DATABASE %s TO %s.",
+						 quote_identifier(get_database_name(MyDatabaseId)),
+						 quote_identifier(GetUserNameFromId(change->owner,
+															false)))));
 	if (OidIsValid(get_namespace_oid(change->version_schema, true)))
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_SCHEMA),
@@ -212,16 +248,18 @@ derivation_steps(const Shape *shape)
 		step->locks = lappend(step->locks,
 							  psprintf("LOCK TABLE %s IN " LOCK_TO_ADD " MODE",
 									   derivation->source->qualified));
-		note(step, derivation->create);
-		note(step, psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER %s",
-							derivation->source->qualified,
-							quote_identifier(derivation->trigger)));
+		step_note(step, derivation->create);
+		step_note(step, psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER %s",
+								 derivation->source->qualified,
+								 quote_identifier(derivation->trigger)));
 	}
 	return steps;
 }
 
-/* The tables go their own ways; one step, so that no write meets one half. */
-static List *
+/*
+ * The tables go their own ways; one step, so that no write meets one half.
+ */
+List *
 derivation_end_steps(const Shape *shape)
 {
 	Step	   *step = step_make(STEP_SQL, "end derived tables", NULL);
@@ -235,9 +273,9 @@ derivation_end_steps(const Shape *shape)
 		step->locks = lappend(step->locks,
 							  psprintf("LOCK TABLE %s IN " LOCK_TO_DROP " MODE",
 									   derivation->source->qualified));
-		note(step, psprintf("DROP TRIGGER IF EXISTS %s ON %s",
-							quote_identifier(derivation->trigger),
-							derivation->source->qualified));
+		step_note(step, psprintf("DROP TRIGGER IF EXISTS %s ON %s",
+								 quote_identifier(derivation->trigger),
+								 derivation->source->qualified));
 	}
 	return step->statements != NIL ? list_make1(step) : NIL;
 }
@@ -257,13 +295,14 @@ plan_expand(Shape *shape)
 		if (table->expand == NIL && table->rules == NIL)
 			continue;
 		step = step_make(STEP_SQL, expand_title(table), table->qualified);
-		step->locks = lock_sql(table, NIL, NIL, LOCK_TO_ADD);
+		step->locks = table_locks(table, NIL, NIL, LOCK_TO_ADD);
 		step->statements = list_copy(table->expand);
 		step->undo = list_copy(table->expand_undo);
 		if (table->rules != NIL)
 		{
 			require_dual_writes(table, trigger_name(shape));
-			note_create_trigger(step, shape, table, fill == NIL);
+			note_create_trigger(step, shape, table, fill == NIL ?
+								TRIGGER_FILLED : TRIGGER_FILLING);
 		}
 		steps = lappend(steps, step);
 		if (fill != NIL)
@@ -282,9 +321,9 @@ index_step(const ShapeTable *table, const Shape *shape, const NewIndex *index,
 								 table->qualified);
 
 	step->object = shape_qualified(shape, name);
-	note(step, psprintf("CREATE %sINDEX CONCURRENTLY %s ON %s %s",
-						index->unique ? "UNIQUE " : "",
-						quote_identifier(name), relation, index->definition));
+	step_note(step, psprintf("CREATE %sINDEX CONCURRENTLY %s ON %s %s",
+							 index->unique ? "UNIQUE " : "",
+							 quote_identifier(name), relation, index->definition));
 	return list_make1(step);
 }
 
@@ -304,10 +343,10 @@ partitioned_index_steps(const ShapeTable *table, const Shape *shape,
 								   table->qualified);
 	ListCell   *lc;
 
-	note(step, psprintf("CREATE %sINDEX IF NOT EXISTS %s ON ONLY %s %s",
-						index->unique ? "UNIQUE " : "",
-						quote_identifier(index->name), table->qualified,
-						index->definition));
+	step_note(step, psprintf("CREATE %sINDEX IF NOT EXISTS %s ON ONLY %s %s",
+							 index->unique ? "UNIQUE " : "",
+							 quote_identifier(index->name), table->qualified,
+							 index->definition));
 	foreach(lc, find_inheritance_children(table->relid, NoLock))
 	{
 		Oid			child = lfirst_oid(lc);
@@ -327,9 +366,9 @@ partitioned_index_steps(const ShapeTable *table, const Shape *shape,
 		((Step *) linitial(child_steps))->object =
 			quote_qualified_identifier(schema, name);
 		steps = list_concat(steps, child_steps);
-		note(attach, psprintf("ALTER INDEX %s ATTACH PARTITION %s",
-							  shape_qualified(shape, index->name),
-							  quote_qualified_identifier(schema, name)));
+		step_note(attach, psprintf("ALTER INDEX %s ATTACH PARTITION %s",
+								   shape_qualified(shape, index->name),
+								   quote_qualified_identifier(schema, name)));
 	}
 	return lappend(steps, attach);
 }
@@ -369,19 +408,19 @@ constraint_steps(const Shape *shape, const ShapeTable *table)
 		if (constraint->locks != NULL &&
 			strcmp(constraint->locks, table->qualified) != 0)
 			others = lappend(others, constraint->locks);
-		note(step, psprintf("ALTER TABLE %s ADD CONSTRAINT %s %s NOT VALID",
-							table->qualified,
-							quote_identifier(constraint->name),
-							constraint->definition));
+		step_note(step, psprintf("ALTER TABLE %s ADD CONSTRAINT %s %s NOT VALID",
+								 table->qualified,
+								 quote_identifier(constraint->name),
+								 constraint->definition));
 	}
 	if (columns_to_fill(table) != NIL)
 	{
 		note_drop_trigger(step, shape, table);
-		note_create_trigger(step, shape, table, true);
+		note_create_trigger(step, shape, table, TRIGGER_FILLED);
 	}
 	if (step->statements == NIL)
 		return NIL;
-	step->locks = lock_sql(table, NIL, others, LOCK_TO_ADD);
+	step->locks = table_locks(table, NIL, others, LOCK_TO_ADD);
 	steps = list_make1(step);
 	foreach(lc, table->constraints)
 	{
@@ -390,9 +429,9 @@ constraint_steps(const Shape *shape, const ShapeTable *table)
 		step = step_make(STEP_SQL, psprintf("validate constraint %s",
 											constraint->name),
 						 table->qualified);
-		note(step, psprintf("ALTER TABLE %s VALIDATE CONSTRAINT %s",
-							table->qualified,
-							quote_identifier(constraint->name)));
+		step_note(step, psprintf("ALTER TABLE %s VALIDATE CONSTRAINT %s",
+								 table->qualified,
+								 quote_identifier(constraint->name)));
 		steps = lappend(steps, step);
 	}
 	return steps;
@@ -422,7 +461,7 @@ plan_validate(Shape *shape)
 		ShapeTable *table = lfirst(lc);
 
 		if (has_pairs(table))
-			dependents_copy(shape, table);
+			copies_store(shape, table);
 		steps = list_concat(steps, constraint_steps(shape, table));
 		steps = list_concat(steps, index_steps(shape, table));
 	}
@@ -431,29 +470,25 @@ plan_validate(Shape *shape)
 
 /* ---- contract ---- */
 
-static void
-note_alter(Step *step, const ShapeTable *table, char *action)
-{
-	note(step, psprintf("ALTER TABLE %s %s", table->qualified, action));
-}
-
 /* What hangs on the old columns goes, what replaces it is as it will be. */
 static void
-contract_before(Step *step, const ShapeTable *table)
+contract_before(Step *step, const Shape *shape, const ShapeTable *table)
 {
 	ListCell   *lc;
 
 	foreach(lc, table->dropped_constraints)
 	{
-		note_alter(step, table, psprintf("DROP CONSTRAINT %s",
+		step_alter(step, table, psprintf("DROP CONSTRAINT IF EXISTS %s",
 										 quote_identifier(lfirst(lc))));
 	}
+	if (shape->phase == CHANGE_RETIRING)
+		note_drop_marks(step, shape, table);
 	foreach(lc, table->columns)
 	{
 		ShapeColumn *column = lfirst(lc);
 
 		if (column->drop_not_null)
-			note_alter(step, table,
+			step_alter(step, table,
 					   psprintf("ALTER COLUMN %s DROP NOT NULL",
 								quote_identifier(column->column)));
 	}
@@ -473,7 +508,7 @@ contract_not_null(Step *step, const ShapeTable *table)
 		ShapeColumn *column = lfirst(lc);
 
 		if (column->set_not_null && column->name != NULL)
-			note_alter(step, table,
+			step_alter(step, table,
 					   psprintf("ALTER COLUMN %s SET NOT NULL",
 								quote_identifier(column->name)));
 	}
@@ -482,7 +517,7 @@ contract_not_null(Step *step, const ShapeTable *table)
 		NewConstraint *constraint = lfirst(lc);
 
 		if (constraint->final_name == NULL)
-			note_alter(step, table,
+			step_alter(step, table,
 					   psprintf("DROP CONSTRAINT %s",
 								quote_identifier(constraint->name)));
 	}
@@ -503,11 +538,11 @@ contract_sequences(Step *step, const ShapeTable *table,
 
 		if (sequenceIsOwned(sequence, DEPENDENCY_AUTO, &owner, &attnum) &&
 			attnum == column->attnum)
-			note(step, psprintf("ALTER SEQUENCE %s OWNED BY %s.%s",
-								quote_qualified_identifier(get_namespace_name(get_rel_namespace(sequence)),
-														   get_rel_name(sequence)),
-								table->qualified,
-								quote_identifier(column->column)));
+			step_note(step, psprintf("ALTER SEQUENCE %s OWNED BY %s.%s",
+									 quote_qualified_identifier(get_namespace_name(get_rel_namespace(sequence)),
+																get_rel_name(sequence)),
+									 table->qualified,
+									 quote_identifier(column->column)));
 	}
 }
 
@@ -526,7 +561,7 @@ contract_columns(Step *step, const ShapeTable *table)
 		if (pair)
 			contract_sequences(step, table, column);
 		if (pair || column->name == NULL)
-			note_alter(step, table, psprintf("DROP COLUMN %s",
+			step_alter(step, table, psprintf("DROP COLUMN %s",
 											 quote_identifier(column->old_name)));
 	}
 	foreach(lc, table->columns)
@@ -536,14 +571,14 @@ contract_columns(Step *step, const ShapeTable *table)
 		if (column->name == NULL)
 			continue;
 		if (column->default_differs)
-			note_alter(step, table, column->default_sql ?
+			step_alter(step, table, column->default_sql ?
 					   psprintf("ALTER COLUMN %s SET DEFAULT %s",
 								quote_identifier(column->column),
 								column->default_sql) :
 					   psprintf("ALTER COLUMN %s DROP DEFAULT",
 								quote_identifier(column->column)));
 		if (strcmp(column->column, column->name) != 0)
-			note_alter(step, table, psprintf("RENAME COLUMN %s TO %s",
+			step_alter(step, table, psprintf("RENAME COLUMN %s TO %s",
 											 quote_identifier(column->column),
 											 quote_identifier(column->name)));
 	}
@@ -560,9 +595,9 @@ contract_view_defaults(Step *step, const ShapeTable *table, List *views)
 		ShapeColumn *column = lfirst(lc);
 
 		if (column->name != NULL && column->default_differs && views != NIL)
-			note(step, psprintf("ALTER VIEW %s ALTER COLUMN %s DROP DEFAULT",
-								(char *) linitial(views),
-								quote_identifier(column->name)));
+			step_note(step, psprintf("ALTER VIEW %s ALTER COLUMN %s DROP DEFAULT",
+									 (char *) linitial(views),
+									 quote_identifier(column->name)));
 	}
 }
 
@@ -578,7 +613,7 @@ contract_names(Step *step, const Shape *shape, const ShapeTable *table)
 
 		if (constraint->final_name != NULL &&
 			strcmp(constraint->name, constraint->final_name) != 0)
-			note_alter(step, table,
+			step_alter(step, table,
 					   psprintf("RENAME CONSTRAINT %s TO %s",
 								quote_identifier(constraint->name),
 								quote_identifier(constraint->final_name)));
@@ -588,22 +623,22 @@ contract_names(Step *step, const Shape *shape, const ShapeTable *table)
 		NewIndex   *index = lfirst(lc);
 
 		if (index->constraint != NULL)
-			note_alter(step, table,
+			step_alter(step, table,
 					   psprintf("ADD CONSTRAINT %s %s USING INDEX %s%s",
 								quote_identifier(index->final_name),
 								index->constraint,
 								quote_identifier(index->name),
 								index->deferrable ? index->deferrable : ""));
 		else if (index->final_name != NULL)
-			note(step, psprintf("ALTER INDEX %s RENAME TO %s",
-								shape_qualified(shape, index->name),
-								quote_identifier(index->final_name)));
+			step_note(step, psprintf("ALTER INDEX %s RENAME TO %s",
+									 shape_qualified(shape, index->name),
+									 quote_identifier(index->final_name)));
 	}
 	foreach(lc, table->renamed_constraints)
 	{
 		ColumnRead *rename = lfirst(lc);
 
-		note_alter(step, table, psprintf("RENAME CONSTRAINT %s TO %s",
+		step_alter(step, table, psprintf("RENAME CONSTRAINT %s TO %s",
 										 quote_identifier(rename->name),
 										 quote_identifier(rename->column)));
 	}
@@ -646,24 +681,24 @@ contract_table(Shape *shape, ShapeTable *table)
 
 	foreach(lc, old_views)
 	{
-		note(step, psprintf("DROP VIEW %s", (char *) lfirst(lc)));
+		step_note(step, psprintf("DROP VIEW IF EXISTS %s", (char *) lfirst(lc)));
 	}
-	step->locks = lock_sql(table, list_concat(list_copy(old_views), views),
-						   contract_locks(table), LOCK_TO_DROP);
+	step->locks = table_locks(table, list_concat(list_copy(old_views), views),
+							  contract_locks(table), LOCK_TO_DROP);
 	if (table->name == NULL)
 	{
-		note(step, psprintf("DROP TABLE %s", table->qualified));
+		step_note(step, psprintf("DROP TABLE %s", table->qualified));
 		return step;
 	}
 	if (table->rules != NIL)
 		note_drop_trigger(step, shape, table);
-	contract_before(step, table);
+	contract_before(step, shape, table);
 	contract_columns(step, table);
 	contract_not_null(step, table);
 	contract_view_defaults(step, table, views);
 	contract_names(step, shape, table);
 	if (strcmp(table->name, table->old_name) != 0)
-		note_alter(step, table, psprintf("RENAME TO %s",
+		step_alter(step, table, psprintf("RENAME TO %s",
 										 quote_identifier(table->name)));
 	return list_length(step->statements) > list_length(old_views) ? step :
 		NULL;
@@ -681,7 +716,7 @@ plan_contract(Shape *shape)
 		Step	   *step;
 
 		if (has_pairs(table))
-			dependents_copy(shape, table);
+			copies_load(shape, table);
 		step = contract_table(shape, table);
 		if (step != NULL)
 			steps = lappend(steps, step);
@@ -693,8 +728,8 @@ plan_contract(Shape *shape)
 											  (char *) lfirst(lc)), NULL);
 
 		step->object = lfirst(lc);
-		note(step, psprintf("DROP INDEX CONCURRENTLY IF EXISTS %s",
-							(char *) lfirst(lc)));
+		step_note(step, psprintf("DROP INDEX CONCURRENTLY IF EXISTS %s",
+								 (char *) lfirst(lc)));
 		steps = lappend(steps, step);
 	}
 	foreach(lc, version_previous(shape->change))
@@ -703,139 +738,6 @@ plan_contract(Shape *shape)
 													  lfirst(lc)));
 	}
 	return list_concat(steps, shape->contract);
-}
-
-/* ---- undo ---- */
-
-static void
-undo_constraints(Step *step, const ShapeTable *table)
-{
-	ListCell   *lc;
-
-	foreach(lc, table->constraints)
-	{
-		note_alter(step, table, psprintf("DROP CONSTRAINT IF EXISTS %s",
-										 quote_identifier(((NewConstraint *) lfirst(lc))->name)));
-	}
-}
-
-static void
-undo_columns(Step *step, const ShapeTable *table)
-{
-	ListCell   *lc;
-
-	foreach(lc, table->columns)
-	{
-		ShapeColumn *column = lfirst(lc);
-
-		if (column->name != NULL &&
-			(column->attnum == 0 || column->rule != NULL))
-			note_alter(step, table, psprintf("DROP COLUMN IF EXISTS %s",
-											 quote_identifier(column->column)));
-	}
-}
-
-/*
- * Drop what steps that are done have added.  What has the same name, but was
- * made by somebody else while a step had to wait, is not ours to drop.
- */
-static Step *
-undo_table(const Shape *shape, const ShapeTable *table)
-{
-	int32		change = shape->change->id;
-	Step	   *step = step_make(STEP_SQL, psprintf("undo table %s",
-													table->old_name),
-								 table->qualified);
-
-	if (table->created)
-	{
-		step->locks = lock_sql(table, NIL, referenced_tables(table),
-							   LOCK_TO_DROP);
-		note(step, psprintf("DROP TABLE %s", table->qualified));
-		return step;
-	}
-	step->locks = lock_sql(table, NIL, NIL, LOCK_TO_DROP);
-	if (table->rules != NIL)
-		note_drop_trigger(step, shape, table);
-	if (step_has_effect(change, CHANGE_VALIDATING,
-						constraints_title(table)))
-		undo_constraints(step, table);
-	if (step_has_effect(change, CHANGE_EXPANDING, expand_title(table)))
-		undo_columns(step, table);
-	return step->statements != NIL ? step : NULL;
-}
-
-/* Indexes that are not gone with a column. */
-static List *
-undo_indexes(const Shape *shape, const ShapeTable *table)
-{
-	List	   *steps = NIL;
-	ListCell   *lc;
-
-	foreach(lc, table->indexes)
-	{
-		NewIndex   *index = lfirst(lc);
-		char	   *name = shape_qualified(shape, index->name);
-		Step	   *step = step_make(table->partitioned ? STEP_SQL :
-									 STEP_DROP_INDEX,
-									 psprintf("drop index %s", index->name),
-									 table->qualified);
-
-		step->object = name;
-		note(step, psprintf("DROP INDEX %sIF EXISTS %s",
-							table->partitioned ? "" : "CONCURRENTLY ", name));
-		if (!table->created &&
-			step_has_effect(shape->change->id, CHANGE_VALIDATING,
-							index_title(index->name)))
-			steps = lappend(steps, step);
-	}
-	return steps;
-}
-
-/* Steps as one, with all locks first. */
-static Step *
-merge_steps(const char *title, List *steps)
-{
-	Step	   *result = step_make(STEP_SQL, title, NULL);
-	ListCell   *lc;
-
-	foreach(lc, steps)
-	{
-		Step	   *step = lfirst(lc);
-
-		result->relation = step->relation;
-		result->locks = list_concat(result->locks, step->locks);
-		result->statements = list_concat(result->statements,
-										 step->statements);
-	}
-	return result;
-}
-
-static List *
-plan_undo(Shape *shape)
-{
-	List	   *steps = version_drop_steps(shape->change,
-										   shape->change->version_schema);
-	List	   *tables = derivation_end_steps(shape);
-	List	   *indexes = NIL;
-
-	/* tables that were created later may refer to those before */
-	for (int i = list_length(shape->tables) - 1; i >= 0; i--)
-	{
-		ShapeTable *table = list_nth(shape->tables, i);
-		Step	   *step = undo_table(shape, table);
-
-		if (step != NULL)
-			tables = lappend(tables, step);
-		indexes = list_concat(indexes, undo_indexes(shape, table));
-	}
-	/* a foreign key may want the rows that the trigger writes */
-	if (shape->derivations != NIL)
-		tables = list_make1(merge_steps("undo tables", tables));
-	steps = list_concat(steps, tables);
-	steps = list_concat(steps, indexes);
-	return list_concat(steps, steps_undo(shape->change->id,
-										 CHANGE_EXPANDING));
 }
 
 /*
@@ -868,6 +770,15 @@ change_plan(const Change *change)
 			break;
 		case CHANGE_CONTRACTING:
 			steps = plan_contract(shape);
+			break;
+		case CHANGE_RETIRING:
+			/* while all is there that they have to know */
+			steps_store(change->id, CHANGE_CONTRACTING, plan_contract(shape));
+			steps_store(change->id, CHANGE_REVERTING, plan_revert(shape));
+			steps = plan_retire(shape);
+			break;
+		case CHANGE_REVERTING:
+			/* nothing was retired, maybe because it could not be planned */
 			break;
 		case CHANGE_UNDOING:
 			steps = plan_undo(shape);

@@ -239,6 +239,8 @@ prepare_direction(Prepared *prepared, Direction *direction,
 	direction->target =
 		require_attribute(relation, direction->up ? rule->new_column :
 						  rule->old_column);
+	if (!direction->up)
+		direction->mark = require_attribute(relation, rule->mark);
 	oldcontext = MemoryContextSwitchTo(prepared->context);
 	prepare_expression(expression, relation, text,
 					   direction->up ? rule->up_reads : rule->down_reads,

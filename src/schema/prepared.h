@@ -30,6 +30,7 @@ typedef struct Direction
 	bool		up;
 	AttrNumber	source;			/* the other column of the pair, or 0 */
 	AttrNumber	target;
+	AttrNumber	mark;			/* says why the expression failed; 0: none */
 	Expression	expression;
 } Direction;
 

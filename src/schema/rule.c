@@ -68,6 +68,7 @@ write_rule(const Rule *rule)
 	append_reads(&json, "up_reads", rule->up_reads);
 	append_optional(&json, "down", rule->down);
 	append_reads(&json, "down_reads", rule->down_reads);
+	append_optional(&json, "mark", rule->mark);
 	appendStringInfoChar(&json, '}');
 	return json.data;
 }
@@ -98,6 +99,7 @@ rules_write(const RuleSet *set)
 	field_append(&json, "old_alias", set->old_alias);
 	append_optional(&json, "new_alias", set->new_alias);
 	field_append_raw(&json, "filled", set->filled ? "true" : "false");
+	field_append_raw(&json, "lenient", set->lenient ? "true" : "false");
 	field_append_raw(&json, "rules", rules.data);
 	appendStringInfoChar(&json, '}');
 	return json.data;
@@ -151,6 +153,7 @@ read_rule(JsonbContainer *json)
 	if (rule->down != NULL)
 		(void) require_text(json, "old");
 	rule->down_reads = read_reads(json, "down_reads");
+	rule->mark = field_text(json, "mark");
 	return rule;
 }
 
@@ -181,6 +184,7 @@ rules_read(const char *json)
 	set->old_alias = require_text(root, "old_alias");
 	set->new_alias = field_text(root, "new_alias");
 	set->filled = field_bool(root, "filled", false);
+	set->lenient = field_bool(root, "lenient", false);
 	foreach(lc, field_objects(root, "rules"))
 	{
 		set->rules = lappend(set->rules, read_rule(lfirst(lc)));

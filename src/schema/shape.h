@@ -42,6 +42,7 @@ typedef struct Rule
 	List	   *up_reads;		/* of ColumnRead * */
 	char	   *down;
 	List	   *down_reads;
+	char	   *mark;			/* column that says why "down" failed, or NULL */
 } Rule;
 
 /* A column; old_name or name is NULL for a version that has it not. */
@@ -213,6 +214,11 @@ extern void require_dual_writes(const ShapeTable *table,
 								const char *trigger);
 extern void dependents_copy(Shape *shape, ShapeTable *table);
 
+/* ---- copy.c: what was made for new columns after the old ones' ---- */
+
+extern void copies_store(Shape *shape, ShapeTable *table);
+extern void copies_load(Shape *shape, ShapeTable *table);
+
 /* ---- version.c ---- */
 
 extern Step *version_create_step(Shape *shape);
@@ -222,7 +228,44 @@ extern List *version_previous(const Change *change);
 
 /* ---- plan.c ---- */
 
+/* What a table's trigger is for. */
+typedef enum TriggerMode
+{
+	TRIGGER_FILLING,			/* rows have still to be filled */
+	TRIGGER_FILLED,
+	TRIGGER_LENIENT				/* where "down" fails, the row is marked */
+} TriggerMode;
+
+/* What foreign keys ask for of the table that they refer to. */
+#define LOCK_TO_ADD		"SHARE ROW EXCLUSIVE"
+#define LOCK_TO_DROP	"ACCESS EXCLUSIVE"
+
 extern void change_plan(const Change *change);
+extern List *table_locks(const ShapeTable *table, List *views, List *others,
+						 const char *mode);
+extern void step_note(Step *step, char *sql);
+extern void step_alter(Step *step, const ShapeTable *table, char *action);
+extern void note_drop_trigger(Step *step, const Shape *shape,
+							  const ShapeTable *table);
+extern void note_create_trigger(Step *step, const Shape *shape,
+								const ShapeTable *table, TriggerMode mode);
+
+extern char *expand_title(const ShapeTable *table);
+extern char *constraints_title(const ShapeTable *table);
+extern char *index_title(const char *name);
+extern List *referenced_tables(const ShapeTable *table);
+extern List *derivation_end_steps(const Shape *shape);
+
+/* ---- undo.c ---- */
+
+extern List *plan_undo(Shape *shape);
+
+/* ---- retire.c ---- */
+
+extern List *plan_retire(Shape *shape);
+extern List *plan_revert(Shape *shape);
+extern void note_drop_marks(Step *step, const Shape *shape,
+							const ShapeTable *table);
 
 /* ---- rule.c: rules as JSON, in the trigger's argument ---- */
 
@@ -235,6 +278,7 @@ typedef struct RuleSet
 	char	   *old_alias;		/* the table's name in expressions */
 	char	   *new_alias;
 	bool		filled;			/* are all rows? */
+	bool		lenient;		/* where "down" fails, the row is marked */
 	List	   *rules;			/* of Rule * */
 } RuleSet;
 

@@ -23,7 +23,8 @@ const char *const step_kind_names[] = {
 	[STEP_SQL] = "sql",
 	[STEP_USER] = "user",
 	[STEP_INDEX] = "index",
-	[STEP_DROP_INDEX] = "drop index"
+	[STEP_DROP_INDEX] = "drop index",
+	[STEP_CHECK] = "check"
 };
 
 /*
@@ -110,8 +111,31 @@ steps_delete(int32 change)
 	catalog_arg_int4(&args, change);
 	(void) catalog_run("DELETE FROM bluegreen.schema_step WHERE change = $1",
 					   &args, SPI_OK_DELETE);
+	(void) catalog_run("DELETE FROM bluegreen.schema_copy WHERE change = $1",
+					   &args, SPI_OK_DELETE);
 	(void) catalog_run("DELETE FROM bluegreen.backfill WHERE change = $1",
 					   &args, SPI_OK_DELETE);
+	catalog_end(&access);
+}
+
+/*
+ * Steps that retire the old version, and those that restore it, are to be done
+ * again: they were planned together, and can be repeated.
+ */
+void
+steps_renew(int32 change)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, change);
+	catalog_arg_text(&args, change_state_names[CHANGE_RETIRING]);
+	catalog_arg_text(&args, change_state_names[CHANGE_REVERTING]);
+	(void) catalog_run("UPDATE bluegreen.schema_step SET done = false, "
+					   "started_at = NULL, finished_at = NULL "
+					   "WHERE change = $1 AND phase IN ($2, $3) "
+					   "AND number > 0", &args, SPI_OK_UPDATE);
 	catalog_end(&access);
 }
 
@@ -131,6 +155,29 @@ steps_exist(int32 change, ChangeState phase)
 	result = catalog_run("SELECT FROM bluegreen.schema_step "
 						 "WHERE change = $1 AND phase = $2", &args,
 						 SPI_OK_SELECT) > 0;
+	catalog_end(&access);
+	return result;
+}
+
+/*
+ * Is no step of the phase done, nor may have left something?  The caller has
+ * locked the change's row.
+ */
+bool
+steps_untouched(int32 change, ChangeState phase)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	bool		result;
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, change);
+	catalog_arg_text(&args, change_state_names[phase]);
+	result = catalog_run("SELECT FROM bluegreen.schema_step "
+						 "WHERE change = $1 AND phase = $2 AND number > 0 "
+						 "AND (done OR kind IN ('index', 'drop index') "
+						 "AND started_at IS NOT NULL)", &args,
+						 SPI_OK_SELECT) == 0;
 	catalog_end(&access);
 	return result;
 }
@@ -228,11 +275,35 @@ update_step(int32 change, const Step *step, const char *set, const char *value)
 }
 
 /*
+ * Error unless the step's phase is still wanted.  Who wants another state has
+ * to wait for our transaction, and sees then what is done.
+ */
+static void
+require_phase(int32 change, const Step *step)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	uint64		n;
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, change);
+	catalog_arg_text(&args, change_state_names[step->phase]);
+	n = catalog_run("SELECT FROM bluegreen.schema_change WHERE id = $1 "
+					"AND state = $2 FOR SHARE", &args, SPI_OK_SELECT);
+	catalog_end(&access);
+	if (n == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_QUERY_CANCELED),
+				 errmsg("canceling step because its phase is not wanted any more")));
+}
+
+/*
  * The step is done, if this transaction commits.
  */
 void
 step_finish(int32 change, const Step *step)
 {
+	require_phase(change, step);
 	update_step(change, step, "done = true, waits_for = $4, "
 				"tries = tries + 1, finished_at = clock_timestamp()", NULL);
 }

@@ -6,7 +6,8 @@
  * For each table that the version has, a view under its name there, which is
  * simple enough to be written to.  Its columns are in the table's order, which
  * is that of their numbers; a column that has a second one keeps its place.
- * Who may do something with the table may do it with the view.
+ * Who may do something with the table may do it with the view, the table's
+ * owner as well, who need not be the view's.
  *
  * The schema is the extension's: its views are dropped without a question.
  *
@@ -238,14 +239,15 @@ view_comments(const Shape *shape, const ShapeTable *table)
 	return result;
 }
 
-/* $1 table, $2 view, as SQL */
+/* $1 table, $2 view, as SQL, $3 the view's owner */
 static const char *const table_grants_sql =
 	"SELECT format('GRANT %s ON %s TO %s%s', x.privilege_type, $2, "
 	"CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE x.grantee::regrole::text END, "
 	"CASE WHEN x.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END) "
-	"FROM pg_class c CROSS JOIN aclexplode(c.relacl) x WHERE c.oid = $1 "
+	"FROM pg_class c CROSS JOIN aclexplode(coalesce(c.relacl, "
+	"acldefault('r', c.relowner))) x WHERE c.oid = $1 "
 	"AND x.privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE') "
-	"AND x.grantee <> c.relowner";
+	"AND x.grantee <> $3";
 
 /* $1 table, $2 view, $3 the table's column, $4 the view's */
 static const char *const column_grants_sql =
@@ -260,12 +262,15 @@ static List *
 view_grants(const Shape *shape, const ShapeTable *table)
 {
 	CatalogArgs args = {0};
+	CatalogArgs table_args;
 	List	   *result;
 	ListCell   *lc;
 
 	catalog_arg(&args, OIDOID, ObjectIdGetDatum(table->relid));
 	catalog_arg_text(&args, view_name(shape, table));
-	result = query_texts(table_grants_sql, &args);
+	table_args = args;
+	catalog_arg(&table_args, OIDOID, ObjectIdGetDatum(shape->change->owner));
+	result = query_texts(table_grants_sql, &table_args);
 	if (!has_column_grants(table))
 		return result;
 	foreach(lc, table->columns)
@@ -290,12 +295,15 @@ schema_grants(const Change *change)
 
 	catalog_arg_name(&args, change->schema);
 	catalog_arg_text(&args, change->version_schema);
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(change->owner));
 	return query_texts("SELECT format('GRANT USAGE ON SCHEMA %I TO %s', $2, "
 					   "CASE x.grantee WHEN 0 THEN 'PUBLIC' "
 					   "ELSE x.grantee::regrole::text END) "
-					   "FROM pg_namespace n CROSS JOIN aclexplode(n.nspacl) x "
+					   "FROM pg_namespace n CROSS JOIN "
+					   "aclexplode(coalesce(n.nspacl, "
+					   "acldefault('n', n.nspowner))) x "
 					   "WHERE n.nspname = $1 AND x.privilege_type = 'USAGE' "
-					   "AND x.grantee <> n.nspowner", &args);
+					   "AND x.grantee <> $3", &args);
 }
 
 /*

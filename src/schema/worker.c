@@ -23,7 +23,9 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
+#include "commands/tablecmds.h"
 #include "common/pg_prng.h"
 #include "compat.h"
 #include "core/settings.h"
@@ -40,13 +42,18 @@
 #include "tcop/utility.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/portal.h"
 #include "utils/snapmgr.h"
+#include "utils/timeout.h"
 #include "utils/timestamp.h"
+#include "utils/varlena.h"
 
 #define FIRST_DELAY_MS	100
 #define MAX_DELAY_MS	10000
+#define MAX_WINDOW_WAIT_MS	60000
+#define GRACE_MS		20		/* after bg_lock_timeout, which names itself */
 
 typedef enum Work
 {
@@ -57,7 +64,10 @@ typedef enum Work
 
 static int	wait_ms = 0;		/* for WORK_WAIT */
 static int	tries = 0;			/* in vain, one after the other */
+static Change *changing = NULL; /* what this round is about */
 static Step *current = NULL;	/* step that is tried, for who is told */
+static TimeoutId lock_timer;	/* of all locks of a step */
+static volatile sig_atomic_t locks_expired = false;
 static MemoryContext round_context; /* of what one round makes */
 
 /* ---- transactions; what is made in them survives until the next round ---- */
@@ -114,6 +124,45 @@ run_statement(const char *sql)
 	CommandCounterIncrement();
 }
 
+static Oid
+find_table(const char *qualified)
+{
+	List	   *name = textToQualifiedNameList(cstring_to_text(qualified));
+
+	return RangeVarGetRelid(makeRangeVarFromNameList(name), NoLock, true);
+}
+
+/*
+ * A query that finds what must not be, each as a text.
+ */
+static void
+run_check(const Change *change, const Step *step, const char *sql)
+{
+	StringInfoData found;
+
+	/* the old version was not retired yet */
+	if (get_attnum(find_table(step->relation), step->object) ==
+		InvalidAttrNumber)
+		return;
+	SPI_connect();
+	if (SPI_execute(sql, true, 0) != SPI_OK_SELECT)
+		elog(ERROR, "unexpected result of \"%s\"", sql);
+	initStringInfo(&found);
+	for (uint64 i = 0; i < SPI_processed; i++)
+		appendStringInfo(&found, "%s%s", i > 0 ? "\n" : "",
+						 SPI_getvalue(SPI_tuptable->vals[i],
+									  SPI_tuptable->tupdesc, 1));
+	if (SPI_processed > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("rows of table %s have no value for the old version",
+						step->relation),
+				 errdetail_internal("%s", found.data),
+				 errhint("Write values to them that \"down\" can convert and call again, or use CALL bluegreen.contract(%s) to keep the new version.",
+						 quote_literal_cstr(change->name))));
+	SPI_finish();
+}
+
 /*
  * Create a trigger of ours, whose function is granted to nobody.
  */
@@ -128,33 +177,76 @@ run_as_extension(const char *sql)
 	CommandCounterIncrement();
 }
 
+/* The lock timer's handler. */
+static void
+locks_took_too_long(void)
+{
+	locks_expired = true;
+	InterruptPending = true;
+	QueryCancelPending = true;
+	SetLatch(MyLatch);
+}
+
 /*
- * Locks and statements of a step in one transaction with its mark.  All locks
- * together may take bluegreen.lock_timeout.
+ * Lock a view, and not what it reads, which LOCK TABLE would do: whoever reads
+ * another view of the same table has locked that before the table.
  */
 static void
-run_transaction(const Change *change, Step *step)
+lock_view(const char *qualified)
+{
+	List	   *name = textToQualifiedNameList(cstring_to_text(qualified));
+
+	(void) RangeVarGetRelidExtended(makeRangeVarFromNameList(name),
+									AccessExclusiveLock, RVR_MISSING_OK,
+									RangeVarCallbackOwnsRelation, NULL);
+}
+
+/*
+ * Take the locks of a step.  All together may take bluegreen.lock_timeout, also
+ * where one statement locks many partitions; lock_timeout is for each lock.
+ */
+static void
+take_locks(const Step *step)
 {
 	TimestampTz start = GetCurrentTimestamp();
 	ListCell   *lc;
 
-	set_path(change->path, GUC_ACTION_LOCAL);
+	set_lock_timeout(bg_lock_timeout);
+	if (step->locks == NIL)
+		return;
+	enable_timeout_after(lock_timer, bg_lock_timeout + GRACE_MS);
 	foreach(lc, step->locks)
 	{
+		const char *sql = lfirst(lc);
+
+		if (strncmp(sql, LOCK_VIEW, strlen(LOCK_VIEW)) == 0)
+			lock_view(sql + strlen(LOCK_VIEW));
+		else
+			run_statement(sql);
 		set_lock_timeout(bg_lock_timeout -
 						 TimestampDifferenceMilliseconds(start,
 														 GetCurrentTimestamp()));
-		run_statement(lfirst(lc));
 	}
-	set_lock_timeout(bg_lock_timeout -
-					 (step->locks == NIL ? 0 :
-					  TimestampDifferenceMilliseconds(start,
-													  GetCurrentTimestamp())));
+	disable_timeout(lock_timer, false);
+}
+
+/*
+ * Locks and statements of a step in one transaction with its mark.
+ */
+static void
+run_transaction(const Change *change, Step *step)
+{
+	ListCell   *lc;
+
+	set_path(change->path, GUC_ACTION_LOCAL);
+	take_locks(step);
 	foreach(lc, step->statements)
 	{
 		const char *sql = lfirst(lc);
 
-		if (step->kind == STEP_SQL &&
+		if (step->kind == STEP_CHECK)
+			run_check(change, step, sql);
+		else if (step->kind == STEP_SQL &&
 			strncmp(sql, TRIGGER_STATEMENT, strlen(TRIGGER_STATEMENT)) == 0)
 			run_as_extension(sql);
 		else
@@ -314,6 +406,10 @@ next_state(const Change *change)
 				CHANGE_VALIDATING;
 		case CHANGE_VALIDATING:
 			return CHANGE_EXPANDED;
+		case CHANGE_RETIRING:
+			return CHANGE_REVERTIBLE;
+		case CHANGE_REVERTING:
+			return CHANGE_UNDOING;
 		case CHANGE_CONTRACTING:
 			return CHANGE_CONTRACTED;
 		default:
@@ -359,6 +455,22 @@ work_on_backfill(Change *change)
 	return WORK_WAIT;
 }
 
+/* Nothing is to be done until the contract is final. */
+static Work
+wait_for_window(const Change *change)
+{
+	long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+													   change->revert_until);
+
+	if (left <= 0)
+	{
+		set_state(change, CHANGE_CONTRACTING);
+		return WORK_MORE;
+	}
+	wait_ms = (int) Min(left, MAX_WINDOW_WAIT_MS);
+	return WORK_WAIT;
+}
+
 static Work
 work(Change *change)
 {
@@ -366,9 +478,13 @@ work(Change *change)
 	{
 		case CHANGE_EXPANDING:
 		case CHANGE_VALIDATING:
+		case CHANGE_RETIRING:
+		case CHANGE_REVERTING:
 		case CHANGE_CONTRACTING:
 		case CHANGE_UNDOING:
 			return work_on_steps(change);
+		case CHANGE_REVERTIBLE:
+			return wait_for_window(change);
 		case CHANGE_BACKFILLING:
 			return work_on_backfill(change);
 		default:
@@ -382,7 +498,11 @@ work(Change *change)
 static bool
 is_blocked(const ErrorData *error)
 {
-	return error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ||
+	bool		expired = locks_expired;
+
+	locks_expired = false;
+	return expired ||
+		error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ||
 		error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED ||
 		error->sqlerrcode == ERRCODE_T_R_SERIALIZATION_FAILURE;
 }
@@ -453,9 +573,6 @@ recover(const Change *change, ErrorData *error)
 {
 	Work		result = WORK_MORE;
 
-	/* the state is another one now, maybe */
-	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
-		return WORK_MORE;
 	if (is_blocked(error))
 	{
 		tries++;
@@ -463,6 +580,9 @@ recover(const Change *change, ErrorData *error)
 		wait_ms = blocked_delay();
 		return WORK_WAIT;
 	}
+	/* the state is another one now, maybe */
+	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
+		return WORK_MORE;
 	begin();
 	if (change_set_error(change->id, change->state, error))
 		result = WORK_END;
@@ -474,20 +594,62 @@ recover(const Change *change, ErrorData *error)
 
 /* ---- the loop ---- */
 
+/*
+ * Who waits for a lock for deadlock_timeout has an autovacuum that holds it
+ * cancelled.  We never wait for so long, unless it is shorter for us; it is
+ * also we, then, who find a deadlock first and end it.
+ */
+static void
+follow_lock_timeout(void)
+{
+	static int	followed = 0;
+	char		value[16];
+
+	if (followed == bg_lock_timeout)
+		return;
+	followed = bg_lock_timeout;
+	snprintf(value, sizeof(value), "%d", followed / 2);
+	SetConfigOption("deadlock_timeout", value, PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+/* Look at the change, and do the next thing for it. */
 static Work
-work_safely(Change *change)
+work_one_round(int32 id)
+{
+	Work		result;
+
+	worker_check();
+	follow_lock_timeout();
+	begin();
+	changing = change_load(id);
+	commit();
+	if (changing == NULL)
+		return WORK_END;
+	result = work(changing);
+	tries = 0;
+	return result;
+}
+
+/*
+ * A round, and what its error means.  CALL undo() may cancel us at any time:
+ * here, and nowhere else, that is looked at.
+ */
+static Work
+work_safely(int32 id)
 {
 	ErrorData  *volatile error = NULL;
 	volatile Work result = WORK_MORE;
 
+	changing = NULL;
+	RESUME_CANCEL_INTERRUPTS();
 	PG_TRY();
 	{
-		result = work(change);
-		tries = 0;
+		result = work_one_round(id);
 	}
 	PG_CATCH();
 	{
 		HOLD_INTERRUPTS();
+		disable_timeout(lock_timer, false);
 		MemoryContextSwitchTo(round_context);
 		error = CopyErrorData();
 		EmitErrorReport();
@@ -496,10 +658,16 @@ work_safely(Change *change)
 		RESUME_INTERRUPTS();
 	}
 	PG_END_TRY();
+	/* an error has forgotten that they were held, a success released them */
+	HOLD_CANCEL_INTERRUPTS();
 	MemoryContextSwitchTo(round_context);
-	if (error != NULL)
-		result = recover(change, error);
-	return result;
+	if (error == NULL)
+		return result;
+	if (changing != NULL)
+		return recover(changing, error);
+	if (error->sqlerrcode != ERRCODE_QUERY_CANCELED)
+		ReThrowError(error);
+	return WORK_MORE;
 }
 
 static void
@@ -516,20 +684,13 @@ work_until_end(int32 id)
 {
 	Work		result = WORK_MORE;
 
+	HOLD_CANCEL_INTERRUPTS();
 	while (result != WORK_END)
 	{
-		Change	   *change;
-
-		worker_check();
 		MemoryContextReset(round_context);
 		current = NULL;
 		set_path("", GUC_ACTION_SET);
-		begin();
-		change = change_load(id);
-		commit();
-		if (change == NULL)
-			break;
-		result = work_safely(change);
+		result = work_safely(id);
 		if (result == WORK_WAIT)
 			rest();
 	}
@@ -550,6 +711,7 @@ bluegreen_change_main(Datum arg)
 	round_context = AllocSetContextCreate(TopMemoryContext,
 										  "pg_bluegreen change",
 										  ALLOCSET_DEFAULT_SIZES);
+	lock_timer = RegisterTimeout(USER_TIMEOUT, locks_took_too_long);
 	begin();
 	locked = change_try_lock(extra.change);
 	commit();

@@ -30,7 +30,7 @@ SELECT set_eq($$SELECT relname::text FROM pg_class
 		'chunk_log', 'preflight_result', 'accepted', 'applied_stream', 'applied_table',
 		'applied_chunk', 'saved_index', 'conflict_log', 'verify_run', 'verify_table',
 		'verify_difference', 'repair_row', 'schema_change', 'schema_step',
-		'backfill', 'fence', 'fence_target', 'fence_local',
+		'schema_copy', 'backfill', 'fence', 'fence_target', 'fence_local',
 		'switch', 'drain_condition', 'sequence_move', 'router_route'],
 	'tables of the extension');
 SELECT set_eq($$SELECT relname::text FROM pg_class
@@ -597,7 +597,12 @@ SELECT set_eq($$SELECT name, context,
 	('bluegreen.app_version', 'user', '', NULL),
 	('bluegreen.backfill_batch_time', 'sighup', '100', 'ms'),
 	('bluegreen.backfill_max_lag', 'sighup', '10000', 'ms'),
+	('bluegreen.backfill_max_slot_lag', 'sighup', '0', 'kB'),
+	('bluegreen.backfill_max_wal_rate', 'sighup', '0', 'kB'),
 	('bluegreen.backfill_rate', 'sighup', '0', NULL),
+	('bluegreen.backfill_throttle_query', 'sighup', '', NULL),
+	('bluegreen.backfill_yield_to_autovacuum', 'sighup', 'off', NULL),
+	('bluegreen.revert_window', 'user', '0', 's'),
 	('bluegreen.batch_delay', 'sighup', '200', 'ms'),
 	('bluegreen.batch_rows', 'sighup', '50000', NULL),
 	('bluegreen.batch_size', 'sighup', '8192', 'kB'),
@@ -629,8 +634,9 @@ SELECT is_empty($$SELECT name FROM pg_settings
 	WHERE name LIKE 'bluegreen.%' AND vartype <> 'integer'
 		AND name NOT IN ('bluegreen.allow_target_writes',
 			'bluegreen.switchover_stop_at', 'bluegreen.router_command',
-			'bluegreen.app_version')$$,
-	'all but four are integers');
+			'bluegreen.app_version', 'bluegreen.backfill_throttle_query',
+			'bluegreen.backfill_yield_to_autovacuum')$$,
+	'all but six are integers');
 SELECT throws_ok('SET bluegreen.no_such_setting = 1', '42602', NULL,
 	'the prefix is reserved');
 SELECT throws_ok('SET bluegreen.connect_timeout = 0', '22023', NULL,

@@ -289,4 +289,13 @@ SELECT is((SELECT operations FROM bluegreen.change WHERE change = 'built'), 16,
 	'and not kept');
 SELECT lives_ok($$SELECT bluegreen.drop_change('built')$$, 'forgotten');
 
+--
+-- Numbers of changes that were there before DROP EXTENSION are in names
+--
+CREATE TABLE left_over (id int, bluegreen_7000_2_a text);
+SELECT cmp_ok(bluegreen.create_change('numbered', '[]'), '=', 7001,
+	'a number that something is named after is left out');
+SELECT is(bluegreen.create_change('numbered_too', '[]'), 7002,
+	'and goes on from there');
+
 SELECT * FROM finish();

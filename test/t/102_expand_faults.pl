@@ -95,14 +95,14 @@ is( $node->safe_psql(q{SELECT count(*) > 0 FROM bluegreen.event
 ok( $node->poll_query_until(q{SELECT tries > 2 FROM bluegreen.change_step
 		WHERE change = 'cents' AND number = 1}),
 	'it tries again and again');
-rate(10000);
+rate(4000);
 $idle->query('COMMIT');
 $caller->wait;
 is($caller->errors, '', 'and succeeds when the other has ended');
 is(field('cents', 'state'), 'backfilling', 'rows are being filled');
 
 #
-# Killed while rows are filled
+# Killed while rows are filled: the change goes on by itself
 #
 ok($node->poll_query_until(
 	'SELECT rows > 2000 FROM bluegreen.backfill_progress'), 'some are');
@@ -180,6 +180,33 @@ $new = pgbench_start($node, name => 'new version', clients => 2, script => <<'SQ
 UPDATE public_cents.item SET price = :p * 100 WHERE id = :id;
 SELECT price FROM public_cents.item WHERE id = :id;
 SQL
+$node->safe_psql("SET bluegreen.revert_window = '1h'; "
+	  . calls('contract', 'cents'), timeout => 200);
+$old = pgbench_start($node, name => 'old version', clients => 1, script => <<'SQL');
+\set id random(1, 60000)
+\set p random(1, 100000)
+UPDATE public.item SET price = :p WHERE id = :id;
+SQL
+$node->poll_query_until(q{SELECT count(*) > 0 FROM public_cents.item
+	WHERE price <> id * 100});
+ok(pgbench_stop($new), 'retired while the new version works, without error');
+is( $node->safe_psql(q{SELECT count(*) FROM item o
+		JOIN public_cents.item n USING (id) WHERE n.price <> o.price * 100
+		OR n.price IS NULL OR o.price IS NULL}),
+	'0', 'and old values are kept in step');
+$node->safe_psql(calls('undo', 'cents'), timeout => 200);
+ok(pgbench_stop($old), 'undone while the old version works, without error');
+is( $node->safe_psql(q{SELECT attnotnull, (SELECT count(*) FROM item)
+		FROM pg_attribute WHERE attrelid = 'item'::regclass
+		AND attname = 'price'}),
+	't|60000', 'and what was relaxed is not any more');
+expand('cents');
+$new = pgbench_start($node, name => 'new version', clients => 2, script => <<'SQL');
+\set id random(1, 60000)
+\set p random(1, 100000)
+UPDATE public_cents.item SET price = :p * 100 WHERE id = :id;
+SELECT price FROM public_cents.item WHERE id = :id;
+SQL
 $node->safe_psql(calls('contract', 'cents'), timeout => 200);
 ok(pgbench_stop($new), 'contracted while the new version works, without error');
 is( $node->safe_psql(q{SELECT string_agg(attname || ' ' || atttypid::regtype,
@@ -197,40 +224,53 @@ change('kill', q([{"alter_column": {"table": "item", "column": "note",
 	{"create_index": {"name": "item_note", "table": "item",
 		"columns": [{"column": "note"}]}}]));
 
-# a call that cannot have its lock, killed, called again
+# a call that cannot have its lock, killed: it goes on by itself
 sub killed
 {
-	my ($procedure, $state, $name) = @_;
+	my ($procedure, $state, $name, $end) = @_;
 	my $holder = $node->session;
 	$holder->query('BEGIN; LOCK TABLE item IN ROW EXCLUSIVE MODE');
 	my $session = $node->session;
-	$session->send(calls($procedure, $name));
+	$session->send($procedure =~ /^CALL|;/ ? $procedure :
+		  calls($procedure, $name));
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	wait_for($name, "state = '$state' AND waits_for IS NOT NULL",
-		"$procedure waits");
+		"$state, and waiting");
 	kill9_worker($node, 'bluegreen change');
-	is(field($name, 'state'), $state, "killed while $state");
+	wait_for($name, "state = '$end'", "killed while $state, then $end");
 	return;
 }
-killed('expand', 'expanding', 'kill');
+killed('expand', 'expanding', 'kill', 'expanded');
+killed('undo', 'undoing', 'kill', 'undone');
+
 # now held up where constraints are added: the backfill is done by then
-my $holder;
 $node->safe_psql(q{SELECT bluegreen.pause_backfill('kill')});
 $node->safe_psql(calls('expand', 'kill'), timeout => 200);
-$holder = $node->session;
+my $holder = $node->session;
 $holder->query('BEGIN; SELECT id FROM item LIMIT 1');
 $node->safe_psql(q{SELECT bluegreen.pause_backfill('kill', false)});
 wait_for('kill', q{state = 'validating' AND waits_for IS NOT NULL},
 	'held up while constraints are added');
-kill9_worker($node, 'bluegreen change');
-is(field('kill', 'state'), 'validating', 'killed while validating');
-killed('undo', 'undoing', 'kill');
-$node->safe_psql(calls('undo', 'kill'), timeout => 200);
-is(field('kill', 'state'), 'undone', 'undone after all');
+$node->kill9;
+$node->start;
+wait_for('kill', q{state = 'expanded'},
+	'the server killed while validating, then expanded');
+
+# a contract that can be undone
+my $window = q{SET bluegreen.revert_window = '1h'; } . calls('contract', 'kill');
+killed($window, 'retiring', 'kill', 'revertible');
+killed('undo', 'reverting', 'kill', 'undone');
 expand('kill');
-killed('contract', 'contracting', 'kill');
-$node->safe_psql(calls('contract', 'kill'), timeout => 200);
-is(field('kill', 'state'), 'contracted', 'contracted after all');
+$node->safe_psql($window, timeout => 200);
+is(field('kill', 'state'), 'revertible', 'contracted for a while');
+kill9_worker($node, 'bluegreen change');
+ok( $node->poll_query_until(q{SELECT count(*) = 1 FROM pg_stat_activity
+		WHERE backend_type = 'pg_bluegreen change'}),
+	'killed, a worker waits for the end of the window again');
+is(field('kill', 'state'), 'revertible', 'which is not yet');
+$node->safe_psql(calls('undo', 'kill'), timeout => 200);
+expand('kill');
+killed('contract', 'contracting', 'kill', 'contracted');
 is( $node->safe_psql(q{SELECT attnotnull, format_type(atttypid, atttypmod)
 		FROM pg_attribute WHERE attrelid = 'item'::regclass
 		AND attname = 'note'}),

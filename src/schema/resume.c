@@ -1,0 +1,78 @@
+/*-------------------------------------------------------------------------
+ *
+ * resume.c
+ *		After a restart of the server: changes go on.
+ *
+ * Which changes a database has only a session of that database can tell.  So
+ * the launcher (core/launcher.c), when it has started, starts this worker for
+ * one database after the other.  It starts a worker for each change that asks
+ * for one by its state and has not ended with an error, and ends.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_authid.h"
+#include "commands/extension.h"
+#include "compat.h"
+#include "core/worker.h"
+#include "executor/spi.h"
+#include "schema/change.h"
+#include "storage/ipc.h"
+#include "utils/snapmgr.h"
+#include "utils/lsyscache.h"
+#include "utils/syscache.h"
+
+static void
+resume(int32 change, Oid owner)
+{
+	/* somebody has to take it over */
+	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(owner)))
+		return;
+	if (change_start_worker(change, owner) == NULL)
+		ereport(WARNING,
+				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+				 errmsg("no background worker is free to go on with change %d",
+						change),
+				 errhint("Raise max_worker_processes, and call again what was called.")));
+}
+
+static void
+resume_all(void)
+{
+	CatalogAccess access;
+	uint64		n;
+
+	catalog_begin(&access);
+	n = catalog_run("SELECT id, owner FROM bluegreen.schema_change "
+					"WHERE state NOT IN ('defined', 'expanded', 'contracted', "
+					"'undone') AND error_message IS NULL ORDER BY id", NULL,
+					SPI_OK_SELECT);
+	for (uint64 i = 0; i < n; i++)
+		resume(DatumGetInt32(catalog_value(i, 1, NULL)),
+			   DatumGetObjectId(catalog_value(i, 2, NULL)));
+	catalog_end(&access);
+}
+
+/*
+ * Entry point; the argument is the database.
+ */
+void
+bluegreen_resume_main(Datum arg)
+{
+	Oid			namespace;
+
+	worker_start(DatumGetObjectId(arg), InvalidOid, "bluegreen resume");
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	namespace = get_namespace_oid(BG_SCHEMA, true);
+	if (OidIsValid(get_extension_oid(BG_EXTENSION, true)) &&
+		OidIsValid(namespace) &&
+		OidIsValid(get_relname_relid("schema_change", namespace)))
+		resume_all();
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	proc_exit(0);
+}
