@@ -1,5 +1,5 @@
-# The walk of the README: its statements run as printed, print what is shown
-# there, and leave nothing behind.
+# The walk of the README, and its change of a schema: the statements run as printed,
+# print what is shown there, and leave nothing behind.
 use strict;
 use warnings;
 
@@ -8,11 +8,20 @@ use File::Temp;
 use IPC::Run;
 use Test::More;
 
-my ($walk) = BlueGreen::Node::slurp('README.md') =~ /^## A walk.*?\n(.*?)^## /ms;
+my $readme = BlueGreen::Node::slurp('README.md');
+my ($walk) = $readme =~ /^## A walk.*?\n(.*?)^## /ms;
+my ($change) = $readme =~ /^### Change the schema.*?\n(.*?)^##/ms;
 
 # [what kind, what it holds, the words before it]
-my @blocks;
-push @blocks, [ $2, $3, $1 ] while $walk =~ /\G(.*?)^```(\w+)\n(.*?)^```\n/gms;
+sub blocks
+{
+	my ($text) = @_;
+	my @blocks;
+	push @blocks, [ $2, $3, $1 ]
+	  while $text =~ /\G(.*?)^```(\w+)\n(.*?)^```\n/gms;
+	return @blocks;
+}
+my @blocks = blocks($walk);
 
 # The first makes two clusters, on ports of its own and as another user than ours
 # may be: ours have its settings.
@@ -37,6 +46,7 @@ sub shape
 
 my $dir = File::Temp->newdir;
 my ($side, $terminal, $printed, %orders);
+my $database = 'shop';
 
 sub run_sql
 {
@@ -47,7 +57,7 @@ sub run_sql
 	my $out = '';
 	IPC::Run::run(
 		[ "$nodes{$side}{client}/psql", '-X', '-P', 'pager=off', '-d',
-			$nodes{$side}->connstr('shop'), '-f', "$dir/sql" ],
+			$nodes{$side}->connstr($database), '-f', "$dir/sql" ],
 		'>', \$out, '2>&1');
 	$out =~ s{^psql:\Q$dir\E/sql:\d+: }{}mg;
 	return $out;
@@ -93,9 +103,9 @@ sub end_orders
 	return;
 }
 
-foreach my $block (@blocks)
+sub run_block
 {
-	my ($kind, $text, $before) = @$block;
+	my ($kind, $text, $before) = @_;
 	$side = $1 while $before =~ /\b[Oo]n (blue|green)\b/g;
 	end_orders() if $before =~ /\^C/;
 	if ($kind eq 'sql')
@@ -115,7 +125,9 @@ foreach my $block (@blocks)
 			'printed is: ' . (split /\n/, $text)[0])
 		  or diag "but:\n$printed";
 	}
+	return;
 }
+run_block(@$_) foreach @blocks;
 END { $terminal->kill_kill(grace => 0) if $terminal }
 
 # Nothing is left
@@ -137,5 +149,16 @@ is( $_->safe_psql('shop', q{SELECT count(*) FROM pg_stat_activity
 		WHERE backend_type ~ 'pg_bluegreen (stream|copy|verify|switch|router)'}),
 	0, "nor does anything run on $_->{name}")
   for $blue, $green;
+
+# The change, on a shop like blue's
+($database, $side) = qw(change blue);
+$blue->safe_psql("CREATE DATABASE $database");
+run_sql("CREATE EXTENSION pg_bluegreen");
+run_block(@$_)
+  foreach (grep { $_->[1] =~ /^CREATE TABLE customer/ } @blocks)[0], blocks($change);
+is( $blue->safe_psql($database, q{SELECT count(*) FROM pg_trigger
+		WHERE tgrelid = 'product'::regclass AND NOT tgisinternal}),
+	0,
+	'the change leaves no trigger');
 
 done_testing();
