@@ -35,6 +35,7 @@
 #include "parser/parser.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
 #include "schema/change.h"
 #include "schema/shape.h"
 #include "storage/ipc.h"
@@ -670,13 +671,27 @@ work_safely(int32 id)
 	return WORK_MORE;
 }
 
+/*
+ * Wait for wait_ms, or until somebody wants something of us.  Whatever else has
+ * set the latch does not end the wait: rates depend on it.
+ */
 static void
 rest(void)
 {
+	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													wait_ms);
+	long		left;
+
 	pgstat_report_activity(STATE_IDLE, NULL);
-	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-					 wait_ms, PG_WAIT_EXTENSION);
-	ResetLatch(MyLatch);
+	while (!InterruptPending && !ConfigReloadPending &&
+		   (left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+												   until)) > 0)
+	{
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 left, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+	}
 }
 
 static void
