@@ -7,8 +7,11 @@ use warnings;
 use BlueGreen;
 use Test::More;
 
-# longer than the deadlock_timeout of sessions that get one
-my $node = BlueGreen->blue('one', "bluegreen.lock_timeout = '20s'");
+# both longer than the deadlock_timeout of the session that may get one
+my $node = BlueGreen->blue('one', <<'EOF2');
+bluegreen.lock_timeout = '20s'
+deadlock_timeout = '30s'
+EOF2
 $node->safe_psql(<<'SQL');
 CREATE EXTENSION pg_bluegreen;
 CREATE ROLE app LOGIN;
