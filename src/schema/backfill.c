@@ -443,19 +443,21 @@ backfill_run(const Change *change, int *sleep_ms)
 }
 
 /*
- * A range was given up because somebody holds a row: the next one is smaller.
+ * A range was given up because somebody holds a row, or for another reason like
+ * that: the next one is smaller.
  */
 void
-backfill_blocked(int32 change)
+backfill_blocked(int32 change, const char *reason)
 {
 	CatalogAccess access;
 	CatalogArgs args = {0};
 
 	catalog_begin(&access);
 	catalog_arg_int4(&args, change);
+	catalog_arg_text(&args, reason);
 	(void) catalog_run("UPDATE bluegreen.backfill SET "
 					   "batch_blocks = greatest(batch_blocks / 2, 1), "
-					   "waits_for = 'a lock' WHERE change = $1 AND NOT done "
+					   "waits_for = $2 WHERE change = $1 AND NOT done "
 					   "AND (relation, purpose) = (SELECT relation, purpose "
 					   "FROM bluegreen.backfill WHERE change = $1 "
 					   "AND NOT done ORDER BY relation, purpose LIMIT 1)",

@@ -175,7 +175,7 @@ extern void backfill_plan_derived(int32 change, Oid relid, const char *trigger,
 								  const char *statement);
 extern bool backfill_exists(int32 change);
 extern BackfillResult backfill_run(const Change *change, int *sleep_ms);
-extern void backfill_blocked(int32 change);
+extern void backfill_blocked(int32 change, const char *reason);
 
 /* ---- throttle.c ---- */
 

@@ -10,10 +10,12 @@
  * under the change's search_path.
  *
  * Triggers after rows run when the statement is over, so the row at hand may
- * not be the newest one: a trigger of the application has changed it again,
- * and that was carried over already.  A row that is not valid any more is not
- * written, as foreign keys do not look at it; and what a row has left behind is
- * removed only if no other row gives it by now, which the statements see to.
+ * not be the newest one: a trigger of the application has changed it again.
+ * Whether that was carried over is not known: to its own call it may have been
+ * an update of nothing, or one that came from the other direction.  So what is
+ * written is the newest version, if the row is not gone; and what a row has left
+ * behind is removed only if no other row gives it by now, which the statements
+ * see to.
  *
  * Like foreign keys, our statements see what is committed, also in transactions
  * with one snapshot, and fail there to write over what that does not see.
@@ -166,19 +168,37 @@ prepare_statements(Derived *derived, const TriggerData *data)
 	}
 }
 
+/* Triggers come and go: what is not valid any more need not be kept. */
+static void
+release_unused(void)
+{
+	HASH_SEQ_STATUS status;
+	Derived    *derived;
+
+	hash_seq_init(&status, cache);
+	while ((derived = hash_seq_search(&status)) != NULL)
+	{
+		if (derived->valid || derived->users > 0)
+			continue;
+		release_derived(derived);
+		(void) hash_search(cache, &derived->trigger, HASH_REMOVE, NULL);
+	}
+}
+
 static Derived *
 find_derived(const TriggerData *data)
 {
 	Oid			trigger = data->tg_trigger->tgoid;
 	Derived    *derived;
 	RunAs		saved;
-	bool		found;
 
 	if (cache == NULL)
 		create_cache();
-	derived = hash_search(cache, &trigger, HASH_ENTER, &found);
-	if (!found)
+	derived = hash_search(cache, &trigger, HASH_FIND, NULL);
+	if (derived == NULL)
 	{
+		release_unused();
+		derived = hash_search(cache, &trigger, HASH_ENTER, NULL);
 		memset(derived, 0, sizeof(Derived));
 		derived->trigger = trigger;
 	}
@@ -286,7 +306,10 @@ leave(const Derived *derived, DeriveArgument lock, DeriveArgument what,
 		(void) execute(derived, what, values, nulls);
 }
 
-/* Has the backfill carried over all rows?  If there is one. */
+/*
+ * Has the backfill carried over all rows?  If there is one, which a transaction
+ * with an older snapshot would not see.
+ */
 static bool
 is_filled(Derived *derived, const TriggerData *data)
 {
@@ -296,13 +319,60 @@ is_filled(Derived *derived, const TriggerData *data)
 	if (derived->filled)
 		return true;
 	catalog_begin(&access);
+	PushActiveSnapshot(GetLatestSnapshot());
 	catalog_arg(&args, OIDOID, ObjectIdGetDatum(derived->relid));
 	catalog_arg_text(&args, data->tg_trigger->tgname);
-	derived->filled = catalog_run("SELECT FROM bluegreen.backfill "
-								  "WHERE relation = $1 AND purpose = $2 "
-								  "AND NOT done", &args, SPI_OK_SELECT) == 0;
+	if (SPI_execute_with_args("SELECT FROM bluegreen.backfill "
+							  "WHERE relation = $1 AND purpose = $2 "
+							  "AND NOT done", args.n, args.types, args.values,
+							  args.nulls, true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "unexpected result of a query for a backfill");
+	derived->filled = SPI_processed == 0;
+	PopActiveSnapshot();
 	catalog_end(&access);
 	return derived->filled;
+}
+
+/*
+ * The newest version of a row whose version at hand is in the slot: that, or a
+ * slot of its own, or NULL if the row is gone.
+ */
+static TupleTableSlot *
+find_newest(Relation relation, TupleTableSlot *slot)
+{
+	ItemPointerData tid = slot->tts_tid;
+	TableScanDesc scan;
+	TupleTableSlot *newest;
+
+	if (table_tuple_satisfies_snapshot(relation, slot, SnapshotSelf))
+		return slot;
+	scan = table_beginscan_tid(relation, SnapshotSelf);
+	table_tuple_get_latest_tid(scan, &tid);
+	table_endscan(scan);
+	newest = table_slot_create(relation, NULL);
+	if (table_tuple_fetch_row_version(relation, &tid, SnapshotSelf, newest))
+		return newest;
+	ExecDropSingleTupleTableSlot(newest);
+	return NULL;
+}
+
+/* Write the row whose version at hand is in the slot, as it is now. */
+static void
+write_newest(const Derived *derived, const TriggerData *data,
+			 TupleTableSlot *slot, DeriveArgument what)
+{
+	TupleTableSlot *newest = find_newest(data->tg_relation, slot);
+	Datum	   *values;
+	char	   *nulls;
+
+	if (newest == NULL)
+		return;
+	values = palloc_array(Datum, derived->nargs + 1);
+	nulls = palloc(derived->nargs + 1);
+	read_slot(derived, newest, values, nulls);
+	(void) execute(derived, what, values, nulls);
+	if (newest != slot)
+		ExecDropSingleTupleTableSlot(newest);
 }
 
 static void
@@ -331,12 +401,8 @@ derive_row(Derived *derived, const TriggerData *data)
 			return;
 		else
 			what = DERIVE_KEEP;
-		values += n;
-		nulls += n;
 	}
-	/* as it is now, or was changed again meanwhile? */
-	if (table_tuple_satisfies_snapshot(data->tg_relation, slot, SnapshotSelf))
-		(void) execute(derived, what, values, nulls);
+	write_newest(derived, data, slot, what);
 }
 
 /* ---- the trigger ---- */

@@ -31,6 +31,7 @@
 
 #include "access/htup_details.h"
 #include "access/relation.h"
+#include "access/sysattr.h"
 #include "access/tupconvert.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
@@ -350,22 +351,94 @@ is_updated(const Row *row, AttrNumber attnum)
 					   old_value(row, attnum));
 }
 
-/* Is the target what the expression gave for the row as it was? */
-static bool
-was_derived(Prepared *prepared, const Direction *direction, const Row *row)
+/* ---- expressions that may fail ---- */
+
+/* What is tried by evaluate(). */
+typedef struct Evaluation
 {
-	return same_value(row, direction->target,
-					  prepared_evaluate(prepared, direction, row->old_values,
-										row->old_nulls),
+	Prepared   *prepared;
+	Direction  *direction;
+	const Datum *values;
+	const bool *nulls;
+	NullableDatum result;
+} Evaluation;
+
+static void
+evaluate_row(void *arg)
+{
+	Evaluation *evaluation = arg;
+
+	evaluation->result = prepared_evaluate(evaluation->prepared,
+										   evaluation->direction,
+										   evaluation->values,
+										   evaluation->nulls);
+}
+
+/* Does an error say nothing about the row?  The next try may succeed. */
+static bool
+is_passing(const ErrorData *error)
+{
+	switch (ERRCODE_TO_CATEGORY(error->sqlerrcode))
+	{
+		case ERRCODE_TRANSACTION_ROLLBACK:
+		case ERRCODE_INSUFFICIENT_RESOURCES:
+		case ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE:
+		case ERRCODE_OPERATOR_INTERVENTION:
+		case ERRCODE_SYSTEM_ERROR:
+		case ERRCODE_INTERNAL_ERROR:
+			return true;
+		default:
+			return false;
+	}
+}
+
+/*
+ * Evaluate where nobody needs the value.  Returns the error, or NULL.
+ */
+static ErrorData *
+evaluate(Evaluation *evaluation)
+{
+	ErrorData  *error = attempt(evaluate_row, evaluation);
+
+	if (error != NULL && is_passing(error))
+		ReThrowError(error);
+	return error;
+}
+
+/*
+ * Is the target what the expression gave for the row as it was?  Where it
+ * failed it gave nothing.
+ */
+static bool
+was_derived(Prepared *prepared, Direction *direction, const Row *row)
+{
+	Evaluation	evaluation = {
+		prepared, direction, row->old_values, row->old_nulls, {0, true}
+	};
+	ErrorData  *error;
+
+	if (direction->mark != 0 && !row->old_nulls[direction->mark - 1])
+		return true;
+	error = evaluate(&evaluation);
+	if (error != NULL)
+	{
+		FreeErrorData(error);
+		return false;
+	}
+	return same_value(row, direction->target, evaluation.result,
 					  old_value(row, direction->target));
 }
+
+/* ---- what applies ---- */
 
 static bool
 reads_updated(const Direction *direction, const Row *row)
 {
 	for (int i = 0; i < direction->expression.nargs; i++)
 	{
-		if (is_updated(row, direction->expression.args[i]))
+		AttrNumber	attnum = direction->expression.args[i];
+
+		if (attnum != InvalidAttrNumber && is_updated(row, attnum))
 			return true;
 	}
 	return false;
@@ -400,8 +473,7 @@ applies_to_insert(const Direction *direction, const Row *row)
 }
 
 static bool
-applies_to_update(Prepared *prepared, const Direction *direction,
-				  const Row *row)
+applies_to_update(Prepared *prepared, Direction *direction, const Row *row)
 {
 	if (is_updated(row, direction->target))
 		return false;			/* the application wrote it, or we did */
@@ -427,36 +499,18 @@ set_value(Row *row, AttrNumber attnum, NullableDatum value)
 	row->is_changed = true;
 }
 
-/* What is tried by evaluate_marked(). */
-typedef struct Evaluation
-{
-	Prepared   *prepared;
-	const Direction *direction;
-	const Row  *row;
-	NullableDatum result;
-} Evaluation;
-
-static void
-evaluate_row(void *arg)
-{
-	Evaluation *evaluation = arg;
-
-	evaluation->result = prepared_evaluate(evaluation->prepared,
-										   evaluation->direction,
-										   evaluation->row->values,
-										   evaluation->row->nulls);
-}
-
 /*
  * Evaluate where nobody needs the value yet: where there is none because the
  * expression fails, the row says why.
  */
 static NullableDatum
-evaluate_marked(Prepared *prepared, const Direction *direction, Row *row)
+evaluate_marked(Prepared *prepared, Direction *direction, Row *row)
 {
-	Evaluation	evaluation = {prepared, direction, row, {0, true}};
+	Evaluation	evaluation = {
+		prepared, direction, row->values, row->nulls, {0, true}
+	};
 	NullableDatum mark = {0, true};
-	ErrorData  *error = attempt_or_cancel(evaluate_row, &evaluation);
+	ErrorData  *error = evaluate(&evaluation);
 
 	if (error != NULL)
 	{
@@ -468,9 +522,17 @@ evaluate_marked(Prepared *prepared, const Direction *direction, Row *row)
 	return evaluation.result;
 }
 
+/* The row has a value for the direction's target: there is nothing to say. */
+static void
+clear_mark(const Direction *direction, Row *row)
+{
+	if (direction->mark != 0)
+		set_value(row, direction->mark, (NullableDatum) {0, true});
+}
+
 /* A value for the direction's target, which the row gets. */
 static void
-sync_target(Prepared *prepared, const Direction *direction, Row *row)
+sync_target(Prepared *prepared, Direction *direction, Row *row)
 {
 	NullableDatum value;
 
@@ -480,8 +542,7 @@ sync_target(Prepared *prepared, const Direction *direction, Row *row)
 	{
 		value = prepared_evaluate(prepared, direction, row->values,
 								  row->nulls);
-		if (direction->mark != 0)
-			set_value(row, direction->mark, (NullableDatum) {0, true});
+		clear_mark(direction, row);
 	}
 	set_value(row, direction->target, value);
 }
@@ -491,12 +552,15 @@ sync_row(Prepared *prepared, Row *row)
 {
 	for (int i = 0; i < prepared->ndirections; i++)
 	{
-		const Direction *direction = &prepared->directions[i];
+		Direction  *direction = &prepared->directions[i];
 
-		if (row->old_values == NULL ? !applies_to_insert(direction, row) :
-			!applies_to_update(prepared, direction, row))
-			continue;
-		sync_target(prepared, direction, row);
+		if (row->old_values == NULL ? applies_to_insert(direction, row) :
+			applies_to_update(prepared, direction, row))
+			sync_target(prepared, direction, row);
+		else if (row->old_values != NULL &&
+				 is_updated(row, direction->target) &&
+				 !row->nulls[direction->target - 1])
+			clear_mark(direction, row);
 	}
 }
 
@@ -511,7 +575,9 @@ note_move(Prepared *prepared, const TriggerData *data, HeapTuple tuple)
 	if (!TRIGGER_FIRED_BY_UPDATE(data->tg_event) || running.desc == NULL)
 		return;
 	running.moved_table = InvalidOid;
-	if (prepared_fits(prepared, tuple))
+	/* a trigger before the delete may keep the row where it is */
+	if (data->tg_relation->trigdesc->trig_delete_before_row ||
+		prepared_fits(prepared, tuple))
 		return;
 	if (running.moved != NULL)
 		heap_freetuple(running.moved);
@@ -544,6 +610,41 @@ moved_row(const Prepared *prepared, Relation relation)
 	tuple = map ? execute_attr_map_tuple(running.moved, map) : running.moved;
 	relation_close(source, NoLock);
 	return tuple;
+}
+
+/* Is this a column that a rule writes? */
+static bool
+is_target(const Prepared *prepared, AttrNumber attnum)
+{
+	for (int i = 0; i < prepared->ndirections; i++)
+	{
+		if (prepared->directions[i].target == attnum ||
+			prepared->directions[i].mark == attnum)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Has the row that arrives the key of the one that left, or without a primary
+ * key all that no rule writes?  A trigger may have stopped the one that left.
+ */
+static bool
+is_moved_row(const Prepared *prepared, Relation relation, const Row *row)
+{
+	Bitmapset  *key =
+		RelationGetIndexAttrBitmap(relation, INDEX_ATTR_BITMAP_PRIMARY_KEY);
+
+	for (AttrNumber attnum = 1; attnum <= row->desc->natts; attnum++)
+	{
+		if (key == NULL ? !is_target(prepared, attnum) :
+			bms_is_member(attnum - FirstLowInvalidHeapAttributeNumber, key))
+		{
+			if (is_updated(row, attnum))
+				return false;
+		}
+	}
+	return true;
 }
 
 /* ---- the trigger ---- */
@@ -611,6 +712,10 @@ bluegreen_sync_columns(PG_FUNCTION_ARGS)
 	PG_TRY();
 	{
 		prepared_ready(prepared, data->tg_relation);
+		if (TRIGGER_FIRED_BY_INSERT(data->tg_event) &&
+			row.old_values != NULL &&
+			!is_moved_row(prepared, data->tg_relation, &row))
+			row.old_values = NULL;
 		sync_row(prepared, &row);
 		if (row.is_changed)
 			tuple = heap_modify_tuple(tuple, row.desc, row.values, row.nulls,

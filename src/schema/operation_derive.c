@@ -38,7 +38,10 @@
 #include "schema/shape.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/lsyscache.h"
 #include "utils/rls.h"
+
+#define GENERATED_VIRTUAL	'v' /* attgenerated, since PostgreSQL 18 */
 
 /* One direction: from a source to a target. */
 typedef struct DeriveWork
@@ -183,11 +186,30 @@ has_name(List *names, const char *name)
 	return false;
 }
 
-/* Columns of the source that the key is made of. */
+/* Columns of the source that a part of the transform reads. */
+static List *
+read_columns(const DeriveWork *work, Node *node)
+{
+	List	   *columns = source_columns(work->source);
+	List	   *result = NIL;
+	ListCell   *lc;
+
+	foreach(lc, pull_var_clause(node, 0))
+	{
+		const Var  *var = lfirst_node(Var, lc);
+
+		/* the whole row */
+		if (var->varattno <= 0)
+			return columns;
+		result = lappend(result, list_nth(columns, var->varattno - 1));
+	}
+	return result;
+}
+
+/* The names of those that the key is made of. */
 static List *
 key_sources(const DeriveWork *work)
 {
-	List	   *columns = source_columns(work->source);
 	List	   *result = NIL;
 	ListCell   *lc;
 	ListCell   *other;
@@ -198,15 +220,33 @@ key_sources(const DeriveWork *work)
 
 		if (entry->resjunk || !has_name(work->key, entry->resname))
 			continue;
-		foreach(other, pull_var_clause((Node *) entry->expr, 0))
+		foreach(other, read_columns(work, (Node *) entry->expr))
 		{
-			const ShapeColumn *column =
-				list_nth(columns, lfirst_node(Var, other)->varattno - 1);
-
-			result = lappend(result, column->old_name);
+			result = lappend(result,
+							 ((ShapeColumn *) lfirst(other))->old_name);
 		}
 	}
 	return result;
+}
+
+/* What is computed when it is read, a trigger does not see. */
+static void
+require_stored_columns(const DeriveWork *work)
+{
+	List	   *nodes = list_make2(work->query->targetList,
+								   work->query->jointree);
+	ListCell   *lc;
+
+	foreach(lc, read_columns(work, (Node *) nodes))
+	{
+		const ShapeColumn *column = lfirst(lc);
+
+		if (column->is_generated && column->attnum > 0 &&
+			get_attgenerated(work->source->relid, column->attnum) ==
+			GENERATED_VIRTUAL)
+			operation_refuse(work->operation, "generated column \"%s\" is virtual: it has no value when a row is written",
+							 column->old_name);
+	}
 }
 
 /*
@@ -712,6 +752,7 @@ derive(DeriveWork *work, JsonbContainer *fields, bool fill)
 	require_derivable(work, work->source);
 	require_derivable(work, work->target);
 	analyze_transform(work);
+	require_stored_columns(work);
 	find_key(work);
 	require_possible_write(work);
 	rows->create = row_trigger_sql(work);

@@ -12,10 +12,14 @@
  * as for any write, also where rows are applied or filled and the session is
  * in session_replication_role = replica.
  *
- * Rules are prepared once in a session for each trigger, and again when the
- * relation cache says that something about the table is new.  A call may come
- * within another one of the same trigger: an expression, or a type's input or
- * check, has written to the same table.
+ * Rules are read once in a session for each trigger, and again when the relation
+ * cache says that something about the table is new.  An expression is prepared
+ * when it is first evaluated, so it fails only who needs it.  The server's plan
+ * cache follows what it calls; to what type that gives, and how it becomes the
+ * column's, we look each time.
+ *
+ * A call may come within another one of the same trigger: an expression, or a
+ * type's input or check, has written to the same table.
  *
  *-------------------------------------------------------------------------
  */
@@ -30,12 +34,15 @@
 #include "compat.h"
 #include "core/catalog.h"
 #include "nodes/makefuncs.h"
+#include "nodes/nodeFuncs.h"
 #include "optimizer/optimizer.h"
 #include "parser/parse_coerce.h"
 #include "schema/prepared.h"
+#include "storage/proc.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/fmgroids.h"
+#include "utils/guc.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -133,29 +140,145 @@ require_trigger_of_change(Oid trigger, const TriggerData *data)
 						RelationGetRelationName(data->tg_relation))));
 }
 
-static AttrNumber
-require_attribute(Relation relation, const char *name)
+/* ---- planned expressions ---- */
+
+static void
+set_code(Code *code, Expr *expr)
 {
-	AttrNumber	attnum = name ? get_attnum(RelationGetRelid(relation), name) :
+	*code = (Code) {.expr = expr};
+	get_typlenbyval(exprType((Node *) expr), &code->length, &code->by_value);
+}
+
+static Execution *
+create_execution(Expr *expr)
+{
+	MemoryContext context = AllocSetContextCreate(TopTransactionContext,
+												  "pg_bluegreen expression",
+												  ALLOCSET_SMALL_SIZES);
+	MemoryContext oldcontext = MemoryContextSwitchTo(context);
+	Execution  *execution = palloc0_object(Execution);
+
+	execution->context = context;
+	execution->econtext = CreateStandaloneExprContext();
+	/* a copy, since it may be planned anew while it runs */
+	execution->state = ExecInitExpr(copyObject(expr), NULL);
+	MemoryContextSwitchTo(oldcontext);
+	return execution;
+}
+
+/*
+ * The execution that the transaction has; or a new one that replaces it, or
+ * that is only for a call within the one that runs it.
+ */
+static Execution *
+find_execution(Code *code)
+{
+	LocalTransactionId transaction = proc_lxid(MyProc);
+
+	if (code->transaction != transaction)
+		code->execution = NULL;
+	code->transaction = transaction;
+	if (code->execution == NULL)
+		code->execution = create_execution(code->expr);
+	return code->execution->busy ? create_execution(code->expr) :
+		code->execution;
+}
+
+/*
+ * The value for what a CaseTestExpr stands for, or for the slot's row; in the
+ * current memory context.
+ */
+static NullableDatum
+run_code(Code *code, NullableDatum given, TupleTableSlot *slot)
+{
+	Execution  *execution = find_execution(code);
+	ExprContext *econtext = execution->econtext;
+	NullableDatum result;
+
+	execution->busy = true;
+	econtext->caseValue_datum = given.value;
+	econtext->caseValue_isNull = given.isnull;
+	econtext->ecxt_scantuple = slot;
+	PG_TRY();
+	{
+		result.value = ExecEvalExprSwitchContext(execution->state, econtext,
+												 &result.isnull);
+	}
+	PG_CATCH();
+	{
+		/* what it has kept may be rolled back with a subtransaction */
+		if (code->execution == execution)
+			code->execution = NULL;
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	if (!result.isnull)
+		result.value = datumCopy(result.value, code->by_value, code->length);
+	if (code->execution == execution)
+	{
+		ResetExprContext(econtext);
+		execution->busy = false;
+	}
+	else
+	{
+		FreeExprContext(econtext, true);
+		MemoryContextDelete(execution->context);
+	}
+	return result;
+}
+
+/* ---- preparing ---- */
+
+static AttrNumber
+find_attribute(const Prepared *prepared, const char *name)
+{
+	AttrNumber	attnum = get_attnum(prepared->relid, name);
+
+	return Max(attnum, InvalidAttrNumber);
+}
+
+static void
+missing_attribute(const Prepared *prepared, const char *name)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_COLUMN),
+			 errmsg("column \"%s\" of table \"%s\", which a change keeps in step, does not exist",
+					name, get_rel_name(prepared->relid))));
+}
+
+static AttrNumber
+require_attribute(const Prepared *prepared, const char *name)
+{
+	AttrNumber	attnum = name ? find_attribute(prepared, name) :
 		InvalidAttrNumber;
 
-	if (name != NULL && attnum <= InvalidAttrNumber)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_COLUMN),
-				 errmsg("column \"%s\" of table \"%s\", which a change keeps in step, does not exist",
-						name, RelationGetRelationName(relation))));
+	if (name != NULL && attnum == InvalidAttrNumber)
+		missing_attribute(prepared, name);
 	return attnum;
 }
 
-/* What turns a value of the expression's type to one of the column's. */
-static Expr *
-prepare_cast(Relation relation, AttrNumber target, Oid given)
+/*
+ * What turns a value that the expression gave to one of the column's type: it
+ * is not what it was if a function, a cast or a domain is another one now.
+ */
+static void
+prepare_cast(Prepared *prepared, Direction *direction, Oid given)
 {
+	Expression *expression = &direction->expression;
 	Form_pg_attribute attribute =
-		TupleDescAttr(RelationGetDescr(relation), target - 1);
-	CaseTestExpr *value = makeNode(CaseTestExpr);
+		TupleDescAttr(prepared->desc, direction->target - 1);
+	CaseTestExpr *value;
 	Node	   *node;
 
+	if (expression->type == given &&
+		(expression->cached == NULL || expression->cached->is_valid))
+		return;
+	if (expression->cached != NULL)
+		FreeCachedExpression(expression->cached);
+	expression->cached = NULL;
+	expression->cast.expr = NULL;
+	expression->type = InvalidOid;
+	value = makeNode(CaseTestExpr);
 	value->typeId = given;
 	value->typeMod = -1;
 	value->collation = get_typcollation(given);
@@ -169,21 +292,41 @@ prepare_cast(Relation relation, AttrNumber target, Oid given)
 						NameStr(attribute->attname),
 						format_type_be(attribute->atttypid),
 						format_type_be(given))));
-	if (node == (Node *) value)
-		return NULL;
-	return expression_planner((Expr *) node);
+	if (node != (Node *) value)
+	{
+		expression->cached = GetCachedExpression(node);
+		set_code(&expression->cast, (Expr *) expression->cached->expr);
+	}
+	expression->type = given;
 }
 
+/* Error unless the statement is one expression. */
 static void
-prepare_expression(Expression *expression, Relation relation,
-				   const char *text, List *reads, const char *alias)
+require_one_expression(SPIPlanPtr plan, const char *text)
 {
+	List	   *sources = SPI_plan_get_plan_sources(plan);
+	TupleDesc	result = ((CachedPlanSource *) linitial(sources))->resultDesc;
+
+	if (list_length(sources) != 1 || result == NULL || result->natts != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_SYNTAX_ERROR),
+				 errmsg("\"%s\" is not one expression", text)));
+}
+
+/* The caller runs as the table's owner, and is connected to SPI. */
+static void
+prepare_expression(Prepared *prepared, Direction *direction)
+{
+	const RuleSet *set = prepared->set;
+	const Rule *rule = direction->rule;
+	const char *text = direction->up ? rule->up : rule->down;
+	List	   *reads = direction->up ? rule->up_reads : rule->down_reads;
+	Expression *expression = &direction->expression;
 	Oid		   *types = palloc_array(Oid, list_length(reads) + 1);
 	StringInfoData sql;
+	SPIPlanPtr	plan;
 	ListCell   *lc;
 
-	expression->nargs = list_length(reads);
-	expression->args = palloc_array(AttrNumber, expression->nargs + 1);
 	initStringInfo(&sql);
 	appendStringInfo(&sql, "SELECT (%s\n)", text);
 	foreach(lc, reads)
@@ -191,67 +334,85 @@ prepare_expression(Expression *expression, Relation relation,
 		ColumnRead *read = lfirst(lc);
 		int			i = foreach_current_index(lc);
 
-		expression->args[i] = require_attribute(relation, read->column);
-		types[i] = TupleDescAttr(RelationGetDescr(relation),
+		if (expression->args[i] == InvalidAttrNumber)
+			missing_attribute(prepared, read->column);
+		types[i] = TupleDescAttr(prepared->desc,
 								 expression->args[i] - 1)->atttypid;
 		appendStringInfo(&sql, "%s$%d AS %s",
 						 i == 0 ? " FROM (SELECT " : ", ", i + 1,
 						 quote_identifier(read->name));
 	}
 	if (reads != NIL)
-		appendStringInfo(&sql, ") AS %s", quote_identifier(alias));
-	expression->plan = SPI_prepare(sql.data, expression->nargs, types);
-	if (expression->plan == NULL)
+		appendStringInfo(&sql, ") AS %s",
+						 quote_identifier(direction->up || !set->new_alias ?
+										  set->old_alias : set->new_alias));
+	plan = SPI_prepare(sql.data, expression->nargs, types);
+	if (plan == NULL)
 		elog(ERROR, "could not prepare \"%s\": %s", sql.data,
 			 SPI_result_code_string(SPI_result));
-	if (SPI_keepplan(expression->plan) != 0)
+	require_one_expression(plan, text);
+	if (SPI_keepplan(plan) != 0)
 		elog(ERROR, "SPI_keepplan failed");
+	expression->plan = plan;
 }
 
-/* Type of what the statement gives; error if it is not one expression. */
-static Oid
-plan_type(const Expression *expression, const char *text)
-{
-	List	   *sources = SPI_plan_get_plan_sources(expression->plan);
-	TupleDesc	result = ((CachedPlanSource *) linitial(sources))->resultDesc;
-
-	if (list_length(sources) != 1 || result == NULL || result->natts != 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_SYNTAX_ERROR),
-				 errmsg("\"%s\" is not one expression", text)));
-	return TupleDescAttr(result, 0)->atttypid;
-}
-
+/* Look the columns up; one that is missing may be an error of each row. */
 static void
-prepare_direction(Prepared *prepared, Direction *direction,
-				  Relation relation, const Rule *rule)
+prepare_direction(Prepared *prepared, Direction *direction)
 {
-	const RuleSet *set = prepared->set;
-	const char *alias = direction->up || set->new_alias == NULL ?
-		set->old_alias : set->new_alias;
-	const char *text = direction->up ? rule->up : rule->down;
+	const Rule *rule = direction->rule;
 	Expression *expression = &direction->expression;
-	MemoryContext oldcontext;
+	List	   *reads = direction->up ? rule->up_reads : rule->down_reads;
+	ListCell   *lc;
 
 	direction->source =
-		require_attribute(relation, direction->up ? rule->old_column :
+		require_attribute(prepared, direction->up ? rule->old_column :
 						  rule->new_column);
 	direction->target =
-		require_attribute(relation, direction->up ? rule->new_column :
+		require_attribute(prepared, direction->up ? rule->new_column :
 						  rule->old_column);
 	if (!direction->up)
-		direction->mark = require_attribute(relation, rule->mark);
-	oldcontext = MemoryContextSwitchTo(prepared->context);
-	prepare_expression(expression, relation, text,
-					   direction->up ? rule->up_reads : rule->down_reads,
-					   alias);
-	/* SPI_prepare() has left us in a context that ends with SPI_finish() */
-	MemoryContextSwitchTo(prepared->context);
-	expression->type = plan_type(expression, text);
-	expression->cast = prepare_cast(relation, direction->target,
-									expression->type);
-	expression->coercion = ExecInitExpr(expression->cast, NULL);
-	MemoryContextSwitchTo(oldcontext);
+		direction->mark = require_attribute(prepared, rule->mark);
+	expression->nargs = list_length(reads);
+	expression->args = MemoryContextAlloc(prepared->context,
+										  sizeof(AttrNumber) *
+										  (expression->nargs + 1));
+	foreach(lc, reads)
+	{
+		const char *column = ((ColumnRead *) lfirst(lc))->column;
+
+		expression->args[foreach_current_index(lc)] =
+			direction->mark != 0 && prepared->set->lenient ?
+			find_attribute(prepared, column) :
+			require_attribute(prepared, column);
+	}
+}
+
+/*
+ * Is there what a direction cannot do without?  Who drops a column of the old
+ * version while a contract could still be undone has no use for it.
+ */
+static bool
+is_possible(const Prepared *prepared, const Rule *rule, bool up)
+{
+	const char *names[] = {
+		rule->old_column, rule->new_column, up ? NULL : rule->mark
+	};
+	ListCell   *lc;
+
+	for (int i = 0; i < lengthof(names); i++)
+	{
+		if (names[i] != NULL &&
+			find_attribute(prepared, names[i]) == InvalidAttrNumber)
+			return false;
+	}
+	foreach(lc, up ? rule->up_reads : NIL)
+	{
+		if (find_attribute(prepared, ((ColumnRead *) lfirst(lc))->column) ==
+			InvalidAttrNumber)
+			return false;
+	}
+	return true;
 }
 
 static void
@@ -259,21 +420,39 @@ release_prepared(Prepared *prepared)
 {
 	for (int i = 0; i < prepared->ndirections; i++)
 	{
-		if (prepared->directions[i].expression.plan != NULL)
-			SPI_freeplan(prepared->directions[i].expression.plan);
+		Expression *expression = &prepared->directions[i].expression;
+
+		if (expression->plan != NULL)
+			SPI_freeplan(expression->plan);
+		if (expression->cached != NULL)
+			FreeCachedExpression(expression->cached);
 	}
 	prepared->ndirections = 0;
-	prepared->bounds = NULL;
-	if (prepared->econtext != NULL)
-		FreeExprContext(prepared->econtext, false);
-	prepared->econtext = NULL;
+	prepared->bounds.expr = NULL;
 	if (prepared->context != NULL)
 		MemoryContextDelete(prepared->context);
 	prepared->context = NULL;
 }
 
+/* Triggers come and go: what is not valid any more need not be kept. */
 static void
-prepare_rules(Prepared *prepared, Relation relation)
+release_unused(void)
+{
+	HASH_SEQ_STATUS status;
+	Prepared   *prepared;
+
+	hash_seq_init(&status, cache);
+	while ((prepared = hash_seq_search(&status)) != NULL)
+	{
+		if (prepared->valid || prepared->users > 0)
+			continue;
+		release_prepared(prepared);
+		(void) hash_search(cache, &prepared->trigger, HASH_REMOVE, NULL);
+	}
+}
+
+static void
+prepare_rules(Prepared *prepared)
 {
 	bool		ups[] = {false, true};
 	ListCell   *lc;
@@ -286,13 +465,17 @@ prepare_rules(Prepared *prepared, Relation relation)
 		foreach(lc, prepared->set->rules)
 		{
 			Rule	   *rule = lfirst(lc);
+			Direction  *direction =
+				&prepared->directions[prepared->ndirections];
 
-			if ((ups[i] ? rule->up : rule->down) == NULL)
+			if ((ups[i] ? rule->up : rule->down) == NULL ||
+				(prepared->set->lenient &&
+				 !is_possible(prepared, rule, ups[i])))
 				continue;
-			prepared->directions[prepared->ndirections].up = ups[i];
-			prepare_direction(prepared,
-							  &prepared->directions[prepared->ndirections++],
-							  relation, rule);
+			direction->up = ups[i];
+			direction->rule = rule;
+			prepare_direction(prepared, direction);
+			prepared->ndirections++;
 		}
 	}
 }
@@ -303,8 +486,9 @@ prepare_bounds(Prepared *prepared, Relation relation)
 {
 	List	   *bounds = RelationGetPartitionQual(relation);
 
-	prepared->bounds =
-		ExecInitCheck((List *) expression_planner((Expr *) bounds), NULL);
+	if (bounds != NIL)
+		set_code(&prepared->bounds,
+				 expression_planner(make_ands_explicit(bounds)));
 	prepared->slot = MakeSingleTupleTableSlot(prepared->desc,
 											  &TTSOpsHeapTuple);
 }
@@ -319,13 +503,14 @@ prepared_find(const TriggerData *data)
 	const Trigger *trigger = data->tg_trigger;
 	Prepared   *prepared;
 	MemoryContext oldcontext;
-	bool		found;
 
 	if (cache == NULL)
 		create_cache();
-	prepared = hash_search(cache, &trigger->tgoid, HASH_ENTER, &found);
-	if (!found)
+	prepared = hash_search(cache, &trigger->tgoid, HASH_FIND, NULL);
+	if (prepared == NULL)
 	{
+		release_unused();
+		prepared = hash_search(cache, &trigger->tgoid, HASH_ENTER, NULL);
 		memset(prepared, 0, sizeof(Prepared));
 		prepared->trigger = trigger->tgoid;
 	}
@@ -346,7 +531,6 @@ prepared_find(const TriggerData *data)
 	oldcontext = MemoryContextSwitchTo(prepared->context);
 	prepared->argument = pstrdup(trigger->tgargs[0]);
 	prepared->set = rules_read(prepared->argument);
-	prepared->econtext = CreateStandaloneExprContext();
 	prepared->desc = CreateTupleDescCopy(RelationGetDescr(data->tg_relation));
 	MemoryContextSwitchTo(oldcontext);
 	prepared->valid = !prepared->changed;
@@ -373,20 +557,23 @@ prepared_enter(Prepared *prepared, PreparedCall *call)
 
 /*
  * Be who it was before; after an error, the abort of the transaction sees to
- * all but what it does not know of.
+ * that.  But the variable is put back after all settings that an error has left
+ * behind: one of them may be of the parameter.
  */
 void
 prepared_leave(Prepared *prepared, PreparedCall *call, bool failed)
 {
 	prepared->users--;
-	if (!failed)
+	if (failed)
+		AtEOXact_GUC(false, call->saved.guc_level);
+	else
 		run_as_restore(&call->saved);
 	SessionReplicationRole = call->role;
 }
 
 /*
- * Prepare the rules, if they are not; the caller runs as the table's owner.
- * Errors: those of the expressions.
+ * Look up what the rules name, if that was not done; the caller runs as the
+ * table's owner.  Errors: there is no such column.
  */
 void
 prepared_ready(Prepared *prepared, Relation relation)
@@ -396,10 +583,9 @@ prepared_ready(Prepared *prepared, Relation relation)
 	if (prepared->ready)
 		return;
 	prepared->ready = true;
-	SPI_connect();
 	PG_TRY();
 	{
-		prepare_rules(prepared, relation);
+		prepare_rules(prepared);
 		oldcontext = MemoryContextSwitchTo(prepared->context);
 		if (relation->rd_rel->relispartition)
 			prepare_bounds(prepared, relation);
@@ -411,46 +597,19 @@ prepared_ready(Prepared *prepared, Relation relation)
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
-	SPI_finish();
 }
 
 /*
- * Turn a value to the type of the column.  A call around this one may be in
- * the midst of the same cast; then this one needs a state of its own, which
- * goes with the caller's memory context.
+ * What an expression gives for a row, in its own type; the caller is connected
+ * to SPI.
  */
-static void
-cast_value(Prepared *prepared, const Expression *expression,
-		   NullableDatum *value)
-{
-	ExprContext *econtext = prepared->econtext;
-	ExprState  *state = expression->coercion;
-
-	if (prepared->users > 1)
-	{
-		econtext = CreateStandaloneExprContext();
-		state = ExecInitExpr(expression->cast, NULL);
-	}
-	econtext->caseValue_datum = value->value;
-	econtext->caseValue_isNull = value->isnull;
-	value->value = ExecEvalExprSwitchContext(state, econtext, &value->isnull);
-}
-
-/*
- * The value of an expression for a row, in the current memory context; the
- * caller runs as the table's owner.  Errors: those of the expression.
- */
-NullableDatum
-prepared_evaluate(Prepared *prepared, const Direction *direction,
-				  const Datum *values, const bool *nulls)
+static NullableDatum
+execute_expression(const Prepared *prepared, const Direction *direction,
+				   const Datum *values, const bool *nulls)
 {
 	const Expression *expression = &direction->expression;
-	Form_pg_attribute target =
-		TupleDescAttr(prepared->desc, direction->target - 1);
 	Datum	   *args = palloc_array(Datum, expression->nargs + 1);
 	char	   *null_args = palloc(expression->nargs + 1);
-	MemoryContext context = CurrentMemoryContext;
-	MemoryContext oldcontext;
 	NullableDatum result;
 
 	for (int i = 0; i < expression->nargs; i++)
@@ -458,31 +617,42 @@ prepared_evaluate(Prepared *prepared, const Direction *direction,
 		args[i] = values[expression->args[i] - 1];
 		null_args[i] = nulls[expression->args[i] - 1] ? 'n' : ' ';
 	}
-	SPI_connect();
 	if (SPI_execute_plan(expression->plan, args, null_args, true, 1) !=
 		SPI_OK_SELECT || SPI_processed != 1 ||
-		SPI_gettypeid(SPI_tuptable->tupdesc, 1) != expression->type)
-	{
-		/* a function that it calls may be another one now */
-		prepared->valid = false;
-		ereport(ERROR,
-				(errcode(ERRCODE_DATATYPE_MISMATCH),
-				 errmsg("expression for column \"%s\" gave no value of type %s",
-						NameStr(target->attname),
-						format_type_be(expression->type))));
-	}
+		SPI_tuptable->tupdesc->natts != 1)
+		elog(ERROR, "expression for column \"%s\" gave no value",
+			 NameStr(TupleDescAttr(prepared->desc,
+								   direction->target - 1)->attname));
 	result.value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
 								 1, &result.isnull);
-	if (expression->coercion != NULL)
-		cast_value(prepared, expression, &result);
-	oldcontext = MemoryContextSwitchTo(context);
-	if (!result.isnull)
+	return result;
+}
+
+/*
+ * The value of an expression for a row, in the current memory context; the
+ * caller runs as the table's owner.  Errors: those of the expression.
+ */
+NullableDatum
+prepared_evaluate(Prepared *prepared, Direction *direction,
+				  const Datum *values, const bool *nulls)
+{
+	Expression *expression = &direction->expression;
+	Form_pg_attribute target =
+		TupleDescAttr(prepared->desc, direction->target - 1);
+	MemoryContext context = CurrentMemoryContext;
+	NullableDatum result;
+
+	SPI_connect();
+	if (expression->plan == NULL)
+		prepare_expression(prepared, direction);
+	result = execute_expression(prepared, direction, values, nulls);
+	prepare_cast(prepared, direction, SPI_gettypeid(SPI_tuptable->tupdesc, 1));
+	MemoryContextSwitchTo(context);
+	if (expression->cast.expr != NULL)
+		result = run_code(&expression->cast, result, NULL);
+	else if (!result.isnull)
 		result.value = datumCopy(result.value, target->attbyval,
 								 target->attlen);
-	MemoryContextSwitchTo(oldcontext);
-	/* what a call around this one has there, it needs */
-	if (prepared->users == 1)
-		ResetExprContext(prepared->econtext);
 	SPI_finish();
 	return result;
 }
@@ -493,14 +663,13 @@ prepared_evaluate(Prepared *prepared, const Direction *direction,
 bool
 prepared_fits(Prepared *prepared, HeapTuple tuple)
 {
-	bool		result;
+	NullableDatum none = {0, true};
+	NullableDatum result;
 
-	if (prepared->bounds == NULL)
+	if (prepared->bounds.expr == NULL)
 		return true;
 	ExecStoreHeapTuple(tuple, prepared->slot, false);
-	prepared->econtext->ecxt_scantuple = prepared->slot;
-	result = ExecCheck(prepared->bounds, prepared->econtext);
+	result = run_code(&prepared->bounds, none, prepared->slot);
 	ExecClearTuple(prepared->slot);
-	ResetExprContext(prepared->econtext);
-	return result;
+	return result.isnull || DatumGetBool(result.value);
 }

@@ -54,6 +54,7 @@
 #define FIRST_DELAY_MS	100
 #define MAX_DELAY_MS	10000
 #define MAX_WINDOW_WAIT_MS	60000
+#define MAX_RAISED		6		/* tries of what fails as if it were blocked */
 #define GRACE_MS		20		/* after bg_lock_timeout, which names itself */
 
 typedef enum Work
@@ -65,6 +66,7 @@ typedef enum Work
 
 static int	wait_ms = 0;		/* for WORK_WAIT */
 static int	tries = 0;			/* in vain, one after the other */
+static int	raised_tries = 0;	/* ... for which no lock was the reason */
 static Change *changing = NULL; /* what this round is about */
 static Step *current = NULL;	/* step that is tried, for who is told */
 static TimeoutId lock_timer;	/* of all locks of a step */
@@ -165,15 +167,29 @@ run_check(const Change *change, const Step *step, const char *sql)
 }
 
 /*
- * Create a trigger of ours, whose function is granted to nobody.
+ * Create a trigger of ours, whose function is granted to nobody.  It is on the
+ * table that has the name now: not on one that is no business of the change's
+ * owner, whom its schema may have been renamed for.
  */
 static void
 run_as_extension(const char *sql)
 {
 	CatalogAccess access;
+	CatalogArgs args = {0};
 
 	catalog_begin(&access);
 	(void) catalog_run(sql, NULL, SPI_OK_UTILITY);
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(access.userid));
+	if (catalog_run("SELECT t.tgrelid::regclass::text FROM pg_trigger t "
+					"JOIN pg_class c ON c.oid = t.tgrelid "
+					"WHERE t.xmin = pg_current_xact_id()::xid "
+					"AND NOT t.tgisinternal AND t.tgparentid = 0 "
+					"AND NOT pg_has_role($1, c.relowner, 'USAGE')", &args,
+					SPI_OK_SELECT) > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be owner of table %s",
+						catalog_text(&access, 0, 1))));
 	catalog_end(&access);
 	CommandCounterIncrement();
 }
@@ -495,13 +511,20 @@ work(Change *change)
 
 /* ---- what goes wrong ---- */
 
-/* Somebody else's lock, or what can come of it. */
+/*
+ * Somebody else's lock, or what can come of it.  Sets whether that is said by
+ * the code that runs, and not by the server, which knows.
+ */
 static bool
-is_blocked(const ErrorData *error)
+is_blocked(const ErrorData *error, bool *raised)
 {
 	bool		expired = locks_expired;
 
 	locks_expired = false;
+	*raised = !expired &&
+		(error->funcname == NULL ||
+		 (strcmp(error->funcname, "ProcessInterrupts") != 0 &&
+		  strcmp(error->funcname, "DeadLockReport") != 0));
 	return expired ||
 		error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ||
 		error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED ||
@@ -533,20 +556,21 @@ find_blocker(const Step *step)
 	return blocker;
 }
 
+/* The reason is NULL if the server knows of a lock. */
 static void
-note_blocked(const Change *change)
+note_blocked(const Change *change, const char *reason)
 {
-	char	   *blocker = NULL;
+	const char *blocker = reason;
 
 	begin();
-	if (current != NULL && current->relation != NULL)
+	if (blocker == NULL && current != NULL && current->relation != NULL)
 		blocker = find_blocker(current);
 	if (blocker == NULL)
 		blocker = "a lock";
 	if (current != NULL)
 		step_tried(change->id, current, blocker);
 	if (change->state == CHANGE_BACKFILLING)
-		backfill_blocked(change->id);
+		backfill_blocked(change->id, blocker);
 	/* the first, and then fewer and fewer */
 	if ((tries & (tries - 1)) == 0)
 		change_event(change, EVENT_BLOCKED,
@@ -573,11 +597,13 @@ static Work
 recover(const Change *change, ErrorData *error)
 {
 	Work		result = WORK_MORE;
+	bool		raised;
 
-	if (is_blocked(error))
+	if (is_blocked(error, &raised) &&
+		(!raised || raised_tries++ < MAX_RAISED))
 	{
 		tries++;
-		note_blocked(change);
+		note_blocked(change, raised ? error->message : NULL);
 		wait_ms = blocked_delay();
 		return WORK_WAIT;
 	}
@@ -628,6 +654,7 @@ work_one_round(int32 id)
 		return WORK_END;
 	result = work(changing);
 	tries = 0;
+	raised_tries = 0;
 	return result;
 }
 

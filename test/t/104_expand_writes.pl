@@ -49,6 +49,23 @@ sub fails_with
 }
 
 #
+# Code that says it were blocked; the worker tries while the rest goes on
+#
+app(<<'SQL');
+CREATE SCHEMA busy AUTHORIZATION app;
+CREATE TABLE busy.tried (id int);
+INSERT INTO busy.tried VALUES (1);
+CREATE FUNCTION busy.not_now() RETURNS int LANGUAGE plpgsql AS
+	$$BEGIN RAISE 'not now' USING ERRCODE = '55P03'; END$$;
+SELECT bluegreen.create_change('busy', '[{"add_column": {"table": "tried",
+	"up": "busy.not_now()", "column": {"name": "n", "type": "int",
+	"nullable": true}}}]', 'busy');
+CALL bluegreen.expand('busy');
+SQL
+$node->poll_query_until(q{SELECT waits_for = 'not now'
+	FROM bluegreen.backfill_progress WHERE change = 'busy'});
+
+#
 # As whom: the owner of the table that was changed, whose partition it may be
 #
 app(<<'SQL');
@@ -245,6 +262,123 @@ is( app('SELECT string_agg(id || c, $$ $$ ORDER BY id) FROM public_nest.nest'),
 end('nest');
 
 #
+# Casts that fail, that write, that become others while a session goes on
+#
+app(<<'SQL');
+CREATE TABLE cast_it (id int PRIMARY KEY, c text);
+CREATE FUNCTION may_divide(v text) RETURNS boolean LANGUAGE sql AS
+	$$SELECT 1; SELECT 1 / (9 - length(v)) < 99$$;
+CREATE DOMAIN checked AS text;
+CREATE DOMAIN later AS text;
+CREATE FUNCTION give(text) RETURNS int LANGUAGE plpgsql AS 'BEGIN RETURN 1; END';
+CREATE FUNCTION note_number(v numeric) RETURNS boolean LANGUAGE plpgsql AS
+	$$BEGIN
+		IF v = 1234567890.5 THEN
+			UPDATE public.number SET k = k, c = '2' WHERE id = 2;
+			PERFORM repeat(v::text, 1000);
+		END IF;
+		RETURN true;
+	END$$;
+CREATE DOMAIN noted_number AS numeric;
+CREATE TABLE number (id int, k int, c text) PARTITION BY LIST (k);
+CREATE TABLE number_1 PARTITION OF number FOR VALUES IN (1);
+SQL
+change('cast', q({"alter_column": {"table": "cast_it", "column": "c",
+	"type": "checked", "up": "c || ''", "down": "c || ''"}}),
+	q({"add_column": {"table": "cast_it", "up": "c || '!'", "column":
+		{"name": "l", "type": "later", "nullable": true}}}),
+	q({"add_column": {"table": "cast_it", "up": "give(c)", "column":
+		{"name": "g", "type": "text", "nullable": true}}}),
+	q({"alter_column": {"table": "number", "column": "c",
+		"type": "noted_number", "up": "c", "down": "c::text"}}));
+expand('cast');
+app('ALTER DOMAIN checked ADD CHECK (may_divide(VALUE)) NOT VALID');
+my $going = $node->session;
+$going->query(q{INSERT INTO cast_it VALUES (1, 'one');
+	BEGIN; INSERT INTO cast_it VALUES (2, 'two'); SAVEPOINT a});
+is($going->errors, '', 'casts that succeed');
+$going->query(q{INSERT INTO cast_it VALUES (3, 'ninechars')});
+like($going->errors, qr/division by zero/, 'one fails');
+$going->query(q{ROLLBACK TO a; INSERT INTO cast_it VALUES (4, 'four');
+	INSERT INTO cast_it VALUES (5, 'five'); COMMIT});
+is($going->errors, '', 'and the next ones do not');
+app('ALTER DOMAIN later ADD CHECK (VALUE <> $$six!$$)');
+$going->query(q{INSERT INTO cast_it VALUES (6, 'six')});
+like($going->errors, qr/violates check constraint "later_check"/,
+	'a check that the type has got');
+app(q{DROP FUNCTION give; CREATE FUNCTION give(text) RETURNS text
+	LANGUAGE plpgsql AS $$BEGIN RETURN 'text'; END$$});
+$going->query(q{INSERT INTO cast_it VALUES (7, 'seven')});
+is($going->errors, '', 'a function that gives another type now');
+is( app('SELECT string_agg(concat_ws($$ $$, id, n.c, l, g), $$,$$ ORDER BY id)
+		FROM public_cast.cast_it n'),
+	'1 one one! 1,2 two two! 1,4 four four! 1,5 five five! 1,7 seven seven! text',
+	'each has its value');
+app(q{INSERT INTO number VALUES (2, 1, '0');
+	ALTER DOMAIN noted_number ADD CHECK (note_number(VALUE)) NOT VALID;
+	INSERT INTO number VALUES (1, 1, '1234567890.5')});
+is( app('SELECT string_agg(id || $$ $$ || c, $$,$$ ORDER BY id)
+		FROM public_cast.number'),
+	'1 1234567890.5,2 2', 'a cast that updates a row of the same partition');
+end('cast');
+
+#
+# A setting that "up" has made does not outlast its error
+#
+app(<<'SQL');
+CREATE TABLE applied (id int);
+CREATE FUNCTION set_role(i int) RETURNS int LANGUAGE plpgsql
+	SET session_replication_role = replica AS
+	$$BEGIN RETURN 1 / i; END$$;
+SQL
+change('applied', q({"add_column": {"table": "applied", "up": "set_role(id)",
+	"column": {"name": "r", "type": "int", "nullable": true}}}));
+expand('applied');
+$going->query(q{SET session_replication_role = replica});
+$going->query('INSERT INTO applied VALUES (0)');
+like($going->errors, qr/division by zero/, 'an error');
+is($going->query('SHOW session_replication_role'), 'replica',
+	'in a session that applies, which goes on to');
+end('applied');
+
+#
+# Rows that a trigger keeps from moving
+#
+app(<<'SQL');
+CREATE TABLE stay (id int, k int, c text, PRIMARY KEY (id, k))
+	PARTITION BY LIST (k);
+CREATE TABLE stay_1 PARTITION OF stay FOR VALUES IN (1);
+CREATE TABLE stay_2 PARTITION OF stay FOR VALUES IN (2);
+CREATE TABLE stay_3 PARTITION OF stay FOR VALUES IN (3);
+INSERT INTO stay VALUES (1, 1, 'same'), (2, 2, 'same');
+CREATE FUNCTION stop_it() RETURNS trigger LANGUAGE plpgsql AS
+	$$BEGIN
+		IF TG_OP = 'DELETE' OR new.id < 3 THEN
+			RETURN NULL;
+		END IF;
+		RETURN new;
+	END$$;
+CREATE TRIGGER stop_it BEFORE DELETE ON stay_1
+	FOR EACH ROW EXECUTE FUNCTION stop_it();
+CREATE TRIGGER stop_it BEFORE INSERT ON stay_3
+	FOR EACH ROW EXECUTE FUNCTION stop_it();
+SQL
+change('stay', q({"alter_column": {"table": "stay", "column": "c",
+	"type": "text", "up": "c || '!'", "down": "rtrim(c, '!')"}}));
+expand('stay');
+foreach my $id (1, 2)
+{
+	app("MERGE INTO stay USING (VALUES ($id), ($id + 2)) v (i) ON id = v.i
+		WHEN MATCHED THEN UPDATE SET k = 3
+		WHEN NOT MATCHED THEN INSERT VALUES (v.i, 3, 'same')");
+}
+is( app('SELECT string_agg(concat_ws($$ $$, id, k, c), $$,$$ ORDER BY id)
+		FROM public_stay.stay'),
+	'1 1 same!,3 3 same!,4 3 same!',
+	'the rows that are inserted after them are no moved ones');
+end('stay');
+
+#
 # Deadlocks of a range with a writer
 #
 app(<<'SQL');
@@ -279,6 +413,12 @@ $writer->query('COMMIT');
 is($writer->errors, '', 'which goes on');
 app(q{CALL bluegreen.wait_for_backfill('dead', '180 s')});
 is(app('SELECT count(w) FROM dead'), '3', 'and so does the backfill');
+
+$node->poll_query_until(q{SELECT message = 'not now' FROM bluegreen.change
+	WHERE change = 'busy'});
+fails_with(q{CALL bluegreen.wait_for_backfill('busy', '1 s')}, qr/not now/,
+	'code that says that it were blocked, but never succeeds, is told',
+	user => 'app');
 
 #
 # A server without the library

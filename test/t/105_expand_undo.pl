@@ -229,6 +229,68 @@ wait_for('soon', q{state = 'contracted'}, 'a worker contracts at its end');
 is($node->safe_psql('SELECT count(label) FROM item'), '2002', 'by itself');
 
 #
+# A row that cannot be converted while the contract can be undone, and can again
+#
+$node->safe_psql(<<'SQL');
+CREATE TABLE mend (id int PRIMARY KEY, z text, q int, old text, per int, gone text);
+INSERT INTO mend VALUES (0, '1', 0, '1', 100, 'x');
+CREATE FUNCTION convert(z text) RETURNS text LANGUAGE plpgsql AS
+	$$BEGIN
+		IF z = 'busy' THEN
+			RAISE 'later' USING ERRCODE = '40001';
+		END IF;
+		RETURN z::int;
+	END$$;
+SQL
+change('mend', q({"drop_column": {"table": "mend", "column": "old",
+	"down": "convert(z)"}}),
+	q({"drop_column": {"table": "mend", "column": "per", "down": "100 / q"}}),
+	q({"drop_column": {"table": "mend", "column": "gone", "down": "z"}}));
+expand('mend');
+
+sub marks
+{
+	return $node->safe_psql(<<'SQL');
+SELECT string_agg(concat_ws(':', m.id, old, per, (SELECT value FROM
+	jsonb_each_text(to_jsonb(m)) WHERE key ~ 'undo.*old$')), ' ' ORDER BY id)
+FROM mend m
+SQL
+}
+$node->safe_psql('UPDATE public_mend.mend SET q = 5 WHERE id = 0');
+is(marks(), '0:1:100', 'what could not have been derived was not');
+contract('mend', '1h');
+my $writer = $node->session;
+$writer->query(q{INSERT INTO public_mend.mend VALUES (1, 'abc', 1), (2, 'abc', 1)});
+is($writer->errors, '', 'values that the old version cannot have');
+$writer->query(q{UPDATE public_mend.mend SET z = '5' WHERE id = 1;
+	UPDATE mend SET old = 'given' WHERE id = 2});
+is($writer->errors . marks(), '0:1:100 1:5:100 2:given:100',
+	'until another one is written');
+$writer->query(q{INSERT INTO public_mend.mend VALUES (3, 'busy', 1)});
+like($writer->errors, qr/later/, 'what may succeed later is an error');
+$node->safe_psql('ALTER FUNCTION convert(text) RENAME TO hidden');
+my $other = $node->session;
+foreach my $session ($writer, $other)
+{
+	$session->query(q{DELETE FROM public_mend.mend WHERE id > 0;
+		INSERT INTO public_mend.mend VALUES (4, '4', 1)});
+	like($session->errors . marks(),
+		qr/^0:1:100 4:100:function convert\(text\) does not exist$/,
+		'a function that is not there is none');
+}
+$node->safe_psql(q{ALTER FUNCTION hidden(text) RENAME TO convert;
+	ALTER TABLE mend DROP COLUMN gone});
+foreach my $session ($writer, $other)
+{
+	$session->query(q{DELETE FROM public_mend.mend WHERE id > 0;
+		INSERT INTO public_mend.mend VALUES (5, '5', 1)});
+	is($session->errors . marks(), '0:1:100 5:5:100',
+		'nor a column of the old version that somebody has dropped');
+}
+$node->safe_psql('ALTER TABLE mend ADD gone text');
+contract('mend', 0);
+
+#
 # Views of several versions: nobody waits for the table behind us while we wait
 # for a view
 #
