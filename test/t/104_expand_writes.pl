@@ -325,6 +325,7 @@ end('cast');
 #
 # A setting that "up" has made does not outlast its error
 #
+$node->safe_psql('GRANT SET ON PARAMETER session_replication_role TO app');
 app(<<'SQL');
 CREATE TABLE applied (id int);
 CREATE FUNCTION set_role(i int) RETURNS int LANGUAGE plpgsql
@@ -414,7 +415,7 @@ is($writer->errors, '', 'which goes on');
 app(q{CALL bluegreen.wait_for_backfill('dead', '180 s')});
 is(app('SELECT count(w) FROM dead'), '3', 'and so does the backfill');
 
-$node->poll_query_until(q{SELECT message = 'not now' FROM bluegreen.change
+$node->poll_query_until(q{SELECT error = 'not now' FROM bluegreen.change
 	WHERE change = 'busy'});
 fails_with(q{CALL bluegreen.wait_for_backfill('busy', '1 s')}, qr/not now/,
 	'code that says that it were blocked, but never succeeds, is told',
