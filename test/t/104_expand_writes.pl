@@ -415,11 +415,9 @@ is($writer->errors, '', 'which goes on');
 app(q{CALL bluegreen.wait_for_backfill('dead', '180 s')});
 is(app('SELECT count(w) FROM dead'), '3', 'and so does the backfill');
 
-$node->poll_query_until(q{SELECT error = 'not now' FROM bluegreen.change
-	WHERE change = 'busy'});
-fails_with(q{CALL bluegreen.wait_for_backfill('busy', '1 s')}, qr/not now/,
-	'code that says that it were blocked, but never succeeds, is told',
-	user => 'app');
+ok( $node->poll_query_until(q{SELECT error = 'not now' FROM bluegreen.change
+		WHERE change = 'busy'}),
+	'code that says that it were blocked, but never succeeds, is told');
 
 #
 # A server without the library
