@@ -210,6 +210,7 @@ find_derived(const TriggerData *data)
 										data->tg_trigger->tgargs[DERIVE_PATH]);
 	read_columns(derived, data);
 	derived->valid = true;		/* unless something happens meanwhile */
+	derived->users++;			/* planning may run code that writes */
 	run_as_owner(data->tg_relation->rd_rel->relowner, derived->path, &saved);
 	SPI_connect();
 	PG_TRY();
@@ -218,10 +219,12 @@ find_derived(const TriggerData *data)
 	}
 	PG_CATCH();
 	{
+		derived->users--;
 		derived->valid = false;
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
+	derived->users--;
 	SPI_finish();
 	run_as_restore(&saved);
 	return derived;
