@@ -36,8 +36,7 @@
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
-#include "schema/change.h"
-#include "schema/shape.h"
+#include "schema/guard.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "tcop/utility.h"
@@ -70,6 +69,7 @@ static Step *current = NULL;	/* step that is tried, for who is told */
 static TimeoutId lock_timer;	/* of all locks of a step */
 static volatile sig_atomic_t locks_expired = false;
 static MemoryContext round_context; /* of what one round makes */
+static bool window_known = false;	/* CHANGE_REVERTIBLE was looked at */
 
 /* ---- transactions; what is made in them survives until the next round ---- */
 
@@ -176,6 +176,52 @@ run_as_extension(const char *sql)
 	(void) catalog_run(sql, NULL, SPI_OK_UTILITY);
 	catalog_end(&access);
 	CommandCounterIncrement();
+	guard_trigger_columns(psprintf("zz_bluegreen_%d", changing->id));
+}
+
+/* Was it because something is gone? */
+static bool
+is_gone(int sqlstate)
+{
+	return sqlstate == ERRCODE_UNDEFINED_TABLE ||
+		sqlstate == ERRCODE_UNDEFINED_COLUMN ||
+		sqlstate == ERRCODE_UNDEFINED_OBJECT;
+}
+
+/*
+ * Run a statement; what is about something that is gone is passed over, and
+ * recorded.
+ */
+static void
+run_if_there(const Change *change, const char *sql, void (*run) (const char *))
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	ErrorData  *volatile error = NULL;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		run(sql);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	if (error == NULL)
+		return;
+	if (!is_gone(error->sqlerrcode))
+		ReThrowError(error);
+	change_event(change, EVENT_CHANGE,
+				 psprintf("passed over: %s", error->message), sql);
 }
 
 /* The lock timer's handler. */
@@ -207,7 +253,7 @@ lock_view(const char *qualified)
  * where one statement locks many partitions; lock_timeout is for each lock.
  */
 static void
-take_locks(const Step *step)
+take_locks(const Change *change, const Step *step)
 {
 	TimestampTz start = GetCurrentTimestamp();
 	ListCell   *lc;
@@ -222,13 +268,83 @@ take_locks(const Step *step)
 
 		if (strncmp(sql, LOCK_VIEW, strlen(LOCK_VIEW)) == 0)
 			lock_view(sql + strlen(LOCK_VIEW));
-		else
+		else if (change->state == CHANGE_EXPANDING ||
+				 change->state == CHANGE_VALIDATING)
 			run_statement(sql);
+		else
+			run_if_there(change, sql, run_statement);
 		set_lock_timeout(bg_lock_timeout -
 						 TimestampDifferenceMilliseconds(start,
 														 GetCurrentTimestamp()));
 	}
 	disable_timeout(lock_timer, false);
+}
+
+/* Is what is gone all that the step is about? */
+static bool
+is_about_one(const Step *step)
+{
+	return OidIsValid(step->relid) || step->kind == STEP_DROP_INDEX;
+}
+
+/* An undo finds what there is now when it is planned anew. */
+static bool
+is_plan_old(const Change *change, const Step *step, GuardResult result)
+{
+	return change->state == CHANGE_UNDOING &&
+		(result == GUARD_CHANGED ||
+		 (result == GUARD_GONE && !is_about_one(step)));
+}
+
+/*
+ * Is there still something to do for the step, and to the same things?  Error
+ * if not to the same.
+ */
+static bool
+is_step_wanted(const Change *change, const Step *step)
+{
+	char	   *what;
+	GuardResult result = guards_check(step, &what);
+
+	if (is_plan_old(change, step, result))
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("planning the undo of change \"%s\" anew, because its tables have changed",
+						change->name)));
+	if (result != GUARD_CHANGED)
+		return result == GUARD_SAME || !is_about_one(step);
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("%s", what),
+			 errdetail("That was done when the change was under way already."),
+			 errhint("Take it back and call again, or use CALL bluegreen.undo(%s) while that is possible.",
+					 quote_literal_cstr(change->name))));
+}
+
+/* May what a statement is about be gone? */
+static bool
+is_lenient(const Change *change, const Step *step)
+{
+	return step->kind == STEP_SQL &&
+		(change->state == CHANGE_RETIRING ||
+		 change->state == CHANGE_REVERTING ||
+		 change->state == CHANGE_UNDOING);
+}
+
+static void
+run_step_statement(const Change *change, const Step *step, const char *sql)
+{
+	void		(*run) (const char *) = run_statement;
+
+	if (step->kind == STEP_SQL &&
+		strncmp(sql, TRIGGER_STATEMENT, strlen(TRIGGER_STATEMENT)) == 0)
+		run = run_as_extension;
+	if (step->kind == STEP_CHECK)
+		run_check(change, step, sql);
+	else if (is_lenient(change, step))
+		run_if_there(change, sql, run);
+	else
+		run(sql);
 }
 
 /*
@@ -237,22 +353,26 @@ take_locks(const Step *step)
 static void
 run_transaction(const Change *change, Step *step)
 {
+	TableBefore before;
 	ListCell   *lc;
 
 	set_path(change->path, GUC_ACTION_LOCAL);
-	take_locks(step);
-	foreach(lc, step->statements)
+	if (is_step_wanted(change, step))
 	{
-		const char *sql = lfirst(lc);
-
-		if (step->kind == STEP_CHECK)
-			run_check(change, step, sql);
-		else if (step->kind == STEP_SQL &&
-			strncmp(sql, TRIGGER_STATEMENT, strlen(TRIGGER_STATEMENT)) == 0)
-			run_as_extension(sql);
-		else
-			run_statement(sql);
+		take_locks(change, step);
+		if (is_step_wanted(change, step))
+		{
+			made_begin(step, &before);
+			foreach(lc, step->statements)
+			{
+				run_step_statement(change, step, lfirst(lc));
+			}
+			made_end(change->id, step, &before);
+		}
 	}
+	/* only the version's schema is about no table */
+	if (step->phase == CHANGE_VALIDATING && step->relation == NULL)
+		guard_extension(change);
 	step_finish(change->id, step);
 }
 
@@ -346,23 +466,24 @@ static void
 run_concurrently(const Change *change, Step *step)
 {
 	IndexState	state = INDEX_MISSING;
+	bool		wanted;
 
-	if (step->kind == STEP_INDEX)
-	{
-		begin();
+	begin();
+	wanted = is_step_wanted(change, step);
+	if (wanted && step->kind == STEP_INDEX)
 		state = index_state(step);
-		commit();
-		if (state == INDEX_INVALID)
-			run_top_level(psprintf("DROP INDEX CONCURRENTLY %s",
-								   step->object));
-	}
-	if (state != INDEX_VALID)
+	commit();
+	if (state == INDEX_INVALID)
+		run_top_level(psprintf("DROP INDEX CONCURRENTLY %s", step->object));
+	if (wanted && state != INDEX_VALID)
 	{
 		set_path(change->path, GUC_ACTION_SET);
 		run_top_level(linitial(step->statements));
 		set_path("", GUC_ACTION_SET);
 	}
 	begin();
+	if (step->phase == CHANGE_VALIDATING)
+		made_index(change->id, step);
 	step_finish(change->id, step);
 	commit();
 }
@@ -392,8 +513,15 @@ set_state(const Change *change, ChangeState to)
 {
 	begin();
 	if (change_set_state(change->id, change->state, to))
+	{
 		change_event(change, EVENT_CHANGE, change_state_names[to], NULL);
+		if (to == CHANGE_CONTRACTED)
+			guard_extension_end(change);
+	}
 	commit();
+	/* the window begins now */
+	if (to == CHANGE_REVERTIBLE)
+		window_known = true;
 }
 
 /* Where a phase leads when all of its steps are done. */
@@ -423,12 +551,19 @@ work_on_steps(Change *change)
 {
 	ChangeState to;
 	Step	   *step = NULL;
+	char	   *what;
 
 	begin();
 	set_lock_timeout(bg_lock_timeout);
 	if (!steps_exist(change->id, change->state))
 		change_plan(change);
 	step = step_next(change->id, change->state);
+	if (step != NULL && is_plan_old(change, step, guards_check(step, &what)))
+	{
+		steps_forget(change->id, change->state);
+		change_plan(change);
+		step = step_next(change->id, change->state);
+	}
 	to = next_state(change);
 	commit();
 	if (step != NULL)
@@ -463,6 +598,14 @@ wait_for_window(const Change *change)
 	long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
 													   change->revert_until);
 
+	if (!window_known)
+	{
+		begin();
+		change_keep_window(change->id);
+		commit();
+		window_known = true;
+		return WORK_MORE;
+	}
 	if (left <= 0)
 	{
 		set_state(change, CHANGE_CONTRACTING);
@@ -584,6 +727,18 @@ recover(const Change *change, ErrorData *error)
 	/* the state is another one now, maybe */
 	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
 		return WORK_MORE;
+	/* an index of an old column that is gone is not to be restored */
+	if (change->state == CHANGE_REVERTING && current != NULL &&
+		current->kind == STEP_INDEX && is_gone(error->sqlerrcode))
+	{
+		begin();
+		change_event(change, EVENT_CHANGE,
+					 psprintf("passed over: %s", error->message),
+					 current->title);
+		step_finish(change->id, current);
+		commit();
+		return WORK_MORE;
+	}
 	begin();
 	if (change_set_error(change->id, change->state, error))
 		result = WORK_END;
