@@ -47,7 +47,7 @@ guard_table(Step *step, Oid relid, const char *qualified)
 		lappend(step->guards,
 				psprintf("SELECT CASE WHEN to_regclass(%s) = '%u'::oid THEN NULL "
 						 "WHEN EXISTS (SELECT FROM pg_class WHERE oid = '%u') "
-						 "THEN 'table ' || %s || ' is ' || '%u'::oid::regclass || ' now' "
+						 "THEN format('table \"%%s\" is \"%%s\" now', %s, '%u'::oid::regclass) "
 						 "ELSE '' END", name, relid, relid, name, relid));
 }
 
@@ -63,10 +63,10 @@ guard_column(Step *step, Oid relid, AttrNumber attnum, const char *name)
 		lappend(step->guards,
 				psprintf("SELECT CASE WHEN a.attname = %s THEN NULL "
 						 "WHEN a.attname IS NOT NULL THEN format("
-						 "'column %%I of table %%s is %%I now', %s, c.oid::regclass, a.attname) "
+						 "'column \"%%s\" of table \"%%s\" is \"%%s\" now', %s, c.relname, a.attname) "
 						 "WHEN EXISTS (SELECT FROM pg_attribute o "
 						 "WHERE o.attrelid = c.oid AND o.attname = %s) THEN format("
-						 "'column %%I of table %%s is not the same as before', %s, c.oid::regclass) "
+						 "'column \"%%s\" of table \"%%s\" is not the same as before', %s, c.relname) "
 						 "END FROM pg_class c LEFT JOIN pg_attribute a "
 						 "ON a.attrelid = c.oid AND a.attnum = %d AND NOT a.attisdropped "
 						 "WHERE c.oid = '%u'",
@@ -108,9 +108,9 @@ guard_index(Step *step, Oid index, const char *qualified)
 		lappend(step->guards,
 				psprintf("SELECT CASE WHEN to_regclass(%s) = '%u'::oid OR %s = %s THEN NULL "
 						 "WHEN EXISTS (SELECT FROM pg_class WHERE oid = '%u') "
-						 "THEN 'index ' || %s || ' is ' || '%u'::oid::regclass || ' now' "
+						 "THEN format('index \"%%s\" is \"%%s\" now', %s, '%u'::oid::regclass) "
 						 "WHEN to_regclass(%s) IS NOT NULL "
-						 "THEN 'index ' || %s || ' is not the same as before' "
+						 "THEN format('index \"%%s\" is not the same as before', %s) "
 						 "ELSE '' END", name, index, now,
 						 quote_literal_cstr(before ? before : ""), index,
 						 name, index, name, name));
@@ -174,11 +174,12 @@ guard_lost(Step *step, const ShapeTable *table)
 	catalog_end(&access);
 	step->guards =
 		lappend(step->guards,
-				psprintf("SELECT format('%%I of table %%s would be lost with the old column', "
-						 "h.conname, '%u'::oid::regclass) FROM (%s) h "
+				psprintf("SELECT format('\"%%s\" of table \"%%s\" would be lost with the old column', "
+						 "h.conname, %s) FROM (%s) h "
 						 "WHERE h.conname <> ALL (%s::name[]) "
-						 "AND h.oid <> ALL (%s::oid[]) LIMIT 1", table->relid,
-						 hanging, quote_literal_cstr(names),
+						 "AND h.oid <> ALL (%s::oid[]) LIMIT 1",
+						 quote_literal_cstr(table->old_name), hanging,
+						 quote_literal_cstr(names),
 						 quote_literal_cstr(oids)));
 }
 

@@ -64,7 +64,7 @@ static const char *const obstacles_sql =
 	"idx AS (SELECT i.indexrelid AS oid, c.relname, i.indisunique, "
 	"i.indisexclusion, substr(d.head, length(format("
 	"'CREATE UNIQUE INDEX %I ON %s ', c.relname, tab.name)) + 1) "
-	"|| coalesce(format(' TABLESPACE %I', s.spcname), '') || d.tail AS def "
+	"|| coalesce(' TABLESPACE ' || quote_ident(s.spcname), '') || d.tail AS def "
 	"FROM tab JOIN pg_index i ON i.indrelid = tab.oid "
 	"JOIN pg_class c ON c.oid = i.indexrelid "
 	"LEFT JOIN pg_tablespace s ON s.oid = c.reltablespace "
