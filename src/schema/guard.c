@@ -19,6 +19,7 @@
 #include "postgres.h"
 
 #include "access/relation.h"
+#include "access/xact.h"
 #include "catalog/dependency.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
@@ -32,6 +33,7 @@
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/resowner.h"
 
 /* ---- guards: SQL that gives NULL, '' for what is gone, or what is wrong ---- */
 
@@ -215,6 +217,106 @@ guards_check(const Step *step, char **what)
 	return result;
 }
 
+/* ---- what it means for a step ---- */
+
+/* Is what is gone all that the step is about? */
+static bool
+is_about_one(const Step *step)
+{
+	return OidIsValid(step->relid) || step->kind == STEP_DROP_INDEX;
+}
+
+static bool
+is_plan_old(const Change *change, const Step *step, GuardResult result)
+{
+	return change->state == CHANGE_UNDOING &&
+		(result == GUARD_CHANGED ||
+		 (result == GUARD_GONE && !is_about_one(step)));
+}
+
+/*
+ * Is the step to be planned anew?  An undo finds what there is then.
+ */
+bool
+guard_plan_is_old(const Change *change, const Step *step)
+{
+	char	   *what;
+
+	return is_plan_old(change, step, guards_check(step, &what));
+}
+
+/*
+ * Is there still something to do for the step, and to the same things?  Error
+ * if not to the same.
+ */
+bool
+guard_step(const Change *change, const Step *step)
+{
+	char	   *what;
+	GuardResult result = guards_check(step, &what);
+
+	if (is_plan_old(change, step, result))
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("planning the undo of change \"%s\" anew, because its tables have changed",
+						change->name)));
+	if (result != GUARD_CHANGED)
+		return result == GUARD_SAME || !is_about_one(step);
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("%s", what),
+			 errdetail("That was done when the change was under way already."),
+			 errhint("Take it back and call again, or use CALL bluegreen.undo(%s) while that is possible.",
+					 quote_literal_cstr(change->name))));
+}
+
+/*
+ * Was it because something is gone?
+ */
+bool
+guard_is_gone(const ErrorData *error)
+{
+	return error->sqlerrcode == ERRCODE_UNDEFINED_TABLE ||
+		error->sqlerrcode == ERRCODE_UNDEFINED_COLUMN ||
+		error->sqlerrcode == ERRCODE_UNDEFINED_OBJECT;
+}
+
+/*
+ * Run a statement; what is about something that is gone is passed over, and
+ * recorded.
+ */
+void
+guard_run(const Change *change, const char *sql, void (*run) (const char *))
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	ErrorData  *volatile error = NULL;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		run(sql);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	if (error == NULL)
+		return;
+	if (!guard_is_gone(error))
+		ReThrowError(error);
+	change_event(change, EVENT_CHANGE,
+				 psprintf("passed over: %s", error->message), sql);
+}
+
 /* ---- what depends on what ---- */
 
 static void
@@ -266,49 +368,26 @@ depend_on_rules(const Trigger *trigger, Oid relid)
 }
 
 /*
- * Make the trigger of this name, which was just created, depend on the columns
- * of its rules.  Error: one of them does not exist.
+ * Make the table's trigger of this name, if it has just got one, depend on the
+ * columns of its rules.  Error: one of them does not exist.
  */
 void
-guard_trigger_columns(const char *name)
+guard_trigger_columns(const char *name, Oid relid)
 {
-	CatalogAccess access;
-	CatalogArgs args = {0};
-	List	   *relids = NIL;
-	ListCell   *lc;
-	uint64		n;
+	Relation	relation;
 
-	catalog_begin(&access);
-	catalog_arg_name(&args, name);
-	n = catalog_run("SELECT t.tgrelid FROM pg_trigger t "
-					"WHERE t.tgname = $1 AND t.tgparentid = 0 "
-					"AND t.tgfoid = 'bluegreen.sync_columns()'::regprocedure "
-					"AND NOT EXISTS (SELECT FROM pg_depend d "
-					"WHERE d.classid = 'pg_trigger'::regclass "
-					"AND d.objid = t.oid AND d.deptype = 'n' "
-					"AND d.refobjid = t.tgrelid)", &args, SPI_OK_SELECT);
-	for (uint64 i = 0; i < n; i++)
+	if (!OidIsValid(relid))
+		return;
+	relation = relation_open(relid, AccessShareLock);
+	for (int i = 0; relation->trigdesc && i < relation->trigdesc->numtriggers;
+		 i++)
 	{
-		MemoryContext oldcontext = MemoryContextSwitchTo(access.context);
+		const Trigger *trigger = &relation->trigdesc->triggers[i];
 
-		relids = lappend_oid(relids,
-							 DatumGetObjectId(catalog_value(i, 1, NULL)));
-		MemoryContextSwitchTo(oldcontext);
+		if (strcmp(trigger->tgname, name) == 0)
+			depend_on_rules(trigger, relid);
 	}
-	catalog_end(&access);
-	foreach(lc, relids)
-	{
-		Relation	relation = relation_open(lfirst_oid(lc), AccessShareLock);
-
-		for (int i = 0; i < relation->trigdesc->numtriggers; i++)
-		{
-			const Trigger *trigger = &relation->trigdesc->triggers[i];
-
-			if (strcmp(trigger->tgname, name) == 0)
-				depend_on_rules(trigger, lfirst_oid(lc));
-		}
-		relation_close(relation, NoLock);
-	}
+	relation_close(relation, NoLock);
 }
 
 /*

@@ -27,7 +27,12 @@ extern void guard_index(Step *step, Oid index, const char *qualified);
 extern void guard_lost(Step *step, const ShapeTable *table);
 extern char *index_identity(const char *oid);
 extern GuardResult guards_check(const Step *step, char **what);
-extern void guard_trigger_columns(const char *name);
+extern bool guard_plan_is_old(const Change *change, const Step *step);
+extern bool guard_step(const Change *change, const Step *step);
+extern bool guard_is_gone(const ErrorData *error);
+extern void guard_run(const Change *change, const char *sql,
+					  void (*run) (const char *));
+extern void guard_trigger_columns(const char *name, Oid relid);
 extern void guard_extension(const Change *change);
 extern void guard_extension_end(const Change *change);
 

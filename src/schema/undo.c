@@ -38,7 +38,10 @@ typedef struct UndoTable
 	bool		created;
 } UndoTable;
 
-/* Tables that were created later may refer to those before. */
+/*
+ * Tables that were created later may refer to those before.  $2 the change's
+ * owner: whoever owns a table can make a trigger of any name on it.
+ */
 static const char *const tables_sql =
 	"SELECT c.oid, format('%I.%I', n.nspname, c.relname), c.relname::text, "
 	"coalesce(m.created, false) "
@@ -48,7 +51,8 @@ static const char *const tables_sql =
 	"FROM bluegreen.schema_made WHERE change = $1 AND kind <> 'index' "
 	"GROUP BY relation) m ON m.relation = c.oid "
 	"WHERE m.relation IS NOT NULL OR EXISTS (SELECT FROM pg_trigger t "
-	"WHERE t.tgrelid = c.oid AND " OUR_TRIGGER ") "
+	"WHERE t.tgrelid = c.oid AND pg_has_role($2, c.relowner, 'USAGE') "
+	"AND " OUR_TRIGGER ") "
 	"ORDER BY 4, m.number DESC, c.oid DESC";
 
 static List *
@@ -61,6 +65,7 @@ find_tables(const Change *change)
 
 	catalog_begin(&access);
 	catalog_arg_int4(&args, change->id);
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(change->owner));
 	n = catalog_run(tables_sql, &args, SPI_OK_SELECT);
 	for (uint64 i = 0; i < n; i++)
 	{

@@ -176,52 +176,8 @@ run_as_extension(const char *sql)
 	(void) catalog_run(sql, NULL, SPI_OK_UTILITY);
 	catalog_end(&access);
 	CommandCounterIncrement();
-	guard_trigger_columns(psprintf("zz_bluegreen_%d", changing->id));
-}
-
-/* Was it because something is gone? */
-static bool
-is_gone(int sqlstate)
-{
-	return sqlstate == ERRCODE_UNDEFINED_TABLE ||
-		sqlstate == ERRCODE_UNDEFINED_COLUMN ||
-		sqlstate == ERRCODE_UNDEFINED_OBJECT;
-}
-
-/*
- * Run a statement; what is about something that is gone is passed over, and
- * recorded.
- */
-static void
-run_if_there(const Change *change, const char *sql, void (*run) (const char *))
-{
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	ErrorData  *volatile error = NULL;
-
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		run(sql);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	if (error == NULL)
-		return;
-	if (!is_gone(error->sqlerrcode))
-		ReThrowError(error);
-	change_event(change, EVENT_CHANGE,
-				 psprintf("passed over: %s", error->message), sql);
+	guard_trigger_columns(psprintf("zz_bluegreen_%d", changing->id),
+						  current->relid);
 }
 
 /* The lock timer's handler. */
@@ -272,53 +228,12 @@ take_locks(const Change *change, const Step *step)
 				 change->state == CHANGE_VALIDATING)
 			run_statement(sql);
 		else
-			run_if_there(change, sql, run_statement);
+			guard_run(change, sql, run_statement);
 		set_lock_timeout(bg_lock_timeout -
 						 TimestampDifferenceMilliseconds(start,
 														 GetCurrentTimestamp()));
 	}
 	disable_timeout(lock_timer, false);
-}
-
-/* Is what is gone all that the step is about? */
-static bool
-is_about_one(const Step *step)
-{
-	return OidIsValid(step->relid) || step->kind == STEP_DROP_INDEX;
-}
-
-/* An undo finds what there is now when it is planned anew. */
-static bool
-is_plan_old(const Change *change, const Step *step, GuardResult result)
-{
-	return change->state == CHANGE_UNDOING &&
-		(result == GUARD_CHANGED ||
-		 (result == GUARD_GONE && !is_about_one(step)));
-}
-
-/*
- * Is there still something to do for the step, and to the same things?  Error
- * if not to the same.
- */
-static bool
-is_step_wanted(const Change *change, const Step *step)
-{
-	char	   *what;
-	GuardResult result = guards_check(step, &what);
-
-	if (is_plan_old(change, step, result))
-		ereport(ERROR,
-				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-				 errmsg("planning the undo of change \"%s\" anew, because its tables have changed",
-						change->name)));
-	if (result != GUARD_CHANGED)
-		return result == GUARD_SAME || !is_about_one(step);
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("%s", what),
-			 errdetail("That was done when the change was under way already."),
-			 errhint("Take it back and call again, or use CALL bluegreen.undo(%s) while that is possible.",
-					 quote_literal_cstr(change->name))));
 }
 
 /* May what a statement is about be gone? */
@@ -342,7 +257,7 @@ run_step_statement(const Change *change, const Step *step, const char *sql)
 	if (step->kind == STEP_CHECK)
 		run_check(change, step, sql);
 	else if (is_lenient(change, step))
-		run_if_there(change, sql, run);
+		guard_run(change, sql, run);
 	else
 		run(sql);
 }
@@ -357,10 +272,10 @@ run_transaction(const Change *change, Step *step)
 	ListCell   *lc;
 
 	set_path(change->path, GUC_ACTION_LOCAL);
-	if (is_step_wanted(change, step))
+	if (guard_step(change, step))
 	{
 		take_locks(change, step);
-		if (is_step_wanted(change, step))
+		if (guard_step(change, step))
 		{
 			made_begin(step, &before);
 			foreach(lc, step->statements)
@@ -469,7 +384,7 @@ run_concurrently(const Change *change, Step *step)
 	bool		wanted;
 
 	begin();
-	wanted = is_step_wanted(change, step);
+	wanted = guard_step(change, step);
 	if (wanted && step->kind == STEP_INDEX)
 		state = index_state(step);
 	commit();
@@ -551,14 +466,13 @@ work_on_steps(Change *change)
 {
 	ChangeState to;
 	Step	   *step = NULL;
-	char	   *what;
 
 	begin();
 	set_lock_timeout(bg_lock_timeout);
 	if (!steps_exist(change->id, change->state))
 		change_plan(change);
 	step = step_next(change->id, change->state);
-	if (step != NULL && is_plan_old(change, step, guards_check(step, &what)))
+	if (step != NULL && guard_plan_is_old(change, step))
 	{
 		steps_forget(change->id, change->state);
 		change_plan(change);
@@ -729,7 +643,7 @@ recover(const Change *change, ErrorData *error)
 		return WORK_MORE;
 	/* an index of an old column that is gone is not to be restored */
 	if (change->state == CHANGE_REVERTING && current != NULL &&
-		current->kind == STEP_INDEX && is_gone(error->sqlerrcode))
+		current->kind == STEP_INDEX && guard_is_gone(error))
 	{
 		begin();
 		change_event(change, EVENT_CHANGE,
