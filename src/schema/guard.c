@@ -18,7 +18,6 @@
  */
 #include "postgres.h"
 
-#include "access/relation.h"
 #include "access/xact.h"
 #include "catalog/dependency.h"
 #include "catalog/namespace.h"
@@ -27,8 +26,11 @@
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_trigger.h"
 #include "commands/extension.h"
+#include "commands/trigger.h"
 #include "compat.h"
 #include "executor/spi.h"
+#include "parser/parser.h"
+#include "schema/derive.h"
 #include "schema/guard.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -348,46 +350,43 @@ depend_on_reads(Oid trigger, Oid relid, List *reads)
 }
 
 static void
-depend_on_rules(const Trigger *trigger, Oid relid)
+depend_on_rules(Oid trigger, Oid relid, const char *rules)
 {
 	ListCell   *lc;
 
-	foreach(lc, rules_read(trigger->tgargs[0])->rules)
+	foreach(lc, rules_read(rules)->rules)
 	{
 		Rule	   *rule = lfirst(lc);
 
 		if (rule->old_column != NULL)
-			depend_on_column(trigger->tgoid, relid, rule->old_column);
+			depend_on_column(trigger, relid, rule->old_column);
 		if (rule->new_column != NULL)
-			depend_on_column(trigger->tgoid, relid, rule->new_column);
+			depend_on_column(trigger, relid, rule->new_column);
 		if (rule->mark != NULL)
-			depend_on_column(trigger->tgoid, relid, rule->mark);
-		depend_on_reads(trigger->tgoid, relid, rule->up_reads);
-		depend_on_reads(trigger->tgoid, relid, rule->down_reads);
+			depend_on_column(trigger, relid, rule->mark);
+		depend_on_reads(trigger, relid, rule->up_reads);
+		depend_on_reads(trigger, relid, rule->down_reads);
 	}
 }
 
 /*
- * Make the table's trigger of this name, if it has just got one, depend on the
- * columns of its rules.  Error: one of them does not exist.
+ * Make the trigger that this statement of ours has just made depend on the
+ * columns that its arguments name.  Error: one of them does not exist.
  */
 void
-guard_trigger_columns(const char *name, Oid relid)
+guard_trigger_columns(const char *sql)
 {
-	Relation	relation;
+	CreateTrigStmt *stmt =
+		castNode(CreateTrigStmt,
+				 linitial_node(RawStmt, raw_parser(sql,
+												   RAW_PARSE_DEFAULT))->stmt);
+	Oid			relid = RangeVarGetRelid(stmt->relation, NoLock, false);
+	Oid			trigger = get_trigger_oid(relid, stmt->trigname, false);
 
-	if (!OidIsValid(relid))
-		return;
-	relation = relation_open(relid, AccessShareLock);
-	for (int i = 0; relation->trigdesc && i < relation->trigdesc->numtriggers;
-		 i++)
-	{
-		const Trigger *trigger = &relation->trigdesc->triggers[i];
-
-		if (strcmp(trigger->tgname, name) == 0)
-			depend_on_rules(trigger, relid);
-	}
-	relation_close(relation, NoLock);
+	if (list_length(stmt->args) == 1)
+		depend_on_rules(trigger, relid, strVal(linitial(stmt->args)));
+	for (int i = DERIVE_COLUMNS; i < list_length(stmt->args); i++)
+		depend_on_column(trigger, relid, strVal(list_nth(stmt->args, i)));
 }
 
 /*

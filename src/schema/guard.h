@@ -32,7 +32,7 @@ extern bool guard_step(const Change *change, const Step *step);
 extern bool guard_is_gone(const ErrorData *error);
 extern void guard_run(const Change *change, const char *sql,
 					  void (*run) (const char *));
-extern void guard_trigger_columns(const char *name, Oid relid);
+extern void guard_trigger_columns(const char *sql);
 extern void guard_extension(const Change *change);
 extern void guard_extension_end(const Change *change);
 

@@ -176,8 +176,7 @@ run_as_extension(const char *sql)
 	(void) catalog_run(sql, NULL, SPI_OK_UTILITY);
 	catalog_end(&access);
 	CommandCounterIncrement();
-	guard_trigger_columns(psprintf("zz_bluegreen_%d", changing->id),
-						  current->relid);
+	guard_trigger_columns(sql);
 }
 
 /* The lock timer's handler. */
