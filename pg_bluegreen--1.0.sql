@@ -253,6 +253,7 @@ CREATE TABLE bluegreen.schema_change (
 		'undoing', 'undone')),
 	revert_window interval,			-- that contract() was called with
 	revert_until timestamptz,		-- while revertible
+	revert_server text,				-- on which that was set
 	paused boolean NOT NULL DEFAULT false,
 	error_sqlstate text,			-- of what ended the worker
 	error_message text,
@@ -276,16 +277,31 @@ CREATE TABLE bluegreen.schema_step (
 			'check')),
 	title text NOT NULL,
 	relation text,
+	relid oid NOT NULL,				-- of the relation, or 0
 	object text,
 	locks text[] NOT NULL,
 	statements text[] NOT NULL,
 	undo text[] NOT NULL,
+	guards text[] NOT NULL,			-- queries: are things what they were?
 	done boolean NOT NULL,
 	tries integer NOT NULL DEFAULT 0,
 	waits_for text,
 	started_at timestamptz,
 	finished_at timestamptz,
 	PRIMARY KEY (change, phase, number)
+);
+
+CREATE TABLE bluegreen.schema_made (
+	change integer NOT NULL
+		REFERENCES bluegreen.schema_change ON DELETE CASCADE,
+	kind text NOT NULL
+		CHECK (kind IN ('table', 'column', 'constraint', 'index')),
+	relation oid NOT NULL,			-- the table
+	number oid NOT NULL,			-- of the column, constraint or index; of a
+									-- table, the operation
+	name text,						-- of an index, qualified
+	identity text,					-- of an index: what it is
+	PRIMARY KEY (change, kind, relation, number)
 );
 
 CREATE TABLE bluegreen.schema_copy (
@@ -1255,6 +1271,12 @@ AS 'MODULE_PATHNAME', 'bluegreen_pause_backfill'
 LANGUAGE C
 SET search_path = pg_catalog, pg_temp;
 
+CREATE FUNCTION bluegreen.skip_step(change name)
+RETURNS text
+AS 'MODULE_PATHNAME', 'bluegreen_skip_step'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
 -- Called for every row: no SET clause.
 CREATE FUNCTION bluegreen.derive_rows()
 RETURNS trigger
@@ -1944,6 +1966,7 @@ REVOKE ALL ON FUNCTION bluegreen.derive_table(name, text, text, text, text[], te
 REVOKE ALL ON FUNCTION bluegreen.sql(name, text, text, boolean)
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.pause_backfill(name, boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.skip_step(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.derive_rows() FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.expand(name) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.contract(name) FROM PUBLIC;
@@ -2237,6 +2260,8 @@ COMMENT ON FUNCTION bluegreen.derive_table(name, text, text, text, text[], text,
 	'add an operation to a change: a table that follows another one; returns its number';
 COMMENT ON FUNCTION bluegreen.sql(name, text, text, boolean) IS
 	'add an operation to a change: statements of your own; returns its number';
+COMMENT ON FUNCTION bluegreen.skip_step(name) IS
+	'take statements of a document that have failed for done; returns their step';
 COMMENT ON FUNCTION bluegreen.pause_backfill(name, boolean) IS
 	'let the backfill of a change rest; paused => false: go on';
 COMMENT ON FUNCTION bluegreen.derive_rows() IS
@@ -2256,6 +2281,8 @@ COMMENT ON TABLE bluegreen.schema_change IS
 	'changes inside this database; see view change';
 COMMENT ON TABLE bluegreen.schema_step IS
 	'what each phase of a change does; see view change_step';
+COMMENT ON TABLE bluegreen.schema_made IS
+	'what a change has made, and an undo drops';
 COMMENT ON TABLE bluegreen.schema_copy IS
 	'constraints and indexes that a change has made for new columns after those of the old ones';
 COMMENT ON TABLE bluegreen.backfill IS

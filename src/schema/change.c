@@ -57,6 +57,11 @@ const char *const change_state_names[] = {
 	"operations, state, paused, error_sqlstate, error_message, error_detail, " \
 	"error_hint, revert_until FROM bluegreen.schema_change WHERE "
 
+/* Which server this is: another one has another number or timeline. */
+#define SERVER_SQL \
+	"((SELECT system_identifier::text FROM pg_control_system()) || ' ' " \
+	"|| left(pg_walfile_name(pg_current_wal_lsn()), 8))"
+
 /* ---- rows ---- */
 
 static Change *
@@ -182,6 +187,31 @@ change_set_window(int32 id, int seconds)
 }
 
 /*
+ * A worker has found the change in its window, which began before it was
+ * started.  If the server is another one by now (a restored backup, a standby
+ * that was promoted), the window begins anew: nobody may have seen its end.  In
+ * any case some minutes are left.
+ */
+void
+change_keep_window(int32 id)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, id);
+	(void) catalog_run("UPDATE bluegreen.schema_change SET "
+					   "revert_until = greatest(revert_until, "
+					   "clock_timestamp() + CASE WHEN revert_server = "
+					   SERVER_SQL " THEN least(revert_window, "
+					   "interval '5 min') ELSE revert_window END), "
+					   "revert_server = " SERVER_SQL
+					   " WHERE id = $1 AND state = 'revertible'", &args,
+					   SPI_OK_UPDATE);
+	catalog_end(&access);
+}
+
+/*
  * A change whose owner was dropped belongs to the superuser who asks for it:
  * change_by_name() lets nobody else through.
  */
@@ -223,6 +253,9 @@ change_set_state(int32 id, ChangeState from, ChangeState to)
 					"revert_until = CASE WHEN $3 = 'revertible' "
 					"THEN CASE WHEN $2 = $3 THEN revert_until "
 					"ELSE clock_timestamp() + revert_window END END, "
+					"revert_server = CASE WHEN $3 = 'revertible' "
+					"THEN CASE WHEN $2 = $3 THEN revert_server ELSE "
+					SERVER_SQL " END END, "
 					"state_since = CASE WHEN $2 = $3 THEN state_since "
 					"ELSE clock_timestamp() END, "
 					"expanded_at = CASE WHEN $3 = 'expanded' "

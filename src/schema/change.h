@@ -98,6 +98,7 @@ extern bool change_set_state(int32 id, ChangeState from, ChangeState to);
 extern void change_take_over(Change *change);
 extern void change_lock_row(Change *change);
 extern void change_set_window(int32 id, int seconds);
+extern void change_keep_window(int32 id);
 extern bool change_try_lock(int32 id);
 extern void change_unlock(int32 id);
 extern void change_interrupt(int32 id);
@@ -125,10 +126,12 @@ typedef struct Step
 	StepKind	kind;
 	char	   *title;
 	List	   *locks;			/* LOCK statements, taken first */
-	char	   *relation;		/* the table, qualified, or NULL */
+	Oid			relid;			/* the table that it is about, or 0 */
+	char	   *relation;		/* the same, qualified, or NULL */
 	char	   *object;			/* STEP_INDEX: the index, qualified */
 	List	   *statements;		/* of char * */
 	List	   *undo;			/* what takes it back, if no catalog tells */
+	List	   *guards;			/* queries: guard.c */
 	ChangeState phase;
 } Step;
 
@@ -137,8 +140,7 @@ extern Step *step_make(StepKind kind, const char *title,
 extern void steps_store(int32 change, ChangeState phase, List *steps);
 extern void steps_delete(int32 change);
 extern void steps_renew(int32 change);
-extern bool step_has_effect(int32 change, ChangeState phase,
-							const char *title);
+extern void steps_forget(int32 change, ChangeState phase);
 extern Step *step_next(int32 change, ChangeState phase);
 extern bool steps_exist(int32 change, ChangeState phase);
 extern bool steps_untouched(int32 change, ChangeState phase);

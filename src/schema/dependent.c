@@ -62,6 +62,10 @@ static const char *const dependents_sql =
 	"OR $2 <> 0 AND d.classid IN ('pg_policy'::regclass, "
 	"'pg_trigger'::regclass, 'pg_statistic_ext'::regclass, "
 	"'pg_publication_rel'::regclass, 'pg_attrdef'::regclass)) "
+	"AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.oid = d.objid "
+	"AND d.classid = 'pg_trigger'::regclass "
+	"AND t.tgfoid IN ('bluegreen.sync_columns()'::regprocedure, "
+	"'bluegreen.derive_rows()'::regprocedure)) "
 	"AND NOT EXISTS (SELECT FROM pg_attrdef a WHERE a.oid = d.objid "
 	"AND d.classid = 'pg_attrdef'::regclass AND a.adnum = $2) "
 	"AND (v.oid IS NULL OR v.oid <> $1 AND NOT EXISTS ("
@@ -72,7 +76,9 @@ static const char *const dependents_sql =
 	"FROM pg_constraint k WHERE k.conparentid = 0 AND "
 	"(k.contype = 'f' AND k.confrelid = $1 "
 	"AND ($2 = 0 AND k.conrelid <> $1 OR $2 = ANY (k.confkey)) "
-	"OR k.contype = 'x' AND k.conrelid = $1 AND $2 = ANY (k.conkey)) "
+	"OR k.conrelid = $1 AND $2 = ANY (k.conkey) AND (k.contype = 'x' "
+	"OR k.contype = 'u' AND (SELECT i.indisexclusion FROM pg_index i "
+	"WHERE i.indexrelid = k.conindid))) "
 	"UNION ALL "
 	"SELECT 'replica identity index ' || i.indexrelid::regclass "
 	"FROM pg_index i WHERE i.indrelid = $1 AND i.indisreplident "
@@ -94,8 +100,6 @@ require_no_dependents(const ShapeTable *table, const ShapeColumn *column,
 	CatalogArgs args = {0};
 	char	   *what = NULL;
 
-	if (table->lenient)
-		return;
 	catalog_begin(&access);
 	catalog_arg(&args, OIDOID, ObjectIdGetDatum(table->relid));
 	catalog_arg(&args, INT2OID, Int16GetDatum(column ? column->attnum : 0));

@@ -17,6 +17,7 @@
 
 #include "compat.h"
 #include "mb/pg_wchar.h"
+#include "parser/parser.h"
 #include "schema/change.h"
 #include "schema/json.h"
 
@@ -625,6 +626,35 @@ check_replica_identity(const Operation *operation)
 						 "identity.index");
 }
 
+/* Statements whose syntax is wrong would be found only when it is too late. */
+static void
+check_syntax(const Operation *operation, const char *field)
+{
+	const char *sql = field_text(operation->fields, field);
+	MemoryContext context = CurrentMemoryContext;
+
+	if (sql == NULL)
+		return;
+	PG_TRY();
+	{
+		(void) raw_parser(sql, RAW_PARSE_DEFAULT);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		ereport(ERROR,
+				(errcode(error->sqlerrcode),
+				 errmsg("operation %d (%s): field \"%s\": %s",
+						operation->number, operation_names[operation->kind],
+						field, error->message)));
+	}
+	PG_END_TRY();
+}
+
 static void
 check_sql(const Operation *operation)
 {
@@ -632,6 +662,8 @@ check_sql(const Operation *operation)
 		field_text(operation->fields, "down") != NULL)
 		operation_refuse(operation, "field \"%s\" cannot be given with \"onComplete\"",
 						 "down");
+	check_syntax(operation, "up");
+	check_syntax(operation, "down");
 }
 
 static void (*const further_checks[]) (const Operation *) = {

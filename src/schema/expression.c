@@ -189,8 +189,6 @@ expression_reads(const ShapeTable *table, bool new_version,
 	List	   *result = NIL;
 	ListCell   *lc;
 
-	if (table->lenient)
-		return NIL;
 	query = analyze_select(table->path,
 						   select_from_nulls(table, new_version, expression),
 						   expression);

@@ -23,7 +23,7 @@
 #include "compat.h"
 #include "executor/spi.h"
 #include "parser/parser.h"
-#include "schema/shape.h"
+#include "schema/guard.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
@@ -259,8 +259,12 @@ op_create_table(Shape *shape, const Operation *operation)
 	if (shape->phase == CHANGE_EXPANDING)
 		run_create_table(shape, create_table_sql(shape, operation));
 	relid = get_relname_relid(name, shape->schema);
-	if (OidIsValid(relid))
-		shape_load(shape, relid)->created = true;
+	if (!OidIsValid(relid))
+		operation_refuse(operation, "table \"%s\" does not exist any more",
+						 name);
+	if (shape->phase == CHANGE_EXPANDING)
+		made_table(shape->change->id, relid, operation->number);
+	shape_load(shape, relid)->created = true;
 }
 
 static void

@@ -293,8 +293,6 @@ op_drop_index(Shape *shape, const Operation *operation)
 	Oid			relid = get_relname_relid(name, shape->schema);
 	char		relkind = OidIsValid(relid) ? get_rel_relkind(relid) : '\0';
 
-	if (shape->phase == CHANGE_UNDOING)
-		return;
 	if (relkind != RELKIND_INDEX && relkind != RELKIND_PARTITIONED_INDEX)
 		operation_refuse(operation,
 						 psprintf("index \"%%s\" does not exist in schema \"%s\"",
@@ -470,13 +468,9 @@ note_dropped(ShapeTable *table, const Operation *operation, const char *name)
 	int16	   *attnums;
 
 	if (!OidIsValid(oid))
-	{
-		if (table->lenient)
-			return NIL;
 		operation_refuse(operation,
 						 psprintf("constraint \"%%s\" of table \"%s\" does not exist",
 								  table->name), name);
-	}
 	tuple = SearchSysCache1(CONSTROID, ObjectIdGetDatum(oid));
 	if (!HeapTupleIsValid(tuple))
 		elog(ERROR, "cache lookup failed for constraint %u", oid);
@@ -522,8 +516,6 @@ op_drop_constraint(Shape *shape, const Operation *operation)
 		field_text(fields, "up"), field_text(fields, "down")
 	};
 
-	if (table->lenient && columns == NIL)
-		return;
 	if (list_length(columns) != 1)
 		operation_refuse(operation, "constraint \"%s\" covers several columns; use drop_multicolumn_constraint",
 						 name);
@@ -538,8 +530,7 @@ op_drop_multicolumn(Shape *shape, const Operation *operation)
 	List	   *columns = note_dropped(table, operation,
 									   field_text(operation->fields, "name"));
 
-	if (!table->lenient)
-		constraint_pairs(shape, table, operation, columns);
+	constraint_pairs(shape, table, operation, columns);
 }
 
 void
@@ -551,8 +542,7 @@ op_rename_constraint(Shape *shape, const Operation *operation)
 
 	rename->name = field_text(operation->fields, "from");
 	rename->column = field_text(operation->fields, "to");
-	if (!table->lenient &&
-		!OidIsValid(get_relation_constraint_oid(table->relid, rename->name,
+	if (!OidIsValid(get_relation_constraint_oid(table->relid, rename->name,
 												true)))
 		operation_refuse(operation,
 						 psprintf("constraint \"%%s\" of table \"%s\" does not exist",

@@ -24,12 +24,13 @@
 #include "commands/dbcommands.h"
 #include "compat.h"
 #include "miscadmin.h"
-#include "schema/shape.h"
+#include "schema/guard.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
+#include "utils/varlena.h"
 
 /*
  * Add a statement to a step.
@@ -49,27 +50,17 @@ step_alter(Step *step, const ShapeTable *table, char *action)
 	step_note(step, psprintf("ALTER TABLE %s %s", table->qualified, action));
 }
 
-/* ---- titles of steps ---- */
-
 /*
- * Titles of steps, by which an undo finds what was done.
+ * A step about a table, as long as that is what it is now.
  */
-char *
-expand_title(const ShapeTable *table)
+Step *
+step_of(StepKind kind, const char *title, const ShapeTable *table)
 {
-	return psprintf("expand table %s", table->old_name);
-}
+	Step	   *step = step_make(kind, title, table->qualified);
 
-char *
-constraints_title(const ShapeTable *table)
-{
-	return psprintf("add constraints to table %s", table->old_name);
-}
-
-char *
-index_title(const char *name)
-{
-	return psprintf("create index %s", name);
+	step->relid = table->relid;
+	guard_table(step, table->relid, table->qualified);
+	return step;
 }
 
 /* ---- locks ---- */
@@ -79,8 +70,7 @@ index_title(const char *name)
  * As statements, which worker.c takes.
  */
 List *
-table_locks(const ShapeTable *table, List *views, List *others,
-			const char *mode)
+table_locks(const char *table, List *views, List *others, const char *mode)
 {
 	List	   *result = NIL;
 	ListCell   *lc;
@@ -91,7 +81,7 @@ table_locks(const ShapeTable *table, List *views, List *others,
 						 psprintf(LOCK_VIEW "%s", (char *) lfirst(lc)));
 	}
 	result = lappend(result, psprintf("LOCK TABLE %s IN ACCESS EXCLUSIVE MODE",
-									  table->qualified));
+									  table));
 	foreach(lc, others)
 	{
 		result = lappend(result,
@@ -105,9 +95,9 @@ table_locks(const ShapeTable *table, List *views, List *others,
  * The tables that foreign keys of this one refer to, as SQL.
  */
 List *
-referenced_tables(const ShapeTable *table)
+referenced_tables(Oid relid)
 {
-	Relation	relation = relation_open(table->relid, AccessShareLock);
+	Relation	relation = relation_open(relid, AccessShareLock);
 	List	   *result = NIL;
 	ListCell   *lc;
 
@@ -115,7 +105,7 @@ referenced_tables(const ShapeTable *table)
 	{
 		Oid			other = ((ForeignKeyCacheInfo *) lfirst(lc))->confrelid;
 
-		if (other != table->relid)
+		if (other != relid)
 			result = lappend(result,
 							 quote_qualified_identifier(get_namespace_name(get_rel_namespace(other)),
 														get_rel_name(other)));
@@ -234,11 +224,11 @@ derivation_steps(const Shape *shape)
 
 		if (derivation->fill != NULL)
 		{
-			step = step_make(STEP_SQL,
-							 psprintf("derive table %s from %s",
-									  derivation->target->old_name,
-									  derivation->source->old_name),
-							 derivation->source->qualified);
+			step = step_of(STEP_SQL,
+						   psprintf("derive table %s from %s",
+									derivation->target->old_name,
+									derivation->source->old_name),
+						   derivation->source);
 			steps = lappend(steps, step);
 			backfill_plan_derived(shape->change->id,
 								  derivation->source->relid,
@@ -270,6 +260,8 @@ derivation_end_steps(const Shape *shape)
 		Derivation *derivation = lfirst(lc);
 
 		step->relation = derivation->source->qualified;
+		guard_table(step, derivation->source->relid,
+					derivation->source->qualified);
 		step->locks = lappend(step->locks,
 							  psprintf("LOCK TABLE %s IN " LOCK_TO_DROP " MODE",
 									   derivation->source->qualified));
@@ -294,8 +286,9 @@ plan_expand(Shape *shape)
 
 		if (table->expand == NIL && table->rules == NIL)
 			continue;
-		step = step_make(STEP_SQL, expand_title(table), table->qualified);
-		step->locks = table_locks(table, NIL, NIL, LOCK_TO_ADD);
+		step = step_of(STEP_SQL, psprintf("expand table %s",
+										  table->old_name), table);
+		step->locks = table_locks(table->qualified, NIL, NIL, LOCK_TO_ADD);
 		step->statements = list_copy(table->expand);
 		step->undo = list_copy(table->expand_undo);
 		if (table->rules != NIL)
@@ -317,8 +310,8 @@ static List *
 index_step(const ShapeTable *table, const Shape *shape, const NewIndex *index,
 		   const char *relation, const char *name)
 {
-	Step	   *step = step_make(STEP_INDEX, index_title(name),
-								 table->qualified);
+	Step	   *step = step_of(STEP_INDEX, psprintf("create index %s", name),
+							   table);
 
 	step->object = shape_qualified(shape, name);
 	step_note(step, psprintf("CREATE %sINDEX CONCURRENTLY %s ON %s %s",
@@ -335,14 +328,14 @@ static List *
 partitioned_index_steps(const ShapeTable *table, const Shape *shape,
 						const NewIndex *index)
 {
-	Step	   *step = step_make(STEP_SQL, index_title(index->name),
-								 table->qualified);
+	Step	   *step = step_of(STEP_SQL, psprintf("create index %s",
+												  index->name), table);
 	List	   *steps = list_make1(step);
-	Step	   *attach = step_make(STEP_SQL, psprintf("attach indexes to %s",
-													  index->name),
-								   table->qualified);
+	Step	   *attach = step_of(STEP_SQL, psprintf("attach indexes to %s",
+													index->name), table);
 	ListCell   *lc;
 
+	step->object = shape_qualified(shape, index->name);
 	step_note(step, psprintf("CREATE %sINDEX IF NOT EXISTS %s ON ONLY %s %s",
 							 index->unique ? "UNIQUE " : "",
 							 quote_identifier(index->name), table->qualified,
@@ -395,8 +388,8 @@ index_steps(const Shape *shape, const ShapeTable *table)
 static List *
 constraint_steps(const Shape *shape, const ShapeTable *table)
 {
-	Step	   *step = step_make(STEP_SQL, constraints_title(table),
-								 table->qualified);
+	Step	   *step = step_of(STEP_SQL, psprintf("add constraints to table %s",
+												  table->old_name), table);
 	List	   *others = NIL;
 	List	   *steps;
 	ListCell   *lc;
@@ -420,15 +413,14 @@ constraint_steps(const Shape *shape, const ShapeTable *table)
 	}
 	if (step->statements == NIL)
 		return NIL;
-	step->locks = table_locks(table, NIL, others, LOCK_TO_ADD);
+	step->locks = table_locks(table->qualified, NIL, others, LOCK_TO_ADD);
 	steps = list_make1(step);
 	foreach(lc, table->constraints)
 	{
 		NewConstraint *constraint = lfirst(lc);
 
-		step = step_make(STEP_SQL, psprintf("validate constraint %s",
-											constraint->name),
-						 table->qualified);
+		step = step_of(STEP_SQL, psprintf("validate constraint %s",
+										  constraint->name), table);
 		step_note(step, psprintf("ALTER TABLE %s VALIDATE CONSTRAINT %s",
 								 table->qualified,
 								 quote_identifier(constraint->name)));
@@ -560,9 +552,11 @@ contract_columns(Step *step, const ShapeTable *table)
 
 		if (pair)
 			contract_sequences(step, table, column);
-		if (pair || column->name == NULL)
-			step_alter(step, table, psprintf("DROP COLUMN %s",
-											 quote_identifier(column->old_name)));
+		if (!pair && column->name != NULL)
+			continue;
+		guard_column(step, table->relid, column->attnum, column->old_name);
+		step_alter(step, table, psprintf("DROP COLUMN IF EXISTS %s",
+										 quote_identifier(column->old_name)));
 	}
 	foreach(lc, table->columns)
 	{
@@ -595,7 +589,7 @@ contract_view_defaults(Step *step, const ShapeTable *table, List *views)
 		ShapeColumn *column = lfirst(lc);
 
 		if (column->name != NULL && column->default_differs && views != NIL)
-			step_note(step, psprintf("ALTER VIEW %s ALTER COLUMN %s DROP DEFAULT",
+			step_note(step, psprintf("ALTER VIEW IF EXISTS %s ALTER COLUMN %s DROP DEFAULT",
 									 (char *) linitial(views),
 									 quote_identifier(column->name)));
 	}
@@ -655,7 +649,7 @@ contract_locks(const ShapeTable *table)
 	ListCell   *lc;
 
 	if (table->name == NULL)
-		return referenced_tables(table);
+		return referenced_tables(table->relid);
 	foreach(lc, table->constraints)
 	{
 		NewConstraint *constraint = lfirst(lc);
@@ -674,16 +668,16 @@ contract_table(Shape *shape, ShapeTable *table)
 {
 	List	   *old_views = version_views_of(shape->change, table->relid, true);
 	List	   *views = version_views_of(shape->change, table->relid, false);
-	Step	   *step = step_make(STEP_SQL, psprintf("contract table %s",
-													table->old_name),
-								 table->qualified);
+	Step	   *step = step_of(STEP_SQL, psprintf("contract table %s",
+												  table->old_name), table);
 	ListCell   *lc;
 
 	foreach(lc, old_views)
 	{
 		step_note(step, psprintf("DROP VIEW IF EXISTS %s", (char *) lfirst(lc)));
 	}
-	step->locks = table_locks(table, list_concat(list_copy(old_views), views),
+	step->locks = table_locks(table->qualified,
+							  list_concat(list_copy(old_views), views),
 							  contract_locks(table), LOCK_TO_DROP);
 	if (table->name == NULL)
 	{
@@ -692,6 +686,7 @@ contract_table(Shape *shape, ShapeTable *table)
 	}
 	if (table->rules != NIL)
 		note_drop_trigger(step, shape, table);
+	guard_lost(step, table);
 	contract_before(step, shape, table);
 	contract_columns(step, table);
 	contract_not_null(step, table);
@@ -702,6 +697,14 @@ contract_table(Shape *shape, ShapeTable *table)
 										 quote_identifier(table->name)));
 	return list_length(step->statements) > list_length(old_views) ? step :
 		NULL;
+}
+
+static Oid
+dropped_index(const char *qualified)
+{
+	List	   *name = textToQualifiedNameList(cstring_to_text(qualified));
+
+	return RangeVarGetRelid(makeRangeVarFromNameList(name), NoLock, true);
 }
 
 static List *
@@ -728,6 +731,7 @@ plan_contract(Shape *shape)
 											  (char *) lfirst(lc)), NULL);
 
 		step->object = lfirst(lc);
+		guard_index(step, dropped_index(step->object), step->object);
 		step_note(step, psprintf("DROP INDEX CONCURRENTLY IF EXISTS %s",
 								 (char *) lfirst(lc)));
 		steps = lappend(steps, step);
@@ -757,6 +761,13 @@ change_plan(const Change *change)
 		steps_store(change->id, change->state, NIL);
 		return;
 	}
+	/* nor was anything retired, maybe because it could not be planned */
+	if (change->state == CHANGE_UNDOING || change->state == CHANGE_REVERTING)
+	{
+		steps_store(change->id, change->state,
+					change->state == CHANGE_UNDOING ? plan_undo(change) : NIL);
+		return;
+	}
 	if (change->state == CHANGE_EXPANDING)
 		require_new_schema(change);
 	shape = shape_build(change, change->state);
@@ -776,12 +787,6 @@ change_plan(const Change *change)
 			steps_store(change->id, CHANGE_CONTRACTING, plan_contract(shape));
 			steps_store(change->id, CHANGE_REVERTING, plan_revert(shape));
 			steps = plan_retire(shape);
-			break;
-		case CHANGE_REVERTING:
-			/* nothing was retired, maybe because it could not be planned */
-			break;
-		case CHANGE_UNDOING:
-			steps = plan_undo(shape);
 			break;
 		default:
 			elog(ERROR, "nothing is to be planned in state %d",

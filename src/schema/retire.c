@@ -17,7 +17,8 @@
  * version.
  *
  * All three are planned when the contract is called, while the catalogs have
- * everything.  Steps that retire and restore can be repeated, in any order:
+ * everything; what others have done since is looked for under the locks of each
+ * step (guard.c).  Steps that retire and restore can be repeated, in any order:
  * whoever undoes may change his mind.
  *
  *-------------------------------------------------------------------------
@@ -29,7 +30,7 @@
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "executor/spi.h"
-#include "schema/shape.h"
+#include "schema/guard.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -48,7 +49,7 @@ typedef struct Obstacle
 	char	   *deferrable;		/* SQL after a unique constraint */
 	char	   *target;			/* of a foreign key, if another table */
 	char	   *hidden;			/* name of ours while it is restored */
-	bool		valid;
+	bool		valid;			/* else its definition says so */
 } Obstacle;
 
 /* ---- what is in the way ---- */
@@ -61,10 +62,16 @@ static const char *const obstacles_sql =
 	"col AS (SELECT attnum FROM pg_attribute "
 	"WHERE attrelid = $1 AND attname = ANY ($2)), "
 	"idx AS (SELECT i.indexrelid AS oid, c.relname, i.indisunique, "
-	"substr(pg_get_indexdef(c.oid), length(format('CREATE UNIQUE INDEX %I ON %s ', "
-	"c.relname, tab.name)) + 1) AS def "
+	"i.indisexclusion, substr(d.head, length(format("
+	"'CREATE UNIQUE INDEX %I ON %s ', c.relname, tab.name)) + 1) "
+	"|| coalesce(' TABLESPACE ' || quote_ident(s.spcname), '') || d.tail AS def "
 	"FROM tab JOIN pg_index i ON i.indrelid = tab.oid "
-	"JOIN pg_class c ON c.oid = i.indexrelid WHERE i.indisvalid) "
+	"JOIN pg_class c ON c.oid = i.indexrelid "
+	"LEFT JOIN pg_tablespace s ON s.oid = c.reltablespace "
+	"CROSS JOIN LATERAL (SELECT left(f.def, length(f.def) - length(f.tail)), "
+	"f.tail FROM (SELECT pg_get_indexdef(c.oid), coalesce(' WHERE ' "
+	"|| pg_get_expr(i.indpred, i.indrelid), '')) f (def, tail)) d (head, tail) "
+	"WHERE i.indisvalid) "
 	"SELECT k.contype::text, k.conname::text, "
 	"CASE k.contype WHEN 'u' THEN (SELECT def FROM idx WHERE oid = k.conindid) "
 	"ELSE pg_get_constraintdef(k.oid) END, "
@@ -75,7 +82,8 @@ static const char *const obstacles_sql =
 	"WHERE c.oid = k.confrelid AND c.oid <> k.conrelid), "
 	"k.oid, k.convalidated "
 	"FROM pg_constraint k WHERE k.conrelid = $1 AND k.conparentid = 0 "
-	"AND k.contype IN ('c', 'f', 'u') AND NOT ($4 AND k.contype = 'u') "
+	"AND (k.contype IN ('c', 'f') OR k.contype = 'u' AND NOT $4 "
+	"AND NOT (SELECT indisexclusion FROM idx WHERE oid = k.conindid)) "
 	"AND (k.conname = ANY ($3) "
 	"OR k.conkey && ARRAY(SELECT attnum FROM col)) "
 	"UNION ALL "
@@ -203,6 +211,24 @@ targets(List *obstacles)
 	return result;
 }
 
+/*
+ * A step about old columns, as long as they have their names.  What is about
+ * one that is gone is passed over (worker.c).
+ */
+static Step *
+old_step(StepKind kind, const char *title, const ShapeTable *table)
+{
+	Step	   *step = step_of(kind, title, table);
+	ListCell   *lc;
+
+	foreach(lc, old_columns(table))
+	{
+		guard_column(step, table->relid, get_attnum(table->relid, lfirst(lc)),
+					 lfirst(lc));
+	}
+	return step;
+}
+
 /* ---- marks ---- */
 
 static char *
@@ -300,12 +326,11 @@ static Step *
 retire_table(const Shape *shape, const ShapeTable *table)
 {
 	List	   *obstacles = find_obstacles(shape, table);
-	Step	   *step = step_make(STEP_SQL,
-								 psprintf("retire old version of table %s",
-										  table->old_name), table->qualified);
+	Step	   *step = old_step(STEP_SQL, psprintf("retire old version of table %s",
+										  table->old_name), table);
 	ListCell   *lc;
 
-	step->locks = table_locks(table, NIL, targets(obstacles), LOCK_TO_DROP);
+	step->locks = table_locks(table->qualified, NIL, targets(obstacles), LOCK_TO_DROP);
 	foreach(lc, obstacles)
 	{
 		retire_obstacle(step, shape, table, lfirst(lc));
@@ -375,10 +400,8 @@ check_steps(const Shape *shape, const ShapeTable *table)
 
 	foreach(lc, mark_names(shape, table))
 	{
-		Step	   *step = step_make(STEP_CHECK,
-									 psprintf("look for rows without old values in table %s",
-											  table->old_name),
-									 table->qualified);
+		Step	   *step = step_of(STEP_CHECK, psprintf("look for rows without old values in table %s",
+											  table->old_name), table);
 		const char *mark = quote_identifier(lfirst(lc));
 
 		step->object = lfirst(lc);
@@ -393,21 +416,19 @@ check_steps(const Shape *shape, const ShapeTable *table)
 
 static void
 add_not_valid(Step *step, const ShapeTable *table, const char *name,
-			  const char *definition)
+			  const char *definition, bool valid)
 {
-	const char *tail = strstr(definition, " NOT VALID") ? "" : " NOT VALID";
-
 	step_alter(step, table,
 			   psprintf("DROP CONSTRAINT IF EXISTS %s, ADD CONSTRAINT %s %s%s",
 						quote_identifier(name), quote_identifier(name),
-						definition, tail));
+						definition, valid ? " NOT VALID" : ""));
 }
 
 static Step *
 validate_step(const ShapeTable *table, const char *name)
 {
-	Step	   *step = step_make(STEP_SQL, psprintf("validate constraint %s",
-													name), table->qualified);
+	Step	   *step = step_of(STEP_SQL, psprintf("validate constraint %s",
+													name), table);
 
 	step_alter(step, table, psprintf("VALIDATE CONSTRAINT %s",
 									 quote_identifier(name)));
@@ -419,13 +440,12 @@ static List *
 restore_constraints(const Shape *shape, const ShapeTable *table,
 					List *obstacles)
 {
-	Step	   *step = step_make(STEP_SQL,
-								 psprintf("restore constraints of table %s",
-										  table->old_name), table->qualified);
+	Step	   *step = old_step(STEP_SQL, psprintf("restore constraints of table %s",
+										  table->old_name), table);
 	List	   *steps = list_make1(step);
 	ListCell   *lc;
 
-	step->locks = table_locks(table, NIL, targets(obstacles), LOCK_TO_ADD);
+	step->locks = table_locks(table->qualified, NIL, targets(obstacles), LOCK_TO_ADD);
 	foreach(lc, obstacles)
 	{
 		Obstacle   *obstacle = lfirst(lc);
@@ -433,7 +453,8 @@ restore_constraints(const Shape *shape, const ShapeTable *table,
 		if (obstacle->kind != CONSTRAINT_CHECK &&
 			obstacle->kind != CONSTRAINT_FOREIGN)
 			continue;
-		add_not_valid(step, table, obstacle->name, obstacle->definition);
+		add_not_valid(step, table, obstacle->name, obstacle->definition,
+					  obstacle->valid);
 		if (obstacle->valid)
 			steps = lappend(steps, validate_step(table, obstacle->name));
 	}
@@ -445,7 +466,7 @@ restore_constraints(const Shape *shape, const ShapeTable *table,
 			continue;
 		add_not_valid(step, table, not_null_name(shape, column),
 					  psprintf("CHECK (%s IS NOT NULL)",
-							   quote_identifier(column->old_name)));
+							   quote_identifier(column->old_name)), true);
 		steps = lappend(steps, validate_step(table,
 											 not_null_name(shape, column)));
 	}
@@ -466,9 +487,8 @@ restore_indexes(const Shape *shape, const ShapeTable *table, List *obstacles)
 		if (obstacle->kind != UNIQUE_INDEX &&
 			obstacle->kind != CONSTRAINT_UNIQUE)
 			continue;
-		step = step_make(STEP_INDEX, psprintf("create index %s",
-											  obstacle->name),
-						 table->qualified);
+		step = old_step(STEP_INDEX, psprintf("create index %s",
+											  obstacle->name), table);
 		step->object = shape_qualified(shape, obstacle->hidden);
 		step_note(step, psprintf("CREATE UNIQUE INDEX CONCURRENTLY %s ON %s %s",
 								 quote_identifier(obstacle->hidden),
@@ -478,16 +498,39 @@ restore_indexes(const Shape *shape, const ShapeTable *table, List *obstacles)
 	return steps;
 }
 
+/* NOT NULL, from version 18 on under the name that it had. */
+static char *
+restore_not_null(const ShapeTable *table, const ShapeColumn *column)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	char	   *name = NULL;
+
+	catalog_begin(&access);
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(table->relid));
+	catalog_arg(&args, INT2OID, Int16GetDatum(column->attnum));
+	if (catalog_run("SELECT conname::text FROM pg_constraint "
+					"WHERE conrelid = $1 AND contype = 'n' "
+					"AND conkey = ARRAY[$2]", &args, SPI_OK_SELECT) > 0)
+		name = catalog_text(&access, 0, 1);
+	catalog_end(&access);
+	return name == NULL ?
+		psprintf("ALTER COLUMN %s SET NOT NULL",
+				 quote_identifier(column->old_name)) :
+		psprintf("DROP CONSTRAINT IF EXISTS %s, ADD CONSTRAINT %s NOT NULL %s",
+				 quote_identifier(name), quote_identifier(name),
+				 quote_identifier(column->old_name));
+}
+
 /* The last step: the table is what it was when it was expanded. */
 static Step *
 restore_table(const Shape *shape, const ShapeTable *table, List *obstacles)
 {
-	Step	   *step = step_make(STEP_SQL, psprintf("restore table %s",
-													table->old_name),
-								 table->qualified);
+	Step	   *step = old_step(STEP_SQL, psprintf("restore table %s",
+													table->old_name), table);
 	ListCell   *lc;
 
-	step->locks = table_locks(table, NIL, NIL, LOCK_TO_DROP);
+	step->locks = table_locks(table->qualified, NIL, NIL, LOCK_TO_DROP);
 	foreach(lc, obstacles)
 	{
 		Obstacle   *obstacle = lfirst(lc);
@@ -514,15 +557,15 @@ restore_table(const Shape *shape, const ShapeTable *table, List *obstacles)
 
 		if (!relaxes_not_null(column))
 			continue;
-		step_alter(step, table, psprintf("ALTER COLUMN %s SET NOT NULL",
-										 quote_identifier(column->old_name)));
+		step_alter(step, table, restore_not_null(table, column));
 		step_alter(step, table, psprintf("DROP CONSTRAINT IF EXISTS %s",
 										 quote_identifier(not_null_name(shape, column))));
 	}
-	note_drop_marks(step, shape, table);
 	if (mark_names(shape, table) != NIL)
 	{
+		/* it depends on the marks */
 		note_drop_trigger(step, shape, table);
+		note_drop_marks(step, shape, table);
 		note_create_trigger(step, shape, table, TRIGGER_FILLED);
 	}
 	return step->statements != NIL ? step : NULL;
@@ -537,10 +580,9 @@ revert_table(const Shape *shape, const ShapeTable *table)
 
 	if (steps != NIL)
 	{
-		step = step_make(STEP_SQL, psprintf("want old values in table %s",
-											table->old_name),
-						 table->qualified);
-		step->locks = table_locks(table, NIL, NIL, LOCK_TO_ADD);
+		step = old_step(STEP_SQL, psprintf("want old values in table %s",
+											table->old_name), table);
+		step->locks = table_locks(table->qualified, NIL, NIL, LOCK_TO_ADD);
 		note_marking_trigger(step, shape, table, TRIGGER_FILLED);
 		steps = lappend(steps, step);
 		steps = list_concat(steps, check_steps(shape, table));

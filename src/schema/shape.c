@@ -149,7 +149,6 @@ shape_load(Shape *shape, Oid relid)
 	table->qualified = shape_qualified(shape, table->old_name);
 	table->path = shape->change->path;
 	table->planned = shape->phase != CHANGE_EXPANDING;
-	table->lenient = shape->phase == CHANGE_UNDOING;
 	table->owner = relation->rd_rel->relowner;
 	table->partitioned =
 		relation->rd_rel->relkind == RELKIND_PARTITIONED_TABLE;
@@ -350,39 +349,6 @@ resolve_rules(ShapeTable *table)
 	}
 }
 
-/* Fields of operations that name the table that is changed. */
-static const char *const table_fields[] = {
-	[OP_DROP_TABLE] = "name",
-	[OP_RENAME_TABLE] = "from",
-	[OP_ADD_COLUMN] = "table",
-	[OP_DROP_COLUMN] = "table",
-	[OP_RENAME_COLUMN] = "table",
-	[OP_ALTER_COLUMN] = "table",
-	[OP_CREATE_INDEX] = "table",
-	[OP_CREATE_CONSTRAINT] = "table",
-	[OP_DROP_CONSTRAINT] = "table",
-	[OP_DROP_MULTICOLUMN_CONSTRAINT] = "table",
-	[OP_RENAME_CONSTRAINT] = "table",
-	[OP_SET_REPLICA_IDENTITY] = "table",
-	[OP_DERIVE_TABLE] = "from",
-	[OP_SQL] = NULL
-};
-
-/*
- * Is a table of the change gone?  Whoever has dropped it has undone what was
- * done to it.
- */
-static bool
-is_gone(const Shape *shape, const Operation *operation)
-{
-	const char *field = table_fields[operation->kind];
-	Oid			relid;
-
-	return field != NULL &&
-		find_table(shape, field_text(operation->fields, field),
-				   &relid) == NULL && !OidIsValid(relid);
-}
-
 /*
  * The tables that a change's operations name, and what becomes of them.
  * Errors: whatever cannot be done.
@@ -400,8 +366,6 @@ shape_build(const Change *change, ChangeState phase)
 	{
 		Operation  *operation = lfirst(lc);
 
-		if (phase == CHANGE_UNDOING && is_gone(shape, operation))
-			continue;
 		operation_handlers[operation->kind] (shape, operation);
 	}
 	/* which columns hold what the new version reads is known only now */

@@ -98,7 +98,6 @@ typedef struct ShapeTable
 	Oid			owner;
 	bool		partitioned;
 	bool		created;		/* by this change */
-	bool		lenient;		/* it is undone: nothing is checked */
 	bool		planned;		/* before: what it adds may be there */
 	List	   *columns;		/* of ShapeColumn * */
 	List	   *rules;			/* of Rule * */
@@ -241,8 +240,10 @@ typedef enum TriggerMode
 #define LOCK_TO_DROP	"ACCESS EXCLUSIVE"
 
 extern void change_plan(const Change *change);
-extern List *table_locks(const ShapeTable *table, List *views, List *others,
+extern List *table_locks(const char *table, List *views, List *others,
 						 const char *mode);
+extern Step *step_of(StepKind kind, const char *title,
+					 const ShapeTable *table);
 extern void step_note(Step *step, char *sql);
 extern void step_alter(Step *step, const ShapeTable *table, char *action);
 extern void note_drop_trigger(Step *step, const Shape *shape,
@@ -250,15 +251,12 @@ extern void note_drop_trigger(Step *step, const Shape *shape,
 extern void note_create_trigger(Step *step, const Shape *shape,
 								const ShapeTable *table, TriggerMode mode);
 
-extern char *expand_title(const ShapeTable *table);
-extern char *constraints_title(const ShapeTable *table);
-extern char *index_title(const char *name);
-extern List *referenced_tables(const ShapeTable *table);
+extern List *referenced_tables(Oid relid);
 extern List *derivation_end_steps(const Shape *shape);
 
 /* ---- undo.c ---- */
 
-extern List *plan_undo(Shape *shape);
+extern List *plan_undo(const Change *change);
 
 /* ---- retire.c ---- */
 

@@ -15,9 +15,11 @@
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "executor/spi.h"
-#include "schema/change.h"
+#include "schema/guard.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+
+PG_FUNCTION_INFO_V1(bluegreen_skip_step);
 
 const char *const step_kind_names[] = {
 	[STEP_SQL] = "sql",
@@ -73,11 +75,14 @@ store_step(int32 change, ChangeState phase, int number, const Step *step)
 	catalog_arg(&args, TEXTARRAYOID, texts_datum(step ? step->locks : NIL));
 	catalog_arg(&args, TEXTARRAYOID, texts_datum(step ? step->statements : NIL));
 	catalog_arg(&args, TEXTARRAYOID, texts_datum(step ? step->undo : NIL));
-	catalog_arg(&args, BOOLOID, BoolGetDatum(step == NULL));
+	catalog_arg(&args, TEXTARRAYOID, texts_datum(step ? step->guards : NIL));
+	catalog_arg(&args, OIDOID,
+				ObjectIdGetDatum(step ? step->relid : InvalidOid));
 	(void) catalog_run("INSERT INTO bluegreen.schema_step (change, phase, "
 					   "number, kind, title, relation, object, locks, "
-					   "statements, undo, done) VALUES ($1, $2, $3, $4, $5, "
-					   "$6, $7, $8, $9, $10, $11)", &args, SPI_OK_INSERT);
+					   "statements, undo, guards, relid, done) VALUES "
+					   "($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, "
+					   "$12, $4 = 'plan')", &args, SPI_OK_INSERT);
 }
 
 /*
@@ -113,6 +118,8 @@ steps_delete(int32 change)
 					   &args, SPI_OK_DELETE);
 	(void) catalog_run("DELETE FROM bluegreen.schema_copy WHERE change = $1",
 					   &args, SPI_OK_DELETE);
+	(void) catalog_run("DELETE FROM bluegreen.schema_made WHERE change = $1",
+					   &args, SPI_OK_DELETE);
 	(void) catalog_run("DELETE FROM bluegreen.backfill WHERE change = $1",
 					   &args, SPI_OK_DELETE);
 	catalog_end(&access);
@@ -136,6 +143,23 @@ steps_renew(int32 change)
 					   "started_at = NULL, finished_at = NULL "
 					   "WHERE change = $1 AND phase IN ($2, $3) "
 					   "AND number > 0", &args, SPI_OK_UPDATE);
+	catalog_end(&access);
+}
+
+/*
+ * The phase is to be planned anew.
+ */
+void
+steps_forget(int32 change, ChangeState phase)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, change);
+	catalog_arg_text(&args, change_state_names[phase]);
+	(void) catalog_run("DELETE FROM bluegreen.schema_step WHERE change = $1 "
+					   "AND phase = $2", &args, SPI_OK_DELETE);
 	catalog_end(&access);
 }
 
@@ -182,39 +206,15 @@ steps_untouched(int32 change, ChangeState phase)
 	return result;
 }
 
-/*
- * Has the step of this title left something?  Statements outside of a
- * transaction may have, as soon as they are begun.
- */
-bool
-step_has_effect(int32 change, ChangeState phase, const char *title)
-{
-	CatalogAccess access;
-	CatalogArgs args = {0};
-	bool		result;
-
-	catalog_begin(&access);
-	catalog_arg_int4(&args, change);
-	catalog_arg_text(&args, change_state_names[phase]);
-	catalog_arg_text(&args, title);
-	result = catalog_run("SELECT FROM bluegreen.schema_step "
-						 "WHERE change = $1 AND phase = $2 AND title = $3 "
-						 "AND (done OR kind = 'index' "
-						 "AND started_at IS NOT NULL)", &args,
-						 SPI_OK_SELECT) > 0;
-	catalog_end(&access);
-	return result;
-}
-
 static List *
-stored_statements(const CatalogAccess *access, int column)
+stored_texts(const CatalogAccess *access, uint64 row, int column)
 {
 	MemoryContext oldcontext = MemoryContextSwitchTo(access->context);
 	List	   *result = NIL;
 	Datum	   *values;
 	int			n;
 
-	deconstruct_array(DatumGetArrayTypeP(catalog_value(0, column, NULL)),
+	deconstruct_array(DatumGetArrayTypeP(catalog_value(row, column, NULL)),
 					  TEXTOID, -1, false, TYPALIGN_INT, &values, NULL, &n);
 	for (int i = 0; i < n; i++)
 		result = lappend(result, TextDatumGetCString(values[i]));
@@ -237,7 +237,7 @@ step_next(int32 change, ChangeState phase)
 	catalog_arg_int4(&args, change);
 	catalog_arg_text(&args, change_state_names[phase]);
 	if (catalog_run("SELECT number, kind, title, relation, object, locks, "
-					"statements FROM bluegreen.schema_step WHERE change = $1 "
+					"statements, guards, relid FROM bluegreen.schema_step WHERE change = $1 "
 					"AND phase = $2 AND NOT done ORDER BY number LIMIT 1",
 					&args, SPI_OK_SELECT) > 0)
 	{
@@ -248,8 +248,10 @@ step_next(int32 change, ChangeState phase)
 		step->title = catalog_text(&access, 0, 3);
 		step->relation = catalog_text(&access, 0, 4);
 		step->object = catalog_text(&access, 0, 5);
-		step->locks = stored_statements(&access, 6);
-		step->statements = stored_statements(&access, 7);
+		step->locks = stored_texts(&access, 0, 6);
+		step->statements = stored_texts(&access, 0, 7);
+		step->guards = stored_texts(&access, 0, 8);
+		step->relid = DatumGetObjectId(catalog_value(0, 9, NULL));
 		step->phase = phase;
 	}
 	catalog_end(&access);
@@ -327,6 +329,23 @@ step_tried(int32 change, const Step *step, const char *waits_for)
 	update_step(change, step, "waits_for = $4, tries = tries + 1", waits_for);
 }
 
+/* Steps whose table is what it was. */
+static List *
+without_changed(List *steps)
+{
+	List	   *result = NIL;
+	ListCell   *lc;
+
+	foreach(lc, steps)
+	{
+		char	   *what;
+
+		if (guards_check(lfirst(lc), &what) == GUARD_SAME)
+			result = lappend(result, lfirst(lc));
+	}
+	return result;
+}
+
 /*
  * What is to be run to take back the steps of a phase that are done and cannot
  * be taken back by looking at the catalogs; the last step first.  List of
@@ -343,7 +362,8 @@ steps_undo(int32 change, ChangeState phase)
 	catalog_begin(&access);
 	catalog_arg_int4(&args, change);
 	catalog_arg_text(&args, change_state_names[phase]);
-	n = catalog_run("SELECT s.kind, s.title, s.relation, u.sql "
+	n = catalog_run("SELECT s.kind, s.title, s.relation, u.sql, "
+					"s.guards, s.relid "
 					"FROM bluegreen.schema_step s CROSS JOIN LATERAL "
 					"unnest(s.undo) WITH ORDINALITY u (sql, n) "
 					"WHERE s.change = $1 AND s.phase = $2 AND s.done "
@@ -354,6 +374,7 @@ steps_undo(int32 change, ChangeState phase)
 		char	   *title = catalog_text(&access, i, 2);
 		char	   *relation = catalog_text(&access, i, 3);
 		char	   *sql = catalog_text(&access, i, 4);
+		List	   *guards = stored_texts(&access, i, 5);
 		MemoryContext oldcontext = MemoryContextSwitchTo(access.context);
 		Step	   *step = step_make(enum_lookup(step_kind_names,
 												 lengthof(step_kind_names),
@@ -361,9 +382,53 @@ steps_undo(int32 change, ChangeState phase)
 									 psprintf("undo: %s", title), relation);
 
 		step->statements = list_make1(sql);
+		step->guards = guards;
+		step->relid = DatumGetObjectId(catalog_value(i, 6, NULL));
 		result = lappend(result, step);
 		MemoryContextSwitchTo(oldcontext);
 	}
 	catalog_end(&access);
-	return result;
+	return without_changed(result);
+}
+
+/*
+ * bluegreen.skip_step(change name) returns text: take the statements of the
+ * document that have failed for done; returns the step's title.  Errors: no
+ * such step has failed.
+ */
+Datum
+bluegreen_skip_step(PG_FUNCTION_ARGS)
+{
+	Change	   *change;
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	char	   *title = NULL;
+
+	require_argument(fcinfo, 0, "change");
+	require_writable("bluegreen.skip_step()");
+	change = change_by_name(NameStr(*PG_GETARG_NAME(0)));
+	change_lock_row(change);
+	change = change_load(change->id);
+	catalog_begin(&access);
+	catalog_arg_int4(&args, change->id);
+	catalog_arg_text(&args, change_state_names[change->state]);
+	if (change->message != NULL &&
+		catalog_run("UPDATE bluegreen.schema_step s SET done = true, "
+					"undo = '{}', waits_for = NULL, "
+					"finished_at = clock_timestamp() "
+					"WHERE change = $1 AND phase = $2 AND kind = 'user' "
+					"AND number = (SELECT min(number) "
+					"FROM bluegreen.schema_step o WHERE o.change = $1 "
+					"AND o.phase = $2 AND NOT o.done) RETURNING title",
+					&args, SPI_OK_UPDATE_RETURNING) > 0)
+		title = catalog_text(&access, 0, 1);
+	catalog_end(&access);
+	if (title == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("no statements of the document of change \"%s\" have failed",
+						change->name),
+				 errdetail("Only an operation \"sql\" can be skipped.")));
+	change_event(change, EVENT_CHANGE, psprintf("skipped: %s", title), NULL);
+	PG_RETURN_TEXT_P(cstring_to_text(title));
 }

@@ -1,137 +1,234 @@
 /*-------------------------------------------------------------------------
  *
  * undo.c
- *		From the shape to the steps that take an expansion back.
+ *		The steps that take an expansion back.
  *
- * The version's views go first, then tables one by one, as they were expanded:
- * trigger, constraints and columns of a table in one step.  Only what a step
- * has made that is done, or may have left something, is taken back, which the
- * titles of steps tell.
+ * They come from what is written down as made (made.c) and from the catalogs,
+ * not from the document: what that names may be gone or have other names by
+ * now, and an undo must be possible all the same.  The version's views go first,
+ * then tables one by one, as they were expanded: trigger, constraints and
+ * columns of a table in one step.  What somebody else has made is not touched,
+ * whatever its name.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
-#include "catalog/pg_inherits.h"
+#include "catalog/pg_type.h"
 #include "compat.h"
-#include "schema/shape.h"
+#include "executor/spi.h"
+#include "schema/guard.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 
-static void
-undo_constraints(Step *step, const ShapeTable *table)
+/* A trigger t of the change $1. */
+#define OUR_TRIGGER \
+	"t.tgparentid = 0 AND t.tgfoid IN (SELECT p.oid FROM pg_proc p " \
+	"WHERE p.pronamespace = 'bluegreen'::regnamespace " \
+	"AND p.proname IN ('sync_columns', 'derive_rows')) " \
+	"AND (t.tgname::text = 'zz_bluegreen_' || $1 " \
+	"OR t.tgname::text LIKE 'BLUEGREEN\\_' || $1 || '\\_%')"
+
+/* A table, as it is now. */
+typedef struct UndoTable
 {
-	ListCell   *lc;
+	Oid			relid;
+	char	   *qualified;		/* SQL */
+	char	   *name;
+	bool		created;
+} UndoTable;
 
-	foreach(lc, table->constraints)
-	{
-		step_alter(step, table, psprintf("DROP CONSTRAINT IF EXISTS %s",
-										 quote_identifier(((NewConstraint *) lfirst(lc))->name)));
-	}
-}
+/*
+ * Tables that were created later may refer to those before.  $2 the change's
+ * owner: whoever owns a table can make a trigger of any name on it.
+ */
+static const char *const tables_sql =
+	"SELECT c.oid, format('%I.%I', n.nspname, c.relname), c.relname::text, "
+	"coalesce(m.created, false) "
+	"FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+	"LEFT JOIN (SELECT relation, bool_or(kind = 'table') AS created, "
+	"max(number) FILTER (WHERE kind = 'table') AS number "
+	"FROM bluegreen.schema_made WHERE change = $1 AND kind <> 'index' "
+	"GROUP BY relation) m ON m.relation = c.oid "
+	"WHERE m.relation IS NOT NULL OR EXISTS (SELECT FROM pg_trigger t "
+	"WHERE t.tgrelid = c.oid AND pg_has_role($2, c.relowner, 'USAGE') "
+	"AND " OUR_TRIGGER ") "
+	"ORDER BY 4, m.number DESC, c.oid DESC";
 
-static void
-undo_columns(Step *step, const ShapeTable *table)
+static List *
+find_tables(const Change *change)
 {
-	ListCell   *lc;
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	List	   *result = NIL;
+	uint64		n;
 
-	foreach(lc, table->columns)
+	catalog_begin(&access);
+	catalog_arg_int4(&args, change->id);
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(change->owner));
+	n = catalog_run(tables_sql, &args, SPI_OK_SELECT);
+	for (uint64 i = 0; i < n; i++)
 	{
-		ShapeColumn *column = lfirst(lc);
+		char	   *qualified = catalog_text(&access, i, 2);
+		char	   *name = catalog_text(&access, i, 3);
+		MemoryContext oldcontext = MemoryContextSwitchTo(access.context);
+		UndoTable  *table = palloc0_object(UndoTable);
 
-		if (column->name != NULL &&
-			(column->attnum == 0 || column->rule != NULL))
-			step_alter(step, table, psprintf("DROP COLUMN IF EXISTS %s",
-											 quote_identifier(column->column)));
+		table->relid = DatumGetObjectId(catalog_value(i, 1, NULL));
+		table->qualified = qualified;
+		table->name = name;
+		table->created = DatumGetBool(catalog_value(i, 4, NULL));
+		result = lappend(result, table);
+		MemoryContextSwitchTo(oldcontext);
 	}
+	catalog_end(&access);
+	return result;
 }
 
 /*
- * Drop what steps that are done have added.  What has the same name, but was
- * made by somebody else while a step had to wait, is not ours to drop.
+ * What is dropped of a table: $2 its number, $3 its name, as SQL.  Hidden
+ * columns are ours by their names.
  */
-static Step *
-undo_table(const Shape *shape, const ShapeTable *table)
+static const char *const drops_sql =
+	"SELECT format('DROP TRIGGER IF EXISTS %I ON %s', t.tgname, $3), "
+	"1, NULL::int, NULL::text FROM pg_trigger t "
+	"WHERE t.tgrelid = $2 AND " OUR_TRIGGER " "
+	"UNION ALL "
+	"SELECT format('ALTER TABLE %s DROP CONSTRAINT IF EXISTS %I', $3, "
+	"k.conname), 2, NULL, NULL FROM bluegreen.schema_made m "
+	"JOIN pg_constraint k ON k.oid = m.number AND k.conrelid = m.relation "
+	"WHERE m.change = $1 AND m.relation = $2 AND m.kind = 'constraint' "
+	"UNION ALL "
+	"SELECT format('ALTER TABLE %s DROP COLUMN IF EXISTS %I', $3, "
+	"a.attname), 3, a.attnum, a.attname::text FROM pg_attribute a "
+	"WHERE a.attrelid = $2 AND a.attnum > 0 AND NOT a.attisdropped "
+	"AND (a.attname::text LIKE 'bluegreen\\_' || $1 || '\\_%' "
+	"OR EXISTS (SELECT FROM bluegreen.schema_made m WHERE m.change = $1 "
+	"AND m.relation = $2 AND m.kind = 'column' AND m.number = a.attnum)) "
+	"ORDER BY 2, 3, 1";
+
+static void
+note_drops(Step *step, const Change *change, const UndoTable *table)
 {
-	int32		change = shape->change->id;
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	uint64		n;
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, change->id);
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(table->relid));
+	catalog_arg_text(&args, table->qualified);
+	n = catalog_run(drops_sql, &args, SPI_OK_SELECT);
+	for (uint64 i = 0; i < n; i++)
+	{
+		char	   *sql = catalog_text(&access, i, 1);
+		char	   *column = catalog_text(&access, i, 4);
+		int			attnum = column != NULL ?
+			DatumGetInt32(catalog_value(i, 3, NULL)) : 0;
+		MemoryContext oldcontext = MemoryContextSwitchTo(access.context);
+
+		step_note(step, sql);
+		if (column != NULL)
+			guard_column(step, table->relid, attnum, column);
+		MemoryContextSwitchTo(oldcontext);
+	}
+	catalog_end(&access);
+}
+
+static Step *
+undo_table(const Change *change, const UndoTable *table)
+{
 	Step	   *step = step_make(STEP_SQL, psprintf("undo table %s",
-													table->old_name),
+													table->name),
 								 table->qualified);
 
+	step->relid = table->relid;
+	guard_table(step, table->relid, table->qualified);
+	step->locks = table_locks(table->qualified, NIL, table->created ?
+							  referenced_tables(table->relid) : NIL,
+							  LOCK_TO_DROP);
 	if (table->created)
-	{
-		step->locks = table_locks(table, NIL, referenced_tables(table),
-								  LOCK_TO_DROP);
-		step_note(step, psprintf("DROP TABLE %s", table->qualified));
-		return step;
-	}
-	step->locks = table_locks(table, NIL, NIL, LOCK_TO_DROP);
-	if (table->rules != NIL)
-		note_drop_trigger(step, shape, table);
-	if (step_has_effect(change, CHANGE_VALIDATING,
-						constraints_title(table)))
-		undo_constraints(step, table);
-	if (step_has_effect(change, CHANGE_EXPANDING, expand_title(table)))
-		undo_columns(step, table);
+		step_note(step, psprintf("DROP TABLE IF EXISTS %s",
+								 table->qualified));
+	else
+		note_drops(step, change, table);
 	return step->statements != NIL ? step : NULL;
 }
 
-/* An index, if its step has made it or may have left it. */
-static List *
-undo_index(const ShapeTable *table, int32 change, const char *name,
-		   const char *qualified, bool partitioned)
-{
-	Step	   *step = step_make(partitioned ? STEP_SQL : STEP_DROP_INDEX,
-								 psprintf("drop index %s", name),
-								 table->qualified);
+/* ---- indexes ---- */
 
-	if (!step_has_effect(change, CHANGE_VALIDATING, index_title(name)))
-		return NIL;
-	step->object = pstrdup(qualified);
-	step_note(step, psprintf("DROP INDEX %sIF EXISTS %s",
-							 partitioned ? "" : "CONCURRENTLY ", qualified));
-	return list_make1(step);
+/*
+ * Those that steps have built, or may have left behind.  One that was built anew
+ * has another number, but is the same.
+ */
+static char *
+indexes_sql(void)
+{
+	return psprintf("SELECT c.oid, format('%%I.%%I', n.nspname, c.relname), "
+					"c.relname::text, c.relkind = 'I', "
+					"format('%%I.%%I', tn.nspname, tc.relname) "
+					"FROM (SELECT s.relid, CASE "
+					"WHEN m.number IS NULL THEN to_regclass(s.object)::oid "
+					"WHEN EXISTS (SELECT FROM pg_class WHERE oid = m.number) "
+					"THEN m.number::oid "
+					"WHEN %s = m.identity THEN to_regclass(s.object)::oid "
+					"END AS oid FROM bluegreen.schema_step s "
+					"LEFT JOIN bluegreen.schema_made m ON m.change = s.change "
+					"AND m.kind = 'index' AND m.name = s.object "
+					"WHERE s.change = $1 AND s.phase = 'validating' "
+					"AND s.object IS NOT NULL AND (s.done "
+					"OR s.kind = 'index' AND s.started_at IS NOT NULL)) x "
+					"JOIN pg_index i ON i.indexrelid = x.oid "
+					"JOIN pg_class c ON c.oid = i.indexrelid "
+					"JOIN pg_namespace n ON n.oid = c.relnamespace "
+					"JOIN pg_class tc ON tc.oid = i.indrelid "
+					"JOIN pg_namespace tn ON tn.oid = tc.relnamespace "
+					"WHERE i.indrelid = x.relid OR x.relid IN (SELECT a.relid "
+					"FROM pg_partition_ancestors(i.indrelid) a) "
+					"ORDER BY c.relkind = 'I' DESC, c.oid",
+					index_identity("to_regclass(s.object)"));
 }
 
 /*
- * Indexes that are not gone with a column; those of partitions go with that of
- * the table if they are attached to it already.
+ * Those that are not gone with a column by then; those of partitions go with
+ * that of the table if they are attached to it already.
  */
 static List *
-undo_indexes(const Shape *shape, const ShapeTable *table)
+undo_indexes(const Change *change)
 {
-	List	   *steps = NIL;
-	ListCell   *lc;
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	List	   *result = NIL;
+	uint64		n;
 
-	if (table->created)
-		return NIL;
-	foreach(lc, table->indexes)
+	catalog_begin(&access);
+	catalog_arg_int4(&args, change->id);
+	n = catalog_run(indexes_sql(), &args, SPI_OK_SELECT);
+	for (uint64 i = 0; i < n; i++)
 	{
-		NewIndex   *index = lfirst(lc);
-		ListCell   *child;
+		Oid			index = DatumGetObjectId(catalog_value(i, 1, NULL));
+		char	   *qualified = catalog_text(&access, i, 2);
+		char	   *name = catalog_text(&access, i, 3);
+		bool		partitioned = DatumGetBool(catalog_value(i, 4, NULL));
+		char	   *table = catalog_text(&access, i, 5);
+		MemoryContext oldcontext = MemoryContextSwitchTo(access.context);
+		Step	   *step = step_make(partitioned ? STEP_SQL :
+									 STEP_DROP_INDEX,
+									 psprintf("drop index %s", name), table);
 
-		steps = list_concat(steps,
-							undo_index(table, shape->change->id, index->name,
-									   shape_qualified(shape, index->name),
-									   table->partitioned));
-		if (!table->partitioned)
-			continue;
-		foreach(child, find_inheritance_children(table->relid, NoLock))
-		{
-			char	   *name = shape_hidden_name(shape, lfirst_oid(child),
-												 index->name);
-			char	   *schema =
-				get_namespace_name(get_rel_namespace(lfirst_oid(child)));
-
-			steps = list_concat(steps,
-								undo_index(table, shape->change->id, name,
-										   quote_qualified_identifier(schema,
-																	  name),
-										   false));
-		}
+		step->object = qualified;
+		step_note(step, psprintf("DROP INDEX %sIF EXISTS %s",
+								 partitioned ? "" : "CONCURRENTLY ",
+								 qualified));
+		guard_table(step, index, qualified);
+		result = lappend(result, step);
+		MemoryContextSwitchTo(oldcontext);
 	}
-	return steps;
+	catalog_end(&access);
+	return result;
 }
+
+/* ---- the whole ---- */
 
 /* Steps as one, with all locks first. */
 static Step *
@@ -146,9 +243,27 @@ merge_steps(const char *title, List *steps)
 
 		result->relation = step->relation;
 		result->locks = list_concat(result->locks, step->locks);
+		result->guards = list_concat(result->guards, step->guards);
 		result->statements = list_concat(result->statements,
 										 step->statements);
 	}
+	return result;
+}
+
+/* Does the change derive tables? */
+static bool
+has_derivations(const Change *change)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	bool		result;
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, change->id);
+	result = catalog_run("SELECT FROM pg_trigger t WHERE " OUR_TRIGGER
+						 " AND t.tgname::text LIKE 'BLUEGREEN%'", &args,
+						 SPI_OK_SELECT) > 0;
+	catalog_end(&access);
 	return result;
 }
 
@@ -156,28 +271,23 @@ merge_steps(const char *title, List *steps)
  * The steps that take back what an expansion has added.
  */
 List *
-plan_undo(Shape *shape)
+plan_undo(const Change *change)
 {
-	List	   *steps = version_drop_steps(shape->change,
-										   shape->change->version_schema);
-	List	   *tables = derivation_end_steps(shape);
-	List	   *indexes = NIL;
+	List	   *steps = version_drop_steps(change, change->version_schema);
+	List	   *tables = NIL;
+	ListCell   *lc;
 
-	/* tables that were created later may refer to those before */
-	for (int i = list_length(shape->tables) - 1; i >= 0; i--)
+	foreach(lc, find_tables(change))
 	{
-		ShapeTable *table = list_nth(shape->tables, i);
-		Step	   *step = undo_table(shape, table);
+		Step	   *step = undo_table(change, lfirst(lc));
 
 		if (step != NULL)
 			tables = lappend(tables, step);
-		indexes = list_concat(indexes, undo_indexes(shape, table));
 	}
 	/* a foreign key may want the rows that the trigger writes */
-	if (shape->derivations != NIL)
+	if (tables != NIL && has_derivations(change))
 		tables = list_make1(merge_steps("undo tables", tables));
 	steps = list_concat(steps, tables);
-	steps = list_concat(steps, indexes);
-	return list_concat(steps, steps_undo(shape->change->id,
-										 CHANGE_EXPANDING));
+	steps = list_concat(steps, undo_indexes(change));
+	return list_concat(steps, steps_undo(change->id, CHANGE_EXPANDING));
 }

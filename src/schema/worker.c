@@ -36,8 +36,7 @@
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
-#include "schema/change.h"
-#include "schema/shape.h"
+#include "schema/guard.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "tcop/utility.h"
@@ -72,6 +71,7 @@ static Step *current = NULL;	/* step that is tried, for who is told */
 static TimeoutId lock_timer;	/* of all locks of a step */
 static volatile sig_atomic_t locks_expired = false;
 static MemoryContext round_context; /* of what one round makes */
+static bool window_known = false;	/* CHANGE_REVERTIBLE was looked at */
 
 /* ---- transactions; what is made in them survives until the next round ---- */
 
@@ -192,6 +192,7 @@ run_as_extension(const char *sql)
 						catalog_text(&access, 0, 1))));
 	catalog_end(&access);
 	CommandCounterIncrement();
+	guard_trigger_columns(sql);
 }
 
 /* The lock timer's handler. */
@@ -223,7 +224,7 @@ lock_view(const char *qualified)
  * where one statement locks many partitions; lock_timeout is for each lock.
  */
 static void
-take_locks(const Step *step)
+take_locks(const Change *change, const Step *step)
 {
 	TimestampTz start = GetCurrentTimestamp();
 	ListCell   *lc;
@@ -238,13 +239,42 @@ take_locks(const Step *step)
 
 		if (strncmp(sql, LOCK_VIEW, strlen(LOCK_VIEW)) == 0)
 			lock_view(sql + strlen(LOCK_VIEW));
-		else
+		else if (change->state == CHANGE_EXPANDING ||
+				 change->state == CHANGE_VALIDATING)
 			run_statement(sql);
+		else
+			guard_run(change, sql, run_statement);
 		set_lock_timeout(bg_lock_timeout -
 						 TimestampDifferenceMilliseconds(start,
 														 GetCurrentTimestamp()));
 	}
 	disable_timeout(lock_timer, false);
+}
+
+/* May what a statement is about be gone? */
+static bool
+is_lenient(const Change *change, const Step *step)
+{
+	return step->kind == STEP_SQL &&
+		(change->state == CHANGE_RETIRING ||
+		 change->state == CHANGE_REVERTING ||
+		 change->state == CHANGE_UNDOING);
+}
+
+static void
+run_step_statement(const Change *change, const Step *step, const char *sql)
+{
+	void		(*run) (const char *) = run_statement;
+
+	if (step->kind == STEP_SQL &&
+		strncmp(sql, TRIGGER_STATEMENT, strlen(TRIGGER_STATEMENT)) == 0)
+		run = run_as_extension;
+	if (step->kind == STEP_CHECK)
+		run_check(change, step, sql);
+	else if (is_lenient(change, step))
+		guard_run(change, sql, run);
+	else
+		run(sql);
 }
 
 /*
@@ -253,22 +283,26 @@ take_locks(const Step *step)
 static void
 run_transaction(const Change *change, Step *step)
 {
+	TableBefore before;
 	ListCell   *lc;
 
 	set_path(change->path, GUC_ACTION_LOCAL);
-	take_locks(step);
-	foreach(lc, step->statements)
+	if (guard_step(change, step))
 	{
-		const char *sql = lfirst(lc);
-
-		if (step->kind == STEP_CHECK)
-			run_check(change, step, sql);
-		else if (step->kind == STEP_SQL &&
-			strncmp(sql, TRIGGER_STATEMENT, strlen(TRIGGER_STATEMENT)) == 0)
-			run_as_extension(sql);
-		else
-			run_statement(sql);
+		take_locks(change, step);
+		if (guard_step(change, step))
+		{
+			made_begin(step, &before);
+			foreach(lc, step->statements)
+			{
+				run_step_statement(change, step, lfirst(lc));
+			}
+			made_end(change->id, step, &before);
+		}
 	}
+	/* only the version's schema is about no table */
+	if (step->phase == CHANGE_VALIDATING && step->relation == NULL)
+		guard_extension(change);
 	step_finish(change->id, step);
 }
 
@@ -362,23 +396,24 @@ static void
 run_concurrently(const Change *change, Step *step)
 {
 	IndexState	state = INDEX_MISSING;
+	bool		wanted;
 
-	if (step->kind == STEP_INDEX)
-	{
-		begin();
+	begin();
+	wanted = guard_step(change, step);
+	if (wanted && step->kind == STEP_INDEX)
 		state = index_state(step);
-		commit();
-		if (state == INDEX_INVALID)
-			run_top_level(psprintf("DROP INDEX CONCURRENTLY %s",
-								   step->object));
-	}
-	if (state != INDEX_VALID)
+	commit();
+	if (state == INDEX_INVALID)
+		run_top_level(psprintf("DROP INDEX CONCURRENTLY %s", step->object));
+	if (wanted && state != INDEX_VALID)
 	{
 		set_path(change->path, GUC_ACTION_SET);
 		run_top_level(linitial(step->statements));
 		set_path("", GUC_ACTION_SET);
 	}
 	begin();
+	if (step->phase == CHANGE_VALIDATING)
+		made_index(change->id, step);
 	step_finish(change->id, step);
 	commit();
 }
@@ -408,8 +443,15 @@ set_state(const Change *change, ChangeState to)
 {
 	begin();
 	if (change_set_state(change->id, change->state, to))
+	{
 		change_event(change, EVENT_CHANGE, change_state_names[to], NULL);
+		if (to == CHANGE_CONTRACTED)
+			guard_extension_end(change);
+	}
 	commit();
+	/* the window begins now */
+	if (to == CHANGE_REVERTIBLE)
+		window_known = true;
 }
 
 /* Where a phase leads when all of its steps are done. */
@@ -445,6 +487,12 @@ work_on_steps(Change *change)
 	if (!steps_exist(change->id, change->state))
 		change_plan(change);
 	step = step_next(change->id, change->state);
+	if (step != NULL && guard_plan_is_old(change, step))
+	{
+		steps_forget(change->id, change->state);
+		change_plan(change);
+		step = step_next(change->id, change->state);
+	}
 	to = next_state(change);
 	commit();
 	if (step != NULL)
@@ -479,6 +527,14 @@ wait_for_window(const Change *change)
 	long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
 													   change->revert_until);
 
+	if (!window_known)
+	{
+		begin();
+		change_keep_window(change->id);
+		commit();
+		window_known = true;
+		return WORK_MORE;
+	}
 	if (left <= 0)
 	{
 		set_state(change, CHANGE_CONTRACTING);
@@ -610,6 +666,18 @@ recover(const Change *change, ErrorData *error)
 	/* the state is another one now, maybe */
 	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
 		return WORK_MORE;
+	/* an index of an old column that is gone is not to be restored */
+	if (change->state == CHANGE_REVERTING && current != NULL &&
+		current->kind == STEP_INDEX && guard_is_gone(error))
+	{
+		begin();
+		change_event(change, EVENT_CHANGE,
+					 psprintf("passed over: %s", error->message),
+					 current->title);
+		step_finish(change->id, current);
+		commit();
+		return WORK_MORE;
+	}
 	begin();
 	if (change_set_error(change->id, change->state, error))
 		result = WORK_END;

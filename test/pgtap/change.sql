@@ -179,6 +179,10 @@ FROM (VALUES
 		'operation 2 (sql): a change with it must have no other operation, unless it is marked "onComplete"'))
 	d (document, message);
 
+SELECT is(try('[{"sql": {"up": "SELECT 1", "down": "DROP TABEL t"}}]'),
+	'42601 operation 1 (sql): field "down": syntax error at or near "TABEL"',
+	'statements are parsed when they are defined');
+
 --
 -- Names
 --
@@ -194,6 +198,9 @@ SELECT throws_ok($$SELECT bluegreen.create_change('n', '[]', 'pg_catalog')$$,
 	'22023', 'schema "pg_catalog" cannot be changed', 'not just any schema');
 SELECT throws_ok($$SELECT bluegreen.create_change('n', '[]', 'nowhere')$$,
 	'3F000', 'schema "nowhere" does not exist', 'nor one that is not there');
+SELECT throws_ok($$SELECT bluegreen.skip_step('taken')$$, '55000',
+	'no statements of the document of change "taken" have failed',
+	'nothing to skip');
 SELECT throws_ok($$SELECT bluegreen.drop_change('nothing')$$, '42704',
 	'change "nothing" does not exist', 'no such change');
 SELECT throws_ok($$CALL bluegreen.expand('taken')$$, '25001', NULL,

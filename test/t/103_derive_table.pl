@@ -69,6 +69,9 @@ SQL
 my $carts = 'SELECT customer_id AS id, now() AS last_modified FROM cart_line';
 expand('cart', '[' . derive('cart', 'cart_line', $carts,
 	'"on_write": "merge", "on_delete": "write"') . ']');
+fails('ALTER TABLE cart_line DROP COLUMN quantity',
+	qr/trigger BLUEGREEN_\d+_1 on table cart_line depends on column quantity/,
+	'a column that a trigger is given is not dropped by the way');
 is( sql(<<'SQL'),
 DELETE FROM cart_line WHERE customer_id = 1;
 UPDATE cart SET last_modified = '2001-01-01' WHERE id IN (1, 2, 3);

@@ -530,4 +530,201 @@ is(field('orphan', q{state || ' ' || owner}), 'undone postgres',
 is($node->safe_psql(q{SELECT to_regnamespace('his_orphan') IS NULL}), 't',
 	'and can undo it');
 
+#
+# What an undo within the window restores
+#
+my $version = $node->safe_psql('SHOW server_version_num') / 10000;
+$node->safe_psql(<<'SQL');
+SET allow_in_place_tablespaces = on;
+CREATE TABLESPACE quick LOCATION '';
+CREATE TABLE room (
+	id int PRIMARY KEY,
+	code text CONSTRAINT room_must NOT NULL,
+	old text NOT NULL CONSTRAINT room_old CHECK (old <> 'is NOT VALID'),
+	note text
+);
+CREATE UNIQUE INDEX room_quick ON room (lower(code)) TABLESPACE quick
+	WHERE id > 0;
+ALTER TABLE room ADD UNIQUE (code) USING INDEX TABLESPACE quick;
+INSERT INTO room SELECT i, i, i, 'n' FROM generate_series(1, 10) i;
+CREATE TABLE lamp (id int PRIMARY KEY, room int REFERENCES room);
+CREATE INDEX lamp_room ON lamp (room);
+SQL
+$node->safe_psql(q{ALTER TABLE room ADD during int4range, ADD at int4range,
+	ADD UNIQUE (during, at WITHOUT OVERLAPS)}) if $version >= 18;
+my @room = (
+	q({"alter_column": {"table": "room", "column": "code", "type": "bigint",
+		"up": "code::bigint", "down": "code::text"}}),
+	q({"drop_column": {"table": "room", "column": "old", "down": "'?'"}}),
+	q({"add_column": {"table": "room", "up": "note",
+		"column": {"name": "more", "type": "text", "nullable": true}}}),
+	q({"create_index": {"table": "room", "name": "room_note",
+		"columns": [{"column": "note"}]}}),
+	q({"create_table": {"name": "fresh",
+		"columns": [{"name": "id", "type": "int", "pk": true}]}}));
+
+sub everything
+{
+	return catalog() . "\n" . $node->safe_psql(<<'SQL');
+SELECT c.relname, s.spcname FROM pg_class c
+	JOIN pg_tablespace s ON s.oid = c.reltablespace
+	WHERE c.relnamespace = 'public'::regnamespace ORDER BY 1
+SQL
+}
+$before = everything();
+change('periods', q({"drop_column": {"table": "room", "column": "during",
+	"down": "NULL"}}));
+fails(calls('expand', 'periods'), $version >= 18 ?
+	qr/"during".*because constraint room_during_at_key on table public.room/ :
+	qr/column "during" of table "room" does not exist/,
+	'a column of a constraint WITHOUT OVERLAPS stays');
+undo('periods');
+change('room', @room);
+expand('room');
+fails('DROP EXTENSION pg_bluegreen',
+	qr/schema public_room depends on extension pg_bluegreen/,
+	'the extension stays while both versions are served');
+contract('room', '1h');
+undo('room');
+is(everything(), $before, 'constraints are what they were, and where');
+
+#
+# What others do to its tables while a change is expanded
+#
+expand('room');
+fails('ALTER TABLE room DROP COLUMN code',
+	qr/trigger zz_bluegreen_\d+ on table room depends on column code/,
+	'a column that a version needs is not dropped by the way');
+$node->safe_psql(<<'SQL');
+ALTER TABLE room DROP COLUMN code CASCADE;
+REINDEX INDEX CONCURRENTLY room_note;
+ALTER TABLE room RENAME TO chamber;
+ALTER TABLE chamber RENAME more TO most;
+CREATE TABLE room (id int, more text, bluegreen_is_fine int);
+CREATE TABLE stale (mine int);
+ALTER TABLE fresh RENAME TO renamed;
+ALTER TABLE stale RENAME TO fresh;
+SQL
+fails('SET bluegreen.revert_window = 0; ' . calls('contract', 'room'),
+	qr/column "code" of table "room" does not exist/,
+	'if it is dropped with CASCADE, there is no way on');
+undo('room');
+is( $node->safe_psql(<<'SQL'),
+SELECT string_agg(c.relname || '.' || a.attname, ' ' ORDER BY 1, a.attnum)
+FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND attnum > 0
+WHERE c.relname IN ('room', 'chamber', 'fresh', 'renamed')
+	AND NOT attisdropped AND attname NOT IN ('during', 'at')
+GROUP BY c.relname ORDER BY 1;
+SELECT to_regclass('room_note') IS NULL;
+SELECT count(*) FROM pg_trigger WHERE tgname LIKE '%bluegreen%';
+SQL
+	"chamber.id chamber.old chamber.note\nfresh.mine\n"
+	  . "room.id room.more room.bluegreen_is_fine\nt\n0",
+	'but one back, which drops what the change has made and nothing else');
+$node->safe_psql(q{DROP TABLE room, fresh; ALTER TABLE chamber RENAME TO room;
+	ALTER TABLE room ADD code text UNIQUE; UPDATE room SET code = id});
+
+# a table that is gone, and one that is recreated while the undo waits for it
+change('both', $room[0],
+	q({"add_column": {"table": "lamp", "up": "room", "column": {"name": "watt",
+		"type": "int", "nullable": true}}}));
+expand('both');
+$holder->query('BEGIN; LOCK TABLE room, lamp IN SHARE MODE');
+$second = $node->session;
+$second->send(calls('undo', 'both'));
+ok($node->poll_query_until(q{SELECT count(*) > 0 FROM pg_locks
+	WHERE NOT granted AND relation IN ('room'::regclass, 'lamp'::regclass)}),
+	'an undo waits');
+$holder->query('DROP TABLE lamp; CREATE TABLE lamp (id int, watt int); COMMIT');
+$second->wait;
+is($second->errors, '', 'and goes on');
+is( $node->safe_psql(q{SELECT count(watt) FROM lamp;
+		SELECT count(*) FROM pg_attribute WHERE attname LIKE 'bluegreen\_%'
+		AND attrelid = 'room'::regclass}),
+	"0\n0", 'with what is there then');
+
+#
+# The same in the window of a contract
+#
+$node->safe_psql(q{CREATE INDEX lamp_room ON lamp (id);
+	CREATE TABLE plug (id int)});
+change('late', @room[ 0 .. 1 ], q({"drop_table": {"name": "plug"}}),
+	q({"drop_index": {"name": "lamp_room"}}),
+	q({"sql": {"up": "SELECT 1 / 0", "onComplete": true}}));
+expand('late');
+contract('late', '1h');
+my $end = 'SET bluegreen.revert_window = 0; ' . calls('contract', 'late');
+$node->safe_psql('CREATE INDEX room_late ON room (code)');
+fails($end, qr/"room_late" of table "room" would be lost with the old column/,
+	'an index that was created in the window is not lost');
+$node->safe_psql('DROP INDEX room_late; ALTER TABLE room RENAME old TO older');
+fails($end, qr/column "old" of table "room" is "older" now/,
+	'a column is known by its number');
+$node->safe_psql('ALTER TABLE room DROP COLUMN older CASCADE;
+	ALTER TABLE plug RENAME TO socket; CREATE TABLE plug (mine int)');
+fails($end, qr/table "public\.plug" is "public\.socket" now/, 'and a table');
+$node->safe_psql(q{DROP TABLE socket; DROP INDEX lamp_room; CREATE INDEX lamp_room ON lamp (watt)});
+fails($end, qr/index "public\.lamp_room" is not the same as before/,
+	'and an index');
+fails(q{SELECT bluegreen.skip_step('late')},
+	qr/no statements of the document of change "late" have failed/,
+	'which cannot be skipped');
+$node->safe_psql(q{DROP INDEX lamp_room});
+fails($end, qr/division by zero/, 'what is gone is done');
+is($node->safe_psql(q{SELECT bluegreen.skip_step('late')}),
+	'operation 5: sql', 'statements of the document can be skipped');
+contract('late', '0');
+is( $node->safe_psql(<<'SQL'),
+SELECT count(mine) FROM plug;
+SELECT string_agg(attname || ' ' || atttypid::regtype, ', ' ORDER BY attname)
+	FROM pg_attribute WHERE attrelid = 'room'::regclass AND attnum > 0
+	AND NOT attisdropped AND attname NOT IN ('during', 'at');
+SELECT count(*) FROM pg_depend WHERE classid = 'pg_namespace'::regclass
+	AND refclassid = 'pg_extension'::regclass AND deptype = 'n';
+SQL
+	"0\ncode bigint, id integer, note text\n0",
+	'contracted, and what is new is there');
+
+# undone when an old column and a table are gone
+$node->safe_psql('UPDATE room SET note = id;
+	ALTER TABLE room ADD UNIQUE (note), ADD old text UNIQUE');
+change('back',
+	q({"drop_column": {"table": "room", "column": "old", "down": "'?' || id"}}),
+	q({"alter_column": {"table": "room", "column": "note",
+		"type": "varchar(9)"}}), q({"drop_table": {"name": "plug"}}));
+expand('back');
+contract('back', '1h');
+$node->safe_psql(q{DROP TABLE plug; ALTER TABLE room DROP COLUMN old CASCADE;
+	UPDATE room SET note = id});
+undo('back');
+is( $node->safe_psql(q{SELECT string_agg(conname, ' ' ORDER BY conname)
+		FROM pg_constraint WHERE conrelid = 'room'::regclass
+		AND contype = 'u' AND conname NOT LIKE '%during%';
+	SELECT count(*) FROM pg_attribute WHERE attname LIKE 'bluegreen\_%'
+		AND attrelid = 'room'::regclass}),
+	"room_code_key room_note_key\n0", 'what is there is restored');
+
+#
+# The window on another server
+#
+$node->safe_psql(q{CREATE SCHEMA other; CREATE TABLE other.thing (id int);
+	SET search_path = other; SELECT bluegreen.create_change('clone',
+		'[{"rename_column": {"table": "thing", "from": "id", "to": "no"}}]')});
+expand('clone');
+change('same', q({"rename_column": {"table": "room", "from": "note",
+	"to": "notes"}}));
+expand('same');
+contract($_, '1h') foreach 'clone', 'same';
+$node->safe_psql(q{UPDATE bluegreen.schema_change SET
+	revert_until = now() - interval '1 h', revert_server = CASE name
+		WHEN 'clone' THEN 'another' ELSE revert_server END
+	WHERE state = 'revertible'});
+$node->restart;
+wait_for('clone', q{state = 'revertible' AND revert_until > now() + '50 min'},
+	'on a server that is another one the window begins anew');
+wait_for('same', q{state = 'revertible' AND revert_until > now()
+	AND revert_until < now() + '6 min'},
+	'after a restart there are some minutes left of it');
+contract($_, '0') foreach 'clone', 'same';
+
 done_testing();

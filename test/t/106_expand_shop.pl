@@ -230,7 +230,8 @@ sub undo_waiting
 		FROM bluegreen.change});
 	my $undo = $node->session;
 	$undo->send(q{CALL bluegreen.undo('cart')});
-	state_is('undoing');
+	$node->poll_query_until(q{SELECT state IN ('undoing', 'undone')
+		FROM bluegreen.change});
 	$holder->query('COMMIT');
 	$holder->quit;
 	$undo->wait;

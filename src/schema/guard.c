@@ -1,0 +1,425 @@
+/*-------------------------------------------------------------------------
+ *
+ * guard.c
+ *		Is what a step is about still what it was when it was planned?
+ *
+ * Days may lie in between, and names are all that statements have.  So a step
+ * has guards: queries that know tables and columns by their numbers.  They are
+ * asked before the step, and under its locks once more.  What is gone is done:
+ * the step has nothing to do.  What has another name now, or has given its name
+ * to something else, is an error of a contract; an undo is planned anew.
+ *
+ * Here is also what makes others leave alone what a change needs: its triggers
+ * depend on the columns that they read and write, so that dropping such a column
+ * takes CASCADE, which drops the trigger, and not every write fails; and the
+ * version's schema depends on the extension until the change is at its end.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/dependency.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_extension.h"
+#include "catalog/pg_namespace.h"
+#include "catalog/pg_trigger.h"
+#include "commands/extension.h"
+#include "commands/trigger.h"
+#include "compat.h"
+#include "executor/spi.h"
+#include "parser/parser.h"
+#include "schema/derive.h"
+#include "schema/guard.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/resowner.h"
+
+/* ---- guards: SQL that gives NULL, '' for what is gone, or what is wrong ---- */
+
+/*
+ * The table is there, under its name.
+ */
+void
+guard_table(Step *step, Oid relid, const char *qualified)
+{
+	const char *name = quote_literal_cstr(qualified);
+
+	step->guards =
+		lappend(step->guards,
+				psprintf("SELECT CASE WHEN to_regclass(%s) = '%u'::oid THEN NULL "
+						 "WHEN EXISTS (SELECT FROM pg_class WHERE oid = '%u') "
+						 "THEN format('table \"%%s\" is \"%%s\" now', %s, '%u'::oid::regclass) "
+						 "ELSE '' END", name, relid, relid, name, relid));
+}
+
+/*
+ * The column has its name, or is gone and nothing else has it.
+ */
+void
+guard_column(Step *step, Oid relid, AttrNumber attnum, const char *name)
+{
+	const char *literal = quote_literal_cstr(name);
+
+	step->guards =
+		lappend(step->guards,
+				psprintf("SELECT CASE WHEN a.attname = %s THEN NULL "
+						 "WHEN a.attname IS NOT NULL THEN format("
+						 "'column \"%%s\" of table \"%%s\" is \"%%s\" now', %s, c.relname, a.attname) "
+						 "WHEN EXISTS (SELECT FROM pg_attribute o "
+						 "WHERE o.attrelid = c.oid AND o.attname = %s) THEN format("
+						 "'column \"%%s\" of table \"%%s\" is not the same as before', %s, c.relname) "
+						 "END FROM pg_class c LEFT JOIN pg_attribute a "
+						 "ON a.attrelid = c.oid AND a.attnum = %d AND NOT a.attisdropped "
+						 "WHERE c.oid = '%u'",
+						 literal, literal, literal, literal, attnum, relid));
+}
+
+/*
+ * What an index is, but for its name and number, which REINDEX CONCURRENTLY
+ * changes: SQL of a text, from the SQL of its OID.
+ */
+char *
+index_identity(const char *oid)
+{
+	return psprintf("(SELECT concat_ws('/', i.indrelid, i.indkey, i.indcollation, "
+					"i.indclass, i.indoption, i.indisunique, "
+					"regexp_replace(concat(i.indexprs, i.indpred), "
+					"':location -?[0-9]+', '', 'g')) "
+					"FROM pg_index i WHERE i.indexrelid = %s)", oid);
+}
+
+/*
+ * The index has its name, or one that is just like it.
+ */
+void
+guard_index(Step *step, Oid index, const char *qualified)
+{
+	const char *name = quote_literal_cstr(qualified);
+	char	   *now = index_identity(psprintf("to_regclass(%s)", name));
+	CatalogAccess access;
+	char	   *before = NULL;
+
+	catalog_begin(&access);
+	if (catalog_run(psprintf("SELECT %s",
+							 index_identity(psprintf("'%u'::oid", index))),
+					NULL, SPI_OK_SELECT) > 0)
+		before = catalog_text(&access, 0, 1);
+	catalog_end(&access);
+	step->guards =
+		lappend(step->guards,
+				psprintf("SELECT CASE WHEN to_regclass(%s) = '%u'::oid OR %s = %s THEN NULL "
+						 "WHEN EXISTS (SELECT FROM pg_class WHERE oid = '%u') "
+						 "THEN format('index \"%%s\" is \"%%s\" now', %s, '%u'::oid::regclass) "
+						 "WHEN to_regclass(%s) IS NOT NULL "
+						 "THEN format('index \"%%s\" is not the same as before', %s) "
+						 "ELSE '' END", name, index, now,
+						 quote_literal_cstr(before ? before : ""), index,
+						 name, index, name, name));
+}
+
+/* What goes with columns of a table that goes: name, OID. */
+static char *
+hanging_sql(const ShapeTable *table, const char *attnums)
+{
+	return psprintf("SELECT k.conname, k.oid FROM pg_constraint k "
+					"WHERE k.conrelid = '%u' AND k.conparentid = 0 "
+					"AND k.contype IN ('c', 'f', 'u', 'x') "
+					"AND k.conkey && '{%s}'::int2[] "
+					"UNION ALL "
+					"SELECT DISTINCT c.relname, c.oid FROM pg_depend d "
+					"JOIN pg_class c ON c.oid = d.objid "
+					"JOIN pg_index i ON i.indexrelid = c.oid "
+					"WHERE d.classid = 'pg_class'::regclass "
+					"AND d.refclassid = 'pg_class'::regclass "
+					"AND d.refobjid = '%u' "
+					"AND d.refobjsubid = ANY ('{%s}'::int2[]) "
+					"AND i.indisvalid", table->relid, attnums, table->relid,
+					attnums);
+}
+
+/*
+ * Nothing has come to hang on the columns that second ones replace, which would
+ * be lost with them: constraints and indexes that are there now were copied, or
+ * are meant to go.
+ */
+void
+guard_lost(Step *step, const ShapeTable *table)
+{
+	StringInfoData attnums;
+	CatalogAccess access;
+	ListCell   *lc;
+	char	   *hanging;
+	char	   *names = NULL;
+	char	   *oids = NULL;
+
+	initStringInfo(&attnums);
+	foreach(lc, table->columns)
+	{
+		ShapeColumn *column = lfirst(lc);
+
+		if (column->rule != NULL && column->rule->kind == RULE_PAIR)
+			appendStringInfo(&attnums, "%s%d", attnums.len > 0 ? "," : "",
+							 column->attnum);
+	}
+	if (attnums.len == 0)
+		return;
+	hanging = hanging_sql(table, attnums.data);
+	catalog_begin(&access);
+	if (catalog_run(psprintf("SELECT coalesce(array_agg(h.conname), '{}')::text, "
+							 "coalesce(array_agg(h.oid), '{}')::text FROM (%s) h",
+							 hanging), NULL, SPI_OK_SELECT) > 0)
+	{
+		names = catalog_text(&access, 0, 1);
+		oids = catalog_text(&access, 0, 2);
+	}
+	catalog_end(&access);
+	step->guards =
+		lappend(step->guards,
+				psprintf("SELECT format('\"%%s\" of table \"%%s\" would be lost with the old column', "
+						 "h.conname, %s) FROM (%s) h "
+						 "WHERE h.conname <> ALL (%s::name[]) "
+						 "AND h.oid <> ALL (%s::oid[]) LIMIT 1",
+						 quote_literal_cstr(table->old_name), hanging,
+						 quote_literal_cstr(names),
+						 quote_literal_cstr(oids)));
+}
+
+/*
+ * Ask the guards.  With GUARD_CHANGED, *what says what is wrong, in the current
+ * memory context.
+ */
+GuardResult
+guards_check(const Step *step, char **what)
+{
+	CatalogAccess access;
+	GuardResult result = GUARD_SAME;
+	ListCell   *lc;
+
+	*what = NULL;
+	catalog_begin(&access);
+	foreach(lc, step->guards)
+	{
+		char	   *text;
+
+		if (catalog_run(lfirst(lc), NULL, SPI_OK_SELECT) == 0)
+			continue;
+		text = catalog_text(&access, 0, 1);
+		if (text == NULL)
+			continue;
+		*what = text;
+		result = *text == '\0' ? GUARD_GONE : GUARD_CHANGED;
+		if (result == GUARD_CHANGED || OidIsValid(step->relid) ||
+			step->kind == STEP_DROP_INDEX)
+			break;
+	}
+	catalog_end(&access);
+	return result;
+}
+
+/* ---- what it means for a step ---- */
+
+/* Is what is gone all that the step is about? */
+static bool
+is_about_one(const Step *step)
+{
+	return OidIsValid(step->relid) || step->kind == STEP_DROP_INDEX;
+}
+
+static bool
+is_plan_old(const Change *change, const Step *step, GuardResult result)
+{
+	return change->state == CHANGE_UNDOING &&
+		(result == GUARD_CHANGED ||
+		 (result == GUARD_GONE && !is_about_one(step)));
+}
+
+/*
+ * Is the step to be planned anew?  An undo finds what there is then.
+ */
+bool
+guard_plan_is_old(const Change *change, const Step *step)
+{
+	char	   *what;
+
+	return is_plan_old(change, step, guards_check(step, &what));
+}
+
+/*
+ * Is there still something to do for the step, and to the same things?  Error
+ * if not to the same.
+ */
+bool
+guard_step(const Change *change, const Step *step)
+{
+	char	   *what;
+	GuardResult result = guards_check(step, &what);
+
+	if (is_plan_old(change, step, result))
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("planning the undo of change \"%s\" anew, because its tables have changed",
+						change->name)));
+	if (result != GUARD_CHANGED)
+		return result == GUARD_SAME || !is_about_one(step);
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("%s", what),
+			 errdetail("That was done when the change was under way already."),
+			 errhint("Take it back and call again, or use CALL bluegreen.undo(%s) while that is possible.",
+					 quote_literal_cstr(change->name))));
+}
+
+/*
+ * Was it because something is gone?
+ */
+bool
+guard_is_gone(const ErrorData *error)
+{
+	return error->sqlerrcode == ERRCODE_UNDEFINED_TABLE ||
+		error->sqlerrcode == ERRCODE_UNDEFINED_COLUMN ||
+		error->sqlerrcode == ERRCODE_UNDEFINED_OBJECT;
+}
+
+/*
+ * Run a statement; what is about something that is gone is passed over, and
+ * recorded.
+ */
+void
+guard_run(const Change *change, const char *sql, void (*run) (const char *))
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	ErrorData  *volatile error = NULL;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		run(sql);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	if (error == NULL)
+		return;
+	if (!guard_is_gone(error))
+		ReThrowError(error);
+	change_event(change, EVENT_CHANGE,
+				 psprintf("passed over: %s", error->message), sql);
+}
+
+/* ---- what depends on what ---- */
+
+static void
+depend_on_column(Oid trigger, Oid relid, const char *name)
+{
+	AttrNumber	attnum = get_attnum(relid, name);
+	ObjectAddress depender;
+	ObjectAddress column;
+
+	if (attnum == InvalidAttrNumber)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_COLUMN),
+				 errmsg("column \"%s\" of table \"%s\" does not exist", name,
+						get_rel_name(relid))));
+	ObjectAddressSet(depender, TriggerRelationId, trigger);
+	ObjectAddressSubSet(column, RelationRelationId, relid, attnum);
+	recordDependencyOn(&depender, &column, DEPENDENCY_NORMAL);
+}
+
+static void
+depend_on_reads(Oid trigger, Oid relid, List *reads)
+{
+	ListCell   *lc;
+
+	foreach(lc, reads)
+	{
+		depend_on_column(trigger, relid, ((ColumnRead *) lfirst(lc))->column);
+	}
+}
+
+static void
+depend_on_rules(Oid trigger, Oid relid, const char *rules)
+{
+	ListCell   *lc;
+
+	foreach(lc, rules_read(rules)->rules)
+	{
+		Rule	   *rule = lfirst(lc);
+
+		if (rule->old_column != NULL)
+			depend_on_column(trigger, relid, rule->old_column);
+		if (rule->new_column != NULL)
+			depend_on_column(trigger, relid, rule->new_column);
+		if (rule->mark != NULL)
+			depend_on_column(trigger, relid, rule->mark);
+		depend_on_reads(trigger, relid, rule->up_reads);
+		depend_on_reads(trigger, relid, rule->down_reads);
+	}
+}
+
+/*
+ * Make the trigger that this statement of ours has just made depend on the
+ * columns that its arguments name.  Error: one of them does not exist.
+ */
+void
+guard_trigger_columns(const char *sql)
+{
+	CreateTrigStmt *stmt =
+		castNode(CreateTrigStmt,
+				 linitial_node(RawStmt, raw_parser(sql,
+												   RAW_PARSE_DEFAULT))->stmt);
+	Oid			relid = RangeVarGetRelid(stmt->relation, NoLock, false);
+	Oid			trigger = get_trigger_oid(relid, stmt->trigname, false);
+
+	if (list_length(stmt->args) == 1)
+		depend_on_rules(trigger, relid, strVal(linitial(stmt->args)));
+	for (int i = DERIVE_COLUMNS; i < list_length(stmt->args); i++)
+		depend_on_column(trigger, relid, strVal(list_nth(stmt->args, i)));
+}
+
+/*
+ * DROP EXTENSION takes CASCADE while the version's schema is in use by both
+ * versions: without the triggers they would no longer agree.
+ */
+void
+guard_extension(const Change *change)
+{
+	Oid			schema = get_namespace_oid(change->version_schema, true);
+	ObjectAddress depender;
+	ObjectAddress extension;
+
+	if (!OidIsValid(schema))
+		return;
+	ObjectAddressSet(depender, NamespaceRelationId, schema);
+	ObjectAddressSet(extension, ExtensionRelationId,
+					 get_extension_oid(BG_EXTENSION, false));
+	recordDependencyOn(&depender, &extension, DEPENDENCY_NORMAL);
+}
+
+/*
+ * The change is at its end, and the schema stays without us.
+ */
+void
+guard_extension_end(const Change *change)
+{
+	Oid			schema = get_namespace_oid(change->version_schema, true);
+
+	if (OidIsValid(schema))
+		(void) deleteDependencyRecordsForSpecific(NamespaceRelationId, schema,
+												  DEPENDENCY_NORMAL,
+												  ExtensionRelationId,
+												  get_extension_oid(BG_EXTENSION,
+																	false));
+}

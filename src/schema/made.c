@@ -1,0 +1,122 @@
+/*-------------------------------------------------------------------------
+ *
+ * made.c
+ *		What a change has made: columns, constraints, indexes and tables, by
+ *		their numbers.
+ *
+ * It is written down in the transaction that makes it, by comparing what the
+ * table has before and after a step, which holds a lock that lets nobody else
+ * add anything.  An undo drops just that, under whatever names it has by then,
+ * and does not need the document, nor anything that it names, for it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "compat.h"
+#include "executor/spi.h"
+#include "schema/guard.h"
+
+/*
+ * Look at the table of a step before it.
+ */
+void
+made_begin(const Step *step, TableBefore *before)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	before->known = false;
+	if (!OidIsValid(step->relid) || step->kind != STEP_SQL)
+		return;
+	catalog_begin(&access);
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(step->relid));
+	if (catalog_run("SELECT c.relnatts::int, ARRAY(SELECT k.oid "
+					"FROM pg_constraint k WHERE k.conrelid = c.oid)::text "
+					"FROM pg_class c WHERE c.oid = $1", &args,
+					SPI_OK_SELECT) > 0)
+	{
+		before->known = true;
+		before->natts = DatumGetInt32(catalog_value(0, 1, NULL));
+		before->constraints = catalog_text(&access, 0, 2);
+	}
+	catalog_end(&access);
+}
+
+/*
+ * Write down what the step has made.  A contract makes nothing that an undo
+ * would drop; what restores the old version only its marks.
+ */
+void
+made_end(int32 change, const Step *step, const TableBefore *before)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	if (step->phase == CHANGE_VALIDATING && step->object != NULL)
+		made_index(change, step);
+	if (!before->known || step->phase == CHANGE_CONTRACTING ||
+		step->phase == CHANGE_UNDOING)
+		return;
+	catalog_begin(&access);
+	catalog_arg_int4(&args, change);
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(step->relid));
+	catalog_arg_int4(&args, before->natts);
+	catalog_arg_text(&args, before->constraints);
+	catalog_arg(&args, BOOLOID,
+				BoolGetDatum(step->phase == CHANGE_VALIDATING));
+	(void) catalog_run("INSERT INTO bluegreen.schema_made "
+					   "(change, kind, relation, number) "
+					   "SELECT $1, 'column', $2, attnum FROM pg_attribute "
+					   "WHERE attrelid = $2 AND attnum > $3 "
+					   "AND NOT attisdropped "
+					   "UNION ALL "
+					   "SELECT $1, 'constraint', $2, oid FROM pg_constraint "
+					   "WHERE $5 AND conrelid = $2 "
+					   "AND oid <> ALL ($4::oid[]) "
+					   "ON CONFLICT DO NOTHING", &args, SPI_OK_INSERT);
+	catalog_end(&access);
+}
+
+/*
+ * The change has created a table.
+ */
+void
+made_table(int32 change, Oid relid, int operation)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, change);
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(relid));
+	catalog_arg_int4(&args, operation);
+	(void) catalog_run("INSERT INTO bluegreen.schema_made "
+					   "(change, kind, relation, number) "
+					   "VALUES ($1, 'table', $2, $3)", &args, SPI_OK_INSERT);
+	catalog_end(&access);
+}
+
+/*
+ * A step has built its index.
+ */
+void
+made_index(int32 change, const Step *step)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, change);
+	catalog_arg_text(&args, step->object);
+	(void) catalog_run(psprintf("INSERT INTO bluegreen.schema_made "
+								"(change, kind, relation, number, name, identity) "
+								"SELECT $1, 'index', x.indrelid, x.indexrelid, $2, %s "
+								"FROM pg_index x "
+								"WHERE x.indexrelid = to_regclass($2) "
+								"ON CONFLICT DO NOTHING",
+								index_identity("x.indexrelid")), &args,
+					   SPI_OK_INSERT);
+	catalog_end(&access);
+}
