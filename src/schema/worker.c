@@ -169,20 +169,26 @@ run_check(const Change *change, const Step *step, const char *sql)
 /*
  * Create a trigger of ours, whose function is granted to nobody.  It is on the
  * table that has the name now: not on one that is no business of the change's
- * owner, whom its schema may have been renamed for.
+ * owner, whom its schema may have been renamed for.  (It was made by this
+ * transaction or a subtransaction; who makes one of that name since is an error.)
  */
 static void
 run_as_extension(const char *sql)
 {
+	RawStmt    *raw = linitial_node(RawStmt,
+									raw_parser(sql, RAW_PARSE_DEFAULT));
+	CreateTrigStmt *stmt = castNode(CreateTrigStmt, raw->stmt);
 	CatalogAccess access;
 	CatalogArgs args = {0};
 
 	catalog_begin(&access);
 	(void) catalog_run(sql, NULL, SPI_OK_UTILITY);
 	catalog_arg(&args, OIDOID, ObjectIdGetDatum(access.userid));
+	catalog_arg_text(&args, stmt->trigname);
 	if (catalog_run("SELECT t.tgrelid::regclass::text FROM pg_trigger t "
 					"JOIN pg_class c ON c.oid = t.tgrelid "
-					"WHERE t.xmin = pg_current_xact_id()::xid "
+					"WHERE t.tgname = $2::name AND "
+					"age(t.xmin) <= age(pg_current_xact_id()::xid) "
 					"AND NOT t.tgisinternal AND t.tgparentid = 0 "
 					"AND NOT pg_has_role($1, c.relowner, 'USAGE')", &args,
 					SPI_OK_SELECT) > 0)
