@@ -21,8 +21,10 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_inherits.h"
+#include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
 #include "compat.h"
+#include "executor/spi.h"
 #include "miscadmin.h"
 #include "schema/shape.h"
 #include "utils/acl.h"
@@ -76,7 +78,7 @@ index_title(const char *name)
 
 /*
  * Locks of all views, then of the table itself, and in a mode of other tables.
- * As statements, which worker.c takes.
+ * As statements, of which worker.c takes the locks, but asks for less rights.
  */
 List *
 table_locks(const ShapeTable *table, List *views, List *others,
@@ -193,6 +195,73 @@ columns_to_fill(const ShapeTable *table)
 	return result;
 }
 
+/* Columns whose foreign keys will be made for their second columns as well. */
+static List *
+paired_columns(const ShapeTable *table)
+{
+	List	   *result = NIL;
+	ListCell   *lc;
+
+	foreach(lc, table->columns)
+	{
+		ShapeColumn *column = lfirst(lc);
+
+		if (column->rule != NULL && column->rule->kind == RULE_PAIR)
+			result = lappend(result, column->old_name);
+	}
+	return result;
+}
+
+/* $1 table, $2 columns, $3 tables of new foreign keys, $4 role */
+static const char *const not_referable_sql =
+	"SELECT t.oid::regclass::text FROM ("
+	"SELECT k.confrelid FROM pg_constraint k WHERE k.conrelid = $1 "
+	"AND k.contype = 'f' AND k.conparentid = 0 AND EXISTS ("
+	"SELECT FROM pg_attribute a WHERE a.attrelid = $1 "
+	"AND a.attnum = ANY (k.conkey) AND a.attname::text = ANY ($2)) "
+	"UNION SELECT to_regclass(n) FROM unnest($3) n) t (oid) "
+	"WHERE NOT has_any_column_privilege($4, t.oid, 'REFERENCES') LIMIT 1";
+
+/*
+ * Error if the change's owner may not make the foreign keys that he wants, or
+ * that come along with columns: that is found out now, not when all rows are
+ * filled.
+ */
+static void
+require_references(const Change *change, const ShapeTable *table)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	List	   *targets = NIL;
+	char	   *refused = NULL;
+	ListCell   *lc;
+
+	foreach(lc, table->constraints)
+	{
+		NewConstraint *constraint = lfirst(lc);
+
+		if (constraint->locks != NULL)
+			targets = lappend(targets, constraint->locks);
+	}
+	catalog_begin(&access);
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(table->relid));
+	catalog_arg(&args, TEXTARRAYOID, texts_datum(paired_columns(table)));
+	catalog_arg(&args, TEXTARRAYOID, texts_datum(targets));
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(change->owner));
+	if (catalog_run(not_referable_sql, &args, SPI_OK_SELECT) > 0)
+		refused = catalog_text(&access, 0, 1);
+	catalog_end(&access);
+	if (refused != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for table %s", refused),
+				 errdetail("A foreign key of table %s will refer to it.",
+						   table->qualified),
+				 errhint("Use GRANT REFERENCES ON %s TO %s.", refused,
+						 quote_identifier(GetUserNameFromId(change->owner,
+															false)))));
+}
+
 /* A version needs a schema of its own, which its owner may create. */
 static void
 require_new_schema(const Change *change)
@@ -214,6 +283,7 @@ require_new_schema(const Change *change)
 				(errcode(ERRCODE_DUPLICATE_SCHEMA),
 				 errmsg("schema \"%s\" already exists",
 						change->version_schema)));
+	version_require_owned(change);
 }
 
 /*
@@ -292,6 +362,7 @@ plan_expand(Shape *shape)
 		Step	   *step;
 		List	   *fill = columns_to_fill(table);
 
+		require_references(shape->change, table);
 		if (table->expand == NIL && table->rules == NIL)
 			continue;
 		step = step_make(STEP_SQL, expand_title(table), table->qualified);
@@ -546,9 +617,64 @@ contract_sequences(Step *step, const ShapeTable *table,
 	}
 }
 
+/* Has another column, which will be renamed itself, this name now? */
+static bool
+name_is_taken(const ShapeTable *table, const char *name)
+{
+	ListCell   *lc;
+
+	foreach(lc, table->columns)
+	{
+		ShapeColumn *column = lfirst(lc);
+
+		if (column->name != NULL && strcmp(column->name, name) != 0 &&
+			strcmp(column->column, name) == 0)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Columns get their names, by way of one of ours where names go around.
+ */
+static void
+contract_column_names(Step *step, const Shape *shape,
+					  const ShapeTable *table)
+{
+	const char *rename = "RENAME COLUMN %s TO %s";
+	List	   *now = NIL;
+	ListCell   *lc;
+	ListCell   *other;
+
+	foreach(lc, table->columns)
+	{
+		ShapeColumn *column = lfirst(lc);
+		char	   *name = column->column;
+
+		if (column->name != NULL && name_is_taken(table, column->name))
+		{
+			name = shape_hidden_name(shape, column->attnum,
+									 psprintf("to_%s", column->name));
+			step_alter(step, table, psprintf(rename,
+											 quote_identifier(column->column),
+											 quote_identifier(name)));
+		}
+		now = lappend(now, name);
+	}
+	forboth(lc, table->columns, other, now)
+	{
+		ShapeColumn *column = lfirst(lc);
+
+		if (column->name != NULL && strcmp(lfirst(other), column->name) != 0)
+			step_alter(step, table, psprintf(rename,
+											 quote_identifier(lfirst(other)),
+											 quote_identifier(column->name)));
+	}
+}
+
 /* Old columns go; the others get their names and defaults. */
 static void
-contract_columns(Step *step, const ShapeTable *table)
+contract_columns(Step *step, const Shape *shape, const ShapeTable *table)
 {
 	ListCell   *lc;
 
@@ -577,11 +703,8 @@ contract_columns(Step *step, const ShapeTable *table)
 								column->default_sql) :
 					   psprintf("ALTER COLUMN %s DROP DEFAULT",
 								quote_identifier(column->column)));
-		if (strcmp(column->column, column->name) != 0)
-			step_alter(step, table, psprintf("RENAME COLUMN %s TO %s",
-											 quote_identifier(column->column),
-											 quote_identifier(column->name)));
 	}
+	contract_column_names(step, shape, table);
 }
 
 /* The view's defaults are the table's now. */
@@ -693,7 +816,7 @@ contract_table(Shape *shape, ShapeTable *table)
 	if (table->rules != NIL)
 		note_drop_trigger(step, shape, table);
 	contract_before(step, shape, table);
-	contract_columns(step, table);
+	contract_columns(step, shape, table);
 	contract_not_null(step, table);
 	contract_view_defaults(step, table, views);
 	contract_names(step, shape, table);

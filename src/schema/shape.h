@@ -225,6 +225,9 @@ extern Step *version_create_step(Shape *shape);
 extern List *version_drop_steps(const Change *change, const char *schema);
 extern List *version_views_of(const Change *change, Oid relid, bool previous);
 extern List *version_previous(const Change *change);
+extern void version_require_owned(const Change *change);
+extern void version_store(const Change *change);
+extern void version_prepare_drop(Step *step);
 
 /* ---- plan.c ---- */
 

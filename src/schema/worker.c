@@ -9,6 +9,11 @@
  * and cancels what runs.  The worker ends when the state asks for nothing more,
  * or with an error, which it leaves in the change's row.
  *
+ * Who crashes takes the server along, which starts it again, and it would crash
+ * again.  So a worker counts that it has begun to work, until something comes
+ * of it, and does not begin for the fourth time in vain; it is for a human to
+ * call, then.
+ *
  * A lock that cannot be had within bluegreen.lock_timeout is no error.  The
  * step is rolled back, so that nobody has to wait behind us for longer, and
  * tried again after a time that grows and is random.  Only who it was that
@@ -24,6 +29,8 @@
 
 #include "access/xact.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "commands/tablecmds.h"
 #include "common/pg_prng.h"
@@ -41,6 +48,7 @@
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "tcop/utility.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
@@ -55,6 +63,8 @@
 #define MAX_DELAY_MS	10000
 #define MAX_WINDOW_WAIT_MS	60000
 #define GRACE_MS		20		/* after bg_lock_timeout, which names itself */
+#define MAX_STARTS		3		/* of workers that nothing came of, in a row */
+#define MAX_CANCELS		8		/* of the same thing, in a row */
 
 typedef enum Work
 {
@@ -65,6 +75,9 @@ typedef enum Work
 
 static int	wait_ms = 0;		/* for WORK_WAIT */
 static int	tries = 0;			/* in vain, one after the other */
+static int	cancels = 0;		/* the same, without another state */
+static bool begun = false;		/* this worker has been counted */
+static bool counted = false;	/* ... and nothing has come of it yet */
 static Change *changing = NULL; /* what this round is about */
 static Step *current = NULL;	/* step that is tried, for who is told */
 static TimeoutId lock_timer;	/* of all locks of a step */
@@ -202,6 +215,67 @@ lock_view(const char *qualified)
 									RangeVarCallbackOwnsRelation, NULL);
 }
 
+/* Does a foreign key of a table that we own refer to this one? */
+static bool
+is_referenced(Oid relid)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	bool		result;
+
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(relid));
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(GetUserId()));
+	catalog_begin(&access);
+	result = catalog_run("SELECT FROM pg_constraint k "
+						 "JOIN pg_class c ON c.oid = k.conrelid "
+						 "WHERE k.confrelid = $1 AND k.contype = 'f' "
+						 "AND pg_has_role($2, c.relowner, 'USAGE') LIMIT 1",
+						 &args, SPI_OK_SELECT) > 0;
+	catalog_end(&access);
+	return result;
+}
+
+/*
+ * What a foreign key refers to is locked when that is made or dropped, by whom
+ * LOCK TABLE would refuse.
+ */
+static void
+check_may_lock(const RangeVar *name, Oid relid, Oid before, void *arg)
+{
+	AclResult	result;
+
+	if (!OidIsValid(relid) || relid == before ||
+		pg_class_ownercheck(relid, GetUserId()))
+		return;
+	result = pg_attribute_aclcheck_all(relid, GetUserId(), ACL_REFERENCES,
+									   ACLMASK_ANY);
+	if (result != ACLCHECK_OK)
+		result = pg_class_aclcheck(relid, GetUserId(), ACL_REFERENCES);
+	if (result != ACLCHECK_OK && !is_referenced(relid))
+		aclcheck_error(result, OBJECT_TABLE, name->relname);
+}
+
+/*
+ * LOCK TABLE, with the rights that foreign keys ask for.
+ */
+static void
+lock_table(const char *sql)
+{
+	RawStmt    *raw = linitial_node(RawStmt,
+									raw_parser(sql, RAW_PARSE_DEFAULT));
+	LockStmt   *lock = castNode(LockStmt, raw->stmt);
+	ListCell   *lc;
+
+	foreach(lc, lock->relations)
+	{
+		Oid			relid = RangeVarGetRelidExtended(lfirst(lc), lock->mode, 0,
+													 check_may_lock, NULL);
+
+		if (get_rel_relkind(relid) == RELKIND_PARTITIONED_TABLE)
+			(void) find_all_inheritors(relid, lock->mode, NULL);
+	}
+}
+
 /*
  * Take the locks of a step.  All together may take bluegreen.lock_timeout, also
  * where one statement locks many partitions; lock_timeout is for each lock.
@@ -223,7 +297,7 @@ take_locks(const Step *step)
 		if (strncmp(sql, LOCK_VIEW, strlen(LOCK_VIEW)) == 0)
 			lock_view(sql + strlen(LOCK_VIEW));
 		else
-			run_statement(sql);
+			lock_table(sql);
 		set_lock_timeout(bg_lock_timeout -
 						 TimestampDifferenceMilliseconds(start,
 														 GetCurrentTimestamp()));
@@ -232,27 +306,58 @@ take_locks(const Step *step)
 }
 
 /*
- * Locks and statements of a step in one transaction with its mark.
+ * What the document's own statements set is not for those after them.
  */
 static void
-run_transaction(const Change *change, Step *step)
+run_user_statements(const Change *change, const Step *step)
+{
+	int			guc_level;
+	ListCell   *lc;
+
+	step_lock(change->id, step);
+	guc_level = NewGUCNestLevel();
+	foreach(lc, step->statements)
+	{
+		run_statement(lfirst(lc));
+	}
+	AtEOXact_GUC(false, guc_level);
+}
+
+static void
+run_statements(const Change *change, const Step *step)
 {
 	ListCell   *lc;
 
-	set_path(change->path, GUC_ACTION_LOCAL);
-	take_locks(step);
 	foreach(lc, step->statements)
 	{
 		const char *sql = lfirst(lc);
 
 		if (step->kind == STEP_CHECK)
 			run_check(change, step, sql);
-		else if (step->kind == STEP_SQL &&
-			strncmp(sql, TRIGGER_STATEMENT, strlen(TRIGGER_STATEMENT)) == 0)
+		else if (strncmp(sql, TRIGGER_STATEMENT,
+						 strlen(TRIGGER_STATEMENT)) == 0)
 			run_as_extension(sql);
 		else
 			run_statement(sql);
 	}
+}
+
+/*
+ * Locks and statements of a step in one transaction with its mark.
+ */
+static void
+run_transaction(const Change *change, Step *step)
+{
+	set_path(change->path, GUC_ACTION_LOCAL);
+	if (step->kind == STEP_DROP_VERSION)
+		version_prepare_drop(step);
+	take_locks(step);
+	if (step->kind == STEP_USER)
+		run_user_statements(change, step);
+	else
+		run_statements(change, step);
+	if (step->kind == STEP_VERSION)
+		version_store(change);
 	step_finish(change->id, step);
 }
 
@@ -456,6 +561,42 @@ work_on_backfill(Change *change)
 	return WORK_WAIT;
 }
 
+/* Count that we begin, once.  Error after too many who had no chance to. */
+static void
+count_start(const Change *change)
+{
+	int			starts;
+
+	if (begun)
+		return;
+	begin();
+	starts = change_count_start(change->id);
+	commit();
+	begun = counted = true;
+	if (starts > MAX_STARTS)
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("%d workers in a row ended without a word",
+						MAX_STARTS),
+				 errdetail("They have crashed, or the server was stopped each time."),
+				 errhint("See the server log, and call again.")));
+}
+
+/* Something came of it; if we only have to wait, we will begin once more. */
+static void
+forget_starts(const Change *change, bool waiting)
+{
+	if (counted)
+	{
+		begin();
+		change_forget_starts(change->id);
+		commit();
+	}
+	counted = false;
+	if (waiting)
+		begun = false;
+}
+
 /* Nothing is to be done until the contract is final. */
 static Work
 wait_for_window(const Change *change)
@@ -483,10 +624,12 @@ work(Change *change)
 		case CHANGE_REVERTING:
 		case CHANGE_CONTRACTING:
 		case CHANGE_UNDOING:
+			count_start(change);
 			return work_on_steps(change);
 		case CHANGE_REVERTIBLE:
 			return wait_for_window(change);
 		case CHANGE_BACKFILLING:
+			count_start(change);
 			return work_on_backfill(change);
 		default:
 			return WORK_END;
@@ -534,7 +677,7 @@ find_blocker(const Step *step)
 }
 
 static void
-note_blocked(const Change *change)
+note_blocked(const Change *change, int try)
 {
 	char	   *blocker = NULL;
 
@@ -548,7 +691,7 @@ note_blocked(const Change *change)
 	if (change->state == CHANGE_BACKFILLING)
 		backfill_blocked(change->id);
 	/* the first, and then fewer and fewer */
-	if ((tries & (tries - 1)) == 0)
+	if ((try & (try - 1)) == 0)
 		change_event(change, EVENT_BLOCKED,
 					 psprintf("%s waits for %s",
 							  current ? current->title :
@@ -567,23 +710,49 @@ blocked_delay(void)
 }
 
 /*
+ * After a cancel: is the state another one now, or was it by mistake?  What is
+ * cancelled again and again raises that itself, such as by a statement_timeout
+ * of its own.
+ */
+static bool
+is_repeated(const Change *change)
+{
+	Change	   *now;
+
+	begin();
+	now = change_load(change->id);
+	commit();
+	if (now == NULL || now->state != change->state)
+		cancels = 0;
+	else
+		cancels++;
+	return cancels > 0;
+}
+
+/*
  * After an error; the transaction is aborted already.
  */
 static Work
 recover(const Change *change, ErrorData *error)
 {
 	Work		result = WORK_MORE;
+	bool		blocked = is_blocked(error);
 
-	if (is_blocked(error))
+	if (blocked)
+		note_blocked(change, ++tries);
+	else if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
 	{
+		if (!is_repeated(change))
+			return WORK_MORE;
 		tries++;
-		note_blocked(change);
+	}
+	if (blocked || (error->sqlerrcode == ERRCODE_QUERY_CANCELED &&
+					cancels < MAX_CANCELS))
+	{
+		forget_starts(change, true);
 		wait_ms = blocked_delay();
 		return WORK_WAIT;
 	}
-	/* the state is another one now, maybe */
-	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
-		return WORK_MORE;
 	begin();
 	if (change_set_error(change->id, change->state, error))
 		result = WORK_END;
@@ -613,21 +782,41 @@ follow_lock_timeout(void)
 	SetConfigOption("deadlock_timeout", value, PGC_SUSET, PGC_S_OVERRIDE);
 }
 
+/* The change belongs to somebody else now: to be worked on by his session. */
+static Work
+hand_over(const Change *change)
+{
+	LockReleaseSession(USER_LOCKMETHOD);
+	if (change_start_worker(change->id, change->owner) == NULL)
+		ereport(WARNING,
+				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+				 errmsg("no background worker is free to go on with change \"%s\"",
+						change->name),
+				 errhint("Raise max_worker_processes, and call again what was called.")));
+	return WORK_END;
+}
+
 /* Look at the change, and do the next thing for it. */
 static Work
 work_one_round(int32 id)
 {
+	bool		locked;
 	Work		result;
 
 	worker_check();
 	follow_lock_timeout();
 	begin();
+	/* what the last step has called may have ended it */
+	locked = change_try_lock(id);
 	changing = change_load(id);
 	commit();
-	if (changing == NULL)
+	if (changing == NULL || !locked)
 		return WORK_END;
+	if (changing->owner != GetSessionUserId())
+		return hand_over(changing);
 	result = work(changing);
-	tries = 0;
+	forget_starts(changing, result == WORK_WAIT);
+	tries = cancels = 0;
 	return result;
 }
 
