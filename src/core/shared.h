@@ -246,6 +246,17 @@ extern void stream_wake(StreamShared *s);
 extern void launcher_wake(void);
 extern bool launcher_is_running(void);
 extern void launcher_attach(void);	/* by the launcher itself */
+
+/* what a worker of schema/resume.c has achieved */
+typedef enum ResumeResult
+{
+	RESUME_NONE,				/* it has not come to its end */
+	RESUME_AGAIN,				/* there was no room for all workers */
+	RESUME_DONE
+} ResumeResult;
+
+extern void launcher_set_resumed(ResumeResult result);
+extern ResumeResult launcher_resumed(void);
 extern void stream_request_reload(Oid dboid, int32 deployment);
 
 extern TableShared *table_shared_get(int32 mapping, int32 deployment);

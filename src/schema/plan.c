@@ -21,10 +21,8 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_inherits.h"
-#include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
 #include "compat.h"
-#include "executor/spi.h"
 #include "miscadmin.h"
 #include "schema/shape.h"
 #include "utils/acl.h"
@@ -193,73 +191,6 @@ columns_to_fill(const ShapeTable *table)
 							 pstrdup(quote_identifier(rule->new_column)));
 	}
 	return result;
-}
-
-/* Columns whose foreign keys will be made for their second columns as well. */
-static List *
-paired_columns(const ShapeTable *table)
-{
-	List	   *result = NIL;
-	ListCell   *lc;
-
-	foreach(lc, table->columns)
-	{
-		ShapeColumn *column = lfirst(lc);
-
-		if (column->rule != NULL && column->rule->kind == RULE_PAIR)
-			result = lappend(result, column->old_name);
-	}
-	return result;
-}
-
-/* $1 table, $2 columns, $3 tables of new foreign keys, $4 role */
-static const char *const not_referable_sql =
-	"SELECT t.oid::regclass::text FROM ("
-	"SELECT k.confrelid FROM pg_constraint k WHERE k.conrelid = $1 "
-	"AND k.contype = 'f' AND k.conparentid = 0 AND EXISTS ("
-	"SELECT FROM pg_attribute a WHERE a.attrelid = $1 "
-	"AND a.attnum = ANY (k.conkey) AND a.attname::text = ANY ($2)) "
-	"UNION SELECT to_regclass(n) FROM unnest($3) n) t (oid) "
-	"WHERE NOT has_any_column_privilege($4, t.oid, 'REFERENCES') LIMIT 1";
-
-/*
- * Error if the change's owner may not make the foreign keys that he wants, or
- * that come along with columns: that is found out now, not when all rows are
- * filled.
- */
-static void
-require_references(const Change *change, const ShapeTable *table)
-{
-	CatalogAccess access;
-	CatalogArgs args = {0};
-	List	   *targets = NIL;
-	char	   *refused = NULL;
-	ListCell   *lc;
-
-	foreach(lc, table->constraints)
-	{
-		NewConstraint *constraint = lfirst(lc);
-
-		if (constraint->locks != NULL)
-			targets = lappend(targets, constraint->locks);
-	}
-	catalog_begin(&access);
-	catalog_arg(&args, OIDOID, ObjectIdGetDatum(table->relid));
-	catalog_arg(&args, TEXTARRAYOID, texts_datum(paired_columns(table)));
-	catalog_arg(&args, TEXTARRAYOID, texts_datum(targets));
-	catalog_arg(&args, OIDOID, ObjectIdGetDatum(change->owner));
-	if (catalog_run(not_referable_sql, &args, SPI_OK_SELECT) > 0)
-		refused = catalog_text(&access, 0, 1);
-	catalog_end(&access);
-	if (refused != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied for table %s", refused),
-				 errdetail("A foreign key of table %s will refer to it.",
-						   table->qualified),
-				 errhint("Use GRANT REFERENCES ON %s TO %s.", refused,
-						 quote_identifier(GetUserNameFromId(change->owner,
-															false)))));
 }
 
 /* A version needs a schema of its own, which its owner may create. */

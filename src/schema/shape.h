@@ -259,6 +259,15 @@ extern char *index_title(const char *name);
 extern List *referenced_tables(const ShapeTable *table);
 extern List *derivation_end_steps(const Shape *shape);
 
+/* ---- lock.c ---- */
+
+extern void require_references(const Change *change, const ShapeTable *table);
+extern void locks_init(void);
+extern void locks_set_timeout(int ms);
+extern void locks_take(const Step *step);
+extern void locks_end(void);
+extern bool locks_expired(void);
+
 /* ---- undo.c ---- */
 
 extern List *plan_undo(Shape *shape);

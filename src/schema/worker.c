@@ -29,8 +29,6 @@
 
 #include "access/xact.h"
 #include "catalog/namespace.h"
-#include "catalog/pg_class.h"
-#include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "commands/tablecmds.h"
 #include "common/pg_prng.h"
@@ -48,21 +46,18 @@
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "tcop/utility.h"
-#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/portal.h"
 #include "utils/snapmgr.h"
-#include "utils/timeout.h"
 #include "utils/timestamp.h"
 #include "utils/varlena.h"
 
 #define FIRST_DELAY_MS	100
 #define MAX_DELAY_MS	10000
 #define MAX_WINDOW_WAIT_MS	60000
-#define GRACE_MS		20		/* after bg_lock_timeout, which names itself */
 #define MAX_STARTS		3		/* of workers that nothing came of, in a row */
 #define MAX_CANCELS		8		/* of the same thing, in a row */
 
@@ -80,8 +75,6 @@ static bool begun = false;		/* this worker has been counted */
 static bool counted = false;	/* ... and nothing has come of it yet */
 static Change *changing = NULL; /* what this round is about */
 static Step *current = NULL;	/* step that is tried, for who is told */
-static TimeoutId lock_timer;	/* of all locks of a step */
-static volatile sig_atomic_t locks_expired = false;
 static MemoryContext round_context; /* of what one round makes */
 
 /* ---- transactions; what is made in them survives until the next round ---- */
@@ -103,14 +96,6 @@ commit(void)
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(round_context);
 	pgstat_report_stat(true);
-}
-
-static void
-set_lock_timeout(int ms)
-{
-	(void) set_config_option("lock_timeout", psprintf("%d", Max(ms, 1)),
-							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL,
-							 true, 0, false);
 }
 
 static void
@@ -191,120 +176,6 @@ run_as_extension(const char *sql)
 	CommandCounterIncrement();
 }
 
-/* The lock timer's handler. */
-static void
-locks_took_too_long(void)
-{
-	locks_expired = true;
-	InterruptPending = true;
-	QueryCancelPending = true;
-	SetLatch(MyLatch);
-}
-
-/*
- * Lock a view, and not what it reads, which LOCK TABLE would do: whoever reads
- * another view of the same table has locked that before the table.
- */
-static void
-lock_view(const char *qualified)
-{
-	List	   *name = textToQualifiedNameList(cstring_to_text(qualified));
-
-	(void) RangeVarGetRelidExtended(makeRangeVarFromNameList(name),
-									AccessExclusiveLock, RVR_MISSING_OK,
-									RangeVarCallbackOwnsRelation, NULL);
-}
-
-/* Does a foreign key of a table that we own refer to this one? */
-static bool
-is_referenced(Oid relid)
-{
-	CatalogAccess access;
-	CatalogArgs args = {0};
-	bool		result;
-
-	catalog_arg(&args, OIDOID, ObjectIdGetDatum(relid));
-	catalog_arg(&args, OIDOID, ObjectIdGetDatum(GetUserId()));
-	catalog_begin(&access);
-	result = catalog_run("SELECT FROM pg_constraint k "
-						 "JOIN pg_class c ON c.oid = k.conrelid "
-						 "WHERE k.confrelid = $1 AND k.contype = 'f' "
-						 "AND pg_has_role($2, c.relowner, 'USAGE') LIMIT 1",
-						 &args, SPI_OK_SELECT) > 0;
-	catalog_end(&access);
-	return result;
-}
-
-/*
- * What a foreign key refers to is locked when that is made or dropped, by whom
- * LOCK TABLE would refuse.
- */
-static void
-check_may_lock(const RangeVar *name, Oid relid, Oid before, void *arg)
-{
-	AclResult	result;
-
-	if (!OidIsValid(relid) || relid == before ||
-		pg_class_ownercheck(relid, GetUserId()))
-		return;
-	result = pg_attribute_aclcheck_all(relid, GetUserId(), ACL_REFERENCES,
-									   ACLMASK_ANY);
-	if (result != ACLCHECK_OK)
-		result = pg_class_aclcheck(relid, GetUserId(), ACL_REFERENCES);
-	if (result != ACLCHECK_OK && !is_referenced(relid))
-		aclcheck_error(result, OBJECT_TABLE, name->relname);
-}
-
-/*
- * LOCK TABLE, with the rights that foreign keys ask for.
- */
-static void
-lock_table(const char *sql)
-{
-	RawStmt    *raw = linitial_node(RawStmt,
-									raw_parser(sql, RAW_PARSE_DEFAULT));
-	LockStmt   *lock = castNode(LockStmt, raw->stmt);
-	ListCell   *lc;
-
-	foreach(lc, lock->relations)
-	{
-		Oid			relid = RangeVarGetRelidExtended(lfirst(lc), lock->mode, 0,
-													 check_may_lock, NULL);
-
-		if (get_rel_relkind(relid) == RELKIND_PARTITIONED_TABLE)
-			(void) find_all_inheritors(relid, lock->mode, NULL);
-	}
-}
-
-/*
- * Take the locks of a step.  All together may take bluegreen.lock_timeout, also
- * where one statement locks many partitions; lock_timeout is for each lock.
- */
-static void
-take_locks(const Step *step)
-{
-	TimestampTz start = GetCurrentTimestamp();
-	ListCell   *lc;
-
-	set_lock_timeout(bg_lock_timeout);
-	if (step->locks == NIL)
-		return;
-	enable_timeout_after(lock_timer, bg_lock_timeout + GRACE_MS);
-	foreach(lc, step->locks)
-	{
-		const char *sql = lfirst(lc);
-
-		if (strncmp(sql, LOCK_VIEW, strlen(LOCK_VIEW)) == 0)
-			lock_view(sql + strlen(LOCK_VIEW));
-		else
-			lock_table(sql);
-		set_lock_timeout(bg_lock_timeout -
-						 TimestampDifferenceMilliseconds(start,
-														 GetCurrentTimestamp()));
-	}
-	disable_timeout(lock_timer, false);
-}
-
 /*
  * What the document's own statements set is not for those after them.
  */
@@ -351,7 +222,7 @@ run_transaction(const Change *change, Step *step)
 	set_path(change->path, GUC_ACTION_LOCAL);
 	if (step->kind == STEP_DROP_VERSION)
 		version_prepare_drop(step);
-	take_locks(step);
+	locks_take(step);
 	if (step->kind == STEP_USER)
 		run_user_statements(change, step);
 	else
@@ -530,7 +401,7 @@ work_on_steps(Change *change)
 	Step	   *step = NULL;
 
 	begin();
-	set_lock_timeout(bg_lock_timeout);
+	locks_set_timeout(bg_lock_timeout);
 	if (!steps_exist(change->id, change->state))
 		change_plan(change);
 	step = step_next(change->id, change->state);
@@ -541,24 +412,6 @@ work_on_steps(Change *change)
 	else
 		set_state(change, to);
 	return WORK_MORE;
-}
-
-static Work
-work_on_backfill(Change *change)
-{
-	BackfillResult result;
-	int			sleep_ms;
-
-	pgstat_report_activity(STATE_RUNNING, "backfill");
-	begin();
-	result = backfill_run(change, &sleep_ms);
-	commit();
-	if (result == BACKFILL_DONE)
-		set_state(change, CHANGE_VALIDATING);
-	if (sleep_ms == 0)
-		return WORK_MORE;
-	wait_ms = sleep_ms;
-	return WORK_WAIT;
 }
 
 /* Count that we begin, once.  Error after too many who had no chance to. */
@@ -595,6 +448,26 @@ forget_starts(const Change *change, bool waiting)
 	counted = false;
 	if (waiting)
 		begun = false;
+}
+
+static Work
+work_on_backfill(Change *change)
+{
+	BackfillResult result;
+	int			sleep_ms;
+
+	pgstat_report_activity(STATE_RUNNING, "backfill");
+	begin();
+	result = backfill_run(change, &sleep_ms);
+	commit();
+	if (result == BACKFILL_DONE)
+		set_state(change, CHANGE_VALIDATING);
+	if (result == BACKFILL_WAIT)
+		forget_starts(change, true);
+	if (sleep_ms == 0)
+		return WORK_MORE;
+	wait_ms = sleep_ms;
+	return WORK_WAIT;
 }
 
 /* Nothing is to be done until the contract is final. */
@@ -642,10 +515,7 @@ work(Change *change)
 static bool
 is_blocked(const ErrorData *error)
 {
-	bool		expired = locks_expired;
-
-	locks_expired = false;
-	return expired ||
+	return locks_expired() ||
 		error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ||
 		error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED ||
 		error->sqlerrcode == ERRCODE_T_R_SERIALIZATION_FAILURE;
@@ -815,7 +685,7 @@ work_one_round(int32 id)
 	if (changing->owner != GetSessionUserId())
 		return hand_over(changing);
 	result = work(changing);
-	forget_starts(changing, result == WORK_WAIT);
+	forget_starts(changing, false);
 	tries = cancels = 0;
 	return result;
 }
@@ -839,7 +709,7 @@ work_safely(int32 id)
 	PG_CATCH();
 	{
 		HOLD_INTERRUPTS();
-		disable_timeout(lock_timer, false);
+		locks_end();
 		MemoryContextSwitchTo(round_context);
 		error = CopyErrorData();
 		EmitErrorReport();
@@ -915,7 +785,7 @@ bluegreen_change_main(Datum arg)
 	round_context = AllocSetContextCreate(TopMemoryContext,
 										  "pg_bluegreen change",
 										  ALLOCSET_DEFAULT_SIZES);
-	lock_timer = RegisterTimeout(USER_TIMEOUT, locks_took_too_long);
+	locks_init();
 	begin();
 	locked = change_try_lock(extra.change);
 	commit();
