@@ -637,14 +637,17 @@ static void
 resume_ended(void)
 {
 	Oid			database = linitial_oid(to_resume);
-	ResumeResult result = launcher_resumed();
+	Resumed		resumed = launcher_resumed();
 	MemoryContext oldcontext = MemoryContextSwitchTo(TopMemoryContext);
 
 	is_resuming = false;
 	resume_tries++;
 	to_resume = list_delete_first(to_resume);
-	if (result == RESUME_AGAIN ||
-		(result == RESUME_NONE && resume_tries < MAX_RESUME_TRIES))
+	/* it may have taken the last place itself, which is free now */
+	if (resumed.result == RESUME_AGAIN)
+		(void) change_start_worker(database, resumed.change, resumed.owner);
+	if (resumed.result == RESUME_AGAIN ||
+		(resumed.result == RESUME_NONE && resume_tries < MAX_RESUME_TRIES))
 	{
 		to_resume = lappend_oid(to_resume, database);
 		resume_next =

@@ -46,7 +46,7 @@ typedef struct BlueGreenShared
 {
 	slock_t		launcher_mutex;
 	Latch	   *launcher_latch; /* NULL while no launcher runs */
-	ResumeResult resumed;		/* by the last worker of schema/resume.c */
+	Resumed		resumed;		/* by the last worker of schema/resume.c */
 	LWLock	   *stream_lock;
 	LWLock	   *chunk_lock;
 	LWLock	   *table_lock;
@@ -572,26 +572,26 @@ launcher_attach(void)
  * a spinlock.
  */
 void
-launcher_set_resumed(ResumeResult result)
+launcher_set_resumed(Resumed resumed)
 {
 	if (!shared_is_loaded())
 		return;
 	SpinLockAcquire(&bg_shared->launcher_mutex);
-	bg_shared->resumed = result;
+	bg_shared->resumed = resumed;
 	SpinLockRelease(&bg_shared->launcher_mutex);
 }
 
 /*
  * The same, and forget it.  Takes a spinlock.
  */
-ResumeResult
+Resumed
 launcher_resumed(void)
 {
-	ResumeResult result;
+	Resumed		result;
 
 	SpinLockAcquire(&bg_shared->launcher_mutex);
 	result = bg_shared->resumed;
-	bg_shared->resumed = RESUME_NONE;
+	bg_shared->resumed.result = RESUME_NONE;
 	SpinLockRelease(&bg_shared->launcher_mutex);
 	return result;
 }

@@ -251,12 +251,19 @@ extern void launcher_attach(void);	/* by the launcher itself */
 typedef enum ResumeResult
 {
 	RESUME_NONE,				/* it has not come to its end */
-	RESUME_AGAIN,				/* there was no room for all workers */
+	RESUME_AGAIN,				/* there was no room for a worker */
 	RESUME_DONE
 } ResumeResult;
 
-extern void launcher_set_resumed(ResumeResult result);
-extern ResumeResult launcher_resumed(void);
+typedef struct Resumed
+{
+	ResumeResult result;
+	int32		change;			/* RESUME_AGAIN: that has no worker yet */
+	Oid			owner;
+} Resumed;
+
+extern void launcher_set_resumed(Resumed resumed);
+extern Resumed launcher_resumed(void);
 extern void stream_request_reload(Oid dboid, int32 deployment);
 
 extern TableShared *table_shared_get(int32 mapping, int32 deployment);

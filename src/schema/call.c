@@ -15,6 +15,7 @@
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "core/settings.h"
+#include "core/worker.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "postmaster/bgworker.h"
@@ -238,11 +239,11 @@ ask(const Request *request, const Change *change)
  * there is no room.
  */
 BackgroundWorkerHandle *
-change_start_worker(int32 change, Oid owner)
+change_start_worker(Oid database, int32 change, Oid owner)
 {
 	BackgroundWorker worker = {0};
 	BackgroundWorkerHandle *handle;
-	ChangeWorkerExtra extra = {MyDatabaseId, owner, change};
+	ChangeWorkerExtra extra = {database, owner, change};
 
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS |
 		BGWORKER_BACKEND_DATABASE_CONNECTION;
@@ -263,7 +264,8 @@ change_start_worker(int32 change, Oid owner)
 static BackgroundWorkerHandle *
 start_worker(const Change *change)
 {
-	BackgroundWorkerHandle *handle = change_start_worker(change->id,
+	BackgroundWorkerHandle *handle = change_start_worker(MyDatabaseId,
+														 change->id,
 														 change->owner);
 
 	if (handle == NULL)

@@ -165,7 +165,6 @@ typedef struct ChangeWorkerExtra
 } ChangeWorkerExtra;
 
 extern PGDLLEXPORT void bluegreen_change_main(Datum arg);
-extern BackgroundWorkerHandle *change_start_worker(int32 change, Oid owner);
 
 /* ---- backfill.c ---- */
 

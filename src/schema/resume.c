@@ -20,6 +20,7 @@
 #include "compat.h"
 #include "core/worker.h"
 #include "executor/spi.h"
+#include "miscadmin.h"
 #include "schema/change.h"
 #include "storage/ipc.h"
 #include "utils/snapmgr.h"
@@ -35,7 +36,7 @@ resume(int32 change, Oid owner)
 		!change_try_lock(change))
 		return true;
 	change_unlock(change);
-	if (change_start_worker(change, owner) != NULL)
+	if (change_start_worker(MyDatabaseId, change, owner) != NULL)
 		return true;
 	ereport(WARNING,
 			(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
@@ -46,11 +47,11 @@ resume(int32 change, Oid owner)
 	return false;
 }
 
-static ResumeResult
+static Resumed
 resume_all(void)
 {
 	CatalogAccess access;
-	ResumeResult result = RESUME_DONE;
+	Resumed		result = {RESUME_DONE};
 	uint64		n;
 
 	catalog_begin(&access);
@@ -60,9 +61,14 @@ resume_all(void)
 					SPI_OK_SELECT);
 	for (uint64 i = 0; i < n; i++)
 	{
-		if (!resume(DatumGetInt32(catalog_value(i, 1, NULL)),
-					DatumGetObjectId(catalog_value(i, 2, NULL))))
-			result = RESUME_AGAIN;
+		Resumed		missing = {
+			.result = RESUME_AGAIN,
+			.change = DatumGetInt32(catalog_value(i, 1, NULL)),
+			.owner = DatumGetObjectId(catalog_value(i, 2, NULL))
+		};
+
+		if (!resume(missing.change, missing.owner))
+			result = missing;
 	}
 	catalog_end(&access);
 	return result;
@@ -75,7 +81,7 @@ void
 bluegreen_resume_main(Datum arg)
 {
 	Oid			namespace;
-	ResumeResult result = RESUME_DONE;
+	Resumed		result = {RESUME_DONE};
 
 	worker_start(DatumGetObjectId(arg), InvalidOid, "bluegreen resume");
 	StartTransactionCommand();

@@ -59,7 +59,7 @@
 #define MAX_DELAY_MS	10000
 #define MAX_WINDOW_WAIT_MS	60000
 #define MAX_STARTS		3		/* of workers that nothing came of, in a row */
-#define MAX_CANCELS		8		/* of the same thing, in a row */
+#define MAX_CANCELS		5		/* of the same thing, in a row */
 
 typedef enum Work
 {
@@ -657,7 +657,7 @@ static Work
 hand_over(const Change *change)
 {
 	LockReleaseSession(USER_LOCKMETHOD);
-	if (change_start_worker(change->id, change->owner) == NULL)
+	if (change_start_worker(MyDatabaseId, change->id, change->owner) == NULL)
 		ereport(WARNING,
 				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
 				 errmsg("no background worker is free to go on with change \"%s\"",
