@@ -548,18 +548,18 @@ contract_sequences(Step *step, const ShapeTable *table,
 	}
 }
 
-/* Has another column, which will be renamed itself, this name now? */
+/* Will another column get the name that this one has now? */
 static bool
-name_is_taken(const ShapeTable *table, const char *name)
+is_in_the_way(const ShapeTable *table, const ShapeColumn *column)
 {
 	ListCell   *lc;
 
 	foreach(lc, table->columns)
 	{
-		ShapeColumn *column = lfirst(lc);
+		ShapeColumn *other = lfirst(lc);
 
-		if (column->name != NULL && strcmp(column->name, name) != 0 &&
-			strcmp(column->column, name) == 0)
+		if (other != column && other->name != NULL &&
+			strcmp(other->name, column->column) == 0)
 			return true;
 	}
 	return false;
@@ -582,7 +582,7 @@ contract_column_names(Step *step, const Shape *shape,
 		ShapeColumn *column = lfirst(lc);
 		char	   *name = column->column;
 
-		if (column->name != NULL && name_is_taken(table, column->name))
+		if (column->name != NULL && is_in_the_way(table, column))
 		{
 			name = shape_hidden_name(shape, column->attnum,
 									 psprintf("to_%s", column->name));

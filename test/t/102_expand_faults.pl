@@ -263,6 +263,45 @@ killed('undo', 'reverting', 'kill', 'undone');
 expand('kill');
 $node->safe_psql($window, timeout => 200);
 is(field('kill', 'state'), 'revertible', 'contracted for a while');
+
+# a statement that kills its worker each time, and a server that is too small
+$node->safe_psql(<<'SQL');
+CREATE SCHEMA other;
+SELECT bluegreen.create_change('crash',
+	'[{"sql": {"up": "SELECT pg_sleep(1000)"}}]', 'other');
+SQL
+$node->append_conf('max_worker_processes = 4');
+$caller = $node->session;
+$caller->send(calls('expand', 'crash'));
+sub starts
+{
+	my ($starts) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return ok(
+		$node->poll_query_until(<<"SQL"), "start $starts of a worker in vain");
+SELECT starts = $starts AND EXISTS (SELECT FROM pg_stat_activity
+	WHERE application_name = 'bluegreen change ' || id AND state = 'active')
+FROM bluegreen.schema_change WHERE name = 'crash'
+SQL
+}
+starts(1);
+$node->restart;
+starts(2);
+is( $node->safe_psql(q{SELECT count(*) FROM pg_stat_activity
+		WHERE backend_type = 'pg_bluegreen change'}),
+	'2', 'both workers run, where there was room for one at first');
+$node->safe_psql(
+	q{UPDATE bluegreen.schema_change SET starts = 3 WHERE name = 'crash'});
+$node->append_conf('max_worker_processes = 32');
+$node->kill9;
+$node->start;
+wait_for('crash', q{error LIKE '3 workers in a row ended without a word'},
+	'a worker that crashes is not started for ever');
+$caller = $node->session;
+$caller->send(calls('expand', 'crash'));
+starts(1);
+$node->safe_psql(calls('undo', 'crash'));
+is(field('crash', 'state'), 'undone', 'but by who calls, and can be undone');
 kill9_worker($node, 'bluegreen change');
 ok( $node->poll_query_until(q{SELECT count(*) = 1 FROM pg_stat_activity
 		WHERE backend_type = 'pg_bluegreen change'}),
