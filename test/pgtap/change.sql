@@ -404,6 +404,9 @@ GRANT REFERENCES ON lab.hall TO tap_owner;
 CALL bluegreen.expand('later');
 CALL bluegreen.wait_for_backfill('later');
 CALL bluegreen.contract('later');
+SELECT matches((SELECT statements[1] FROM bluegreen.change_step
+	WHERE change = 'later' AND step = 'drop schema lab_names'),
+	'^LOCK VIEW lab_names\.', 'views that are dropped are locked first');
 SELECT col_is_fk('lab', 'item', 'z', 'REFERENCES is all that a foreign key wants');
 SELECT hasnt_schema('lab_names', 'the schema of the earlier version is dropped');
 SELECT results_eq($$SELECT n.oid FROM bluegreen.schema_change c

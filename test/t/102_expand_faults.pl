@@ -382,13 +382,17 @@ is(field('gone', 'state'), 'undone', 'a table that is gone is passed over');
 # "up" fails for a row that is there
 #
 $node->safe_psql(q{CREATE TABLE word (id int PRIMARY KEY, w text);
-	INSERT INTO word VALUES (1, '1'), (2, 'two')});
+	INSERT INTO word VALUES (1, '1'), (2, 'two');
+	CREATE PUBLICATION words FOR TABLE word;
+	CREATE PUBLICATION listed FOR TABLE word (id)});
 change('number', q([{"alter_column": {"table": "word", "column": "w",
 	"type": "int", "up": "w::int", "down": "w::text"}}]));
 (undef, undef, $error) = $node->psql(calls('expand', 'number')
 	  . q{; CALL bluegreen.wait_for_backfill('number')});
 like($error, qr/change "number": invalid input syntax for type integer: "two"/,
 	'a row that "up" cannot convert is an error');
+like($error, qr/WARNING:  change "number" may add columns.*\nDETAIL:  table word in publication words\n/,
+	'who subscribes to the table has to be told');
 $node->safe_psql(q{DELETE FROM word WHERE id = 2});
 expand('number');
 is($node->safe_psql('SELECT * FROM public_number.word'), '1|1',
