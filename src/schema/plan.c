@@ -214,7 +214,6 @@ require_new_schema(const Change *change)
 				(errcode(ERRCODE_DUPLICATE_SCHEMA),
 				 errmsg("schema \"%s\" already exists",
 						change->version_schema)));
-	version_require_owned(change);
 }
 
 /*
@@ -287,6 +286,7 @@ plan_expand(Shape *shape)
 	List	   *steps = list_copy(shape->expand);
 	ListCell   *lc;
 
+	version_require_owned(shape->change);
 	foreach(lc, shape->tables)
 	{
 		ShapeTable *table = lfirst(lc);
