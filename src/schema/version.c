@@ -164,7 +164,7 @@ version_prepare_drop(Step *step)
 
 		step->locks = lappend(step->locks, psprintf(LOCK_VIEW "%s", view));
 		step->statements = lappend(step->statements,
-								   psprintf("DROP VIEW %s", view));
+								   psprintf("DROP VIEW IF EXISTS %s", view));
 	}
 	step->statements = lappend(step->statements,
 							   psprintf("DROP SCHEMA %s",

@@ -346,6 +346,11 @@ $caller = $node->session;
 $caller->send(calls('expand', 'mine'));
 wait_for('mine', q{state = 'expanding' AND waits_for IS NOT NULL},
 	'a step waits');
+$node->safe_psql(q{CREATE ROLE boss SUPERUSER LOGIN;
+	SELECT bluegreen.set_change_owner('mine', 'boss')});
+ok( $node->poll_query_until(q{SELECT usename = 'boss' FROM pg_stat_activity
+		WHERE backend_type = 'pg_bluegreen change'}),
+	'for a worker of a new owner, once there is one');
 $holder->query('ALTER TABLE twin ADD COLUMN mine text');
 my $undo = $node->session;
 $undo->send(calls('undo', 'mine'));
