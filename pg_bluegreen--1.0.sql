@@ -246,6 +246,7 @@ CREATE TABLE bluegreen.schema_change (
 	schema name NOT NULL,
 	path text NOT NULL,				-- search_path for what the document says
 	version_schema name NOT NULL UNIQUE,
+	version_oid oid NOT NULL DEFAULT 0,	-- the schema that was created
 	operations jsonb NOT NULL,
 	state text NOT NULL DEFAULT 'defined' CHECK (state IN
 		('defined', 'expanding', 'backfilling', 'validating', 'expanded',
@@ -255,6 +256,7 @@ CREATE TABLE bluegreen.schema_change (
 	revert_until timestamptz,		-- while revertible
 	revert_server text,				-- on which that was set
 	paused boolean NOT NULL DEFAULT false,
+	starts integer NOT NULL DEFAULT 0,	-- of workers that nothing came of
 	error_sqlstate text,			-- of what ended the worker
 	error_message text,
 	error_detail text,
@@ -274,7 +276,7 @@ CREATE TABLE bluegreen.schema_step (
 	number integer NOT NULL,		-- 0: the phase is planned
 	kind text NOT NULL
 		CHECK (kind IN ('plan', 'sql', 'user', 'index', 'drop index',
-			'check')),
+			'check', 'version', 'drop version')),
 	title text NOT NULL,
 	relation text,
 	relid oid NOT NULL,				-- of the relation, or 0
@@ -1277,6 +1279,12 @@ AS 'MODULE_PATHNAME', 'bluegreen_skip_step'
 LANGUAGE C
 SET search_path = pg_catalog, pg_temp;
 
+CREATE FUNCTION bluegreen.set_change_owner(change name, owner name)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_set_change_owner'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
 -- Called for every row: no SET clause.
 CREATE FUNCTION bluegreen.derive_rows()
 RETURNS trigger
@@ -1967,6 +1975,7 @@ REVOKE ALL ON FUNCTION bluegreen.sql(name, text, text, boolean)
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.pause_backfill(name, boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.skip_step(name) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.set_change_owner(name, name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.derive_rows() FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.expand(name) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.contract(name) FROM PUBLIC;
@@ -2262,6 +2271,8 @@ COMMENT ON FUNCTION bluegreen.sql(name, text, text, boolean) IS
 	'add an operation to a change: statements of your own; returns its number';
 COMMENT ON FUNCTION bluegreen.skip_step(name) IS
 	'take statements of a document that have failed for done; returns their step';
+COMMENT ON FUNCTION bluegreen.set_change_owner(name, name) IS
+	'let a change belong to another role, with whose rights its document is carried out';
 COMMENT ON FUNCTION bluegreen.pause_backfill(name, boolean) IS
 	'let the backfill of a change rest; paused => false: go on';
 COMMENT ON FUNCTION bluegreen.derive_rows() IS

@@ -109,6 +109,10 @@ log_logical_message(const char *prefix, const char *message, size_t size,
 #if PG_VERSION_NUM >= 160000
 #define pg_database_aclcheck(database, role, mode) \
 	object_aclcheck(DatabaseRelationId, database, role, mode)
+#define pg_namespace_aclcheck(schema, role, mode) \
+	object_aclcheck(NamespaceRelationId, schema, role, mode)
+#define pg_class_ownercheck(relation, role) \
+	object_ownercheck(RelationRelationId, relation, role)
 #endif
 
 /* 17 has transaction_timeout. */

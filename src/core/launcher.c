@@ -21,8 +21,8 @@
  * that somebody has made or dropped by hand.
  *
  * The launcher also starts the recorder (event.c) when there are events, and
- * once, when it has started itself, a worker in each database that lets changes
- * of schemas go on (schema/resume.c).
+ * when it has started itself, a worker in each database that lets changes of
+ * schemas go on (schema/resume.c), until there was room for all of them.
  *
  *-------------------------------------------------------------------------
  */
@@ -57,6 +57,7 @@
 #define MAX_QUICK_ENDS			3	/* orderly ends in a row without delay */
 #define PROBE_TIME				60000	/* ms, if nobody ends it */
 #define MAX_RECORDER_TRIES		10	/* then a database's events are dropped */
+#define MAX_RESUME_TRIES		3	/* of workers that have come to nothing */
 
 /* What the launcher remembers of an entry's worker. */
 typedef struct LauncherEntry
@@ -83,6 +84,9 @@ static LauncherEntry *entries;	/* index as in shared memory */
 static LauncherRecorder recorder;
 static List *to_resume = NIL;	/* databases whose changes may have to go on */
 static BackgroundWorkerHandle *resuming;
+static bool is_resuming = false;	/* its result is not looked at yet */
+static int	resume_tries = 0;	/* in vain, in a row */
+static TimestampTz resume_next = 0;
 static NameData *slot_names;	/* found at the last look */
 static int	nslots;
 
@@ -626,21 +630,58 @@ list_databases(void)
 }
 
 /*
- * Let changes go on, in one database at a time.  Without room for a worker it
- * is tried again in a later round.
+ * The worker of the first database has ended.  Forget the database, or look at
+ * it again after the others.
  */
 static void
+resume_ended(void)
+{
+	Oid			database = linitial_oid(to_resume);
+	Resumed		resumed = launcher_resumed();
+	MemoryContext oldcontext = MemoryContextSwitchTo(TopMemoryContext);
+
+	is_resuming = false;
+	resume_tries++;
+	to_resume = list_delete_first(to_resume);
+	/* it may have taken the last place itself, which is free now */
+	if (resumed.result == RESUME_AGAIN)
+		(void) change_start_worker(database, resumed.change, resumed.owner);
+	if (resumed.result == RESUME_AGAIN ||
+		(resumed.result == RESUME_NONE && resume_tries < MAX_RESUME_TRIES))
+	{
+		to_resume = lappend_oid(to_resume, database);
+		resume_next =
+			TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+										settings_restart_delay(resume_tries));
+	}
+	else
+		resume_tries = 0;
+	MemoryContextSwitchTo(oldcontext);
+}
+
+/*
+ * Let changes go on, in one database at a time.  Without room for a worker it
+ * is tried again in a later round.  Returns when to look again, or 0.
+ */
+static TimestampTz
 tend_resume(void)
 {
 	char		name[16];
 
-	if (to_resume == NIL || worker_is_there(&resuming))
-		return;
+	if (worker_is_there(&resuming))
+		return 0;
+	if (is_resuming)
+		resume_ended();
+	if (to_resume == NIL)
+		return 0;
+	if (resume_next > GetCurrentTimestamp())
+		return resume_next;
+	(void) launcher_resumed();
 	snprintf(name, sizeof(name), "%u", linitial_oid(to_resume));
 	resuming = start_worker("bluegreen_resume_main", "pg_bluegreen resume",
 							name, ObjectIdGetDatum(linitial_oid(to_resume)));
-	if (resuming != NULL)
-		to_resume = list_delete_first(to_resume);
+	is_resuming = resuming != NULL;
+	return 0;
 }
 
 /* The earlier of two times, where 0 is none. */
@@ -667,7 +708,7 @@ launcher_round(void)
 		wanted = earlier(wanted, tend_switch(i));
 	}
 	wanted = earlier(wanted, tend_recorder());
-	tend_resume();
+	wanted = earlier(wanted, tend_resume());
 
 	if (wanted == 0)
 		return LAUNCHER_INTERVAL;

@@ -46,6 +46,7 @@ typedef struct BlueGreenShared
 {
 	slock_t		launcher_mutex;
 	Latch	   *launcher_latch; /* NULL while no launcher runs */
+	Resumed		resumed;		/* by the last worker of schema/resume.c */
 	LWLock	   *stream_lock;
 	LWLock	   *chunk_lock;
 	LWLock	   *table_lock;
@@ -564,6 +565,35 @@ launcher_attach(void)
 	SpinLockAcquire(&bg_shared->launcher_mutex);
 	bg_shared->launcher_latch = MyLatch;
 	SpinLockRelease(&bg_shared->launcher_mutex);
+}
+
+/*
+ * For the launcher: what the worker has achieved that lets changes go on.  Takes
+ * a spinlock.
+ */
+void
+launcher_set_resumed(Resumed resumed)
+{
+	if (!shared_is_loaded())
+		return;
+	SpinLockAcquire(&bg_shared->launcher_mutex);
+	bg_shared->resumed = resumed;
+	SpinLockRelease(&bg_shared->launcher_mutex);
+}
+
+/*
+ * The same, and forget it.  Takes a spinlock.
+ */
+Resumed
+launcher_resumed(void)
+{
+	Resumed		result;
+
+	SpinLockAcquire(&bg_shared->launcher_mutex);
+	result = bg_shared->resumed;
+	bg_shared->resumed.result = RESUME_NONE;
+	SpinLockRelease(&bg_shared->launcher_mutex);
+	return result;
 }
 
 /*

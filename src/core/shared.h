@@ -246,6 +246,24 @@ extern void stream_wake(StreamShared *s);
 extern void launcher_wake(void);
 extern bool launcher_is_running(void);
 extern void launcher_attach(void);	/* by the launcher itself */
+
+/* what a worker of schema/resume.c has achieved */
+typedef enum ResumeResult
+{
+	RESUME_NONE,				/* it has not come to its end */
+	RESUME_AGAIN,				/* there was no room for a worker */
+	RESUME_DONE
+} ResumeResult;
+
+typedef struct Resumed
+{
+	ResumeResult result;
+	int32		change;			/* RESUME_AGAIN: that has no worker yet */
+	Oid			owner;
+} Resumed;
+
+extern void launcher_set_resumed(Resumed resumed);
+extern Resumed launcher_resumed(void);
 extern void stream_request_reload(Oid dboid, int32 deployment);
 
 extern TableShared *table_shared_get(int32 mapping, int32 deployment);

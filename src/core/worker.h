@@ -34,6 +34,13 @@ extern void launcher_register(void);
 extern void router_watch(int32 deployment);
 extern bool routers_paused(int32 deployment);
 
+/*
+ * Start a worker for a change (schema/call.c); NULL if there is no room.
+ */
+extern struct BackgroundWorkerHandle *change_start_worker(Oid database,
+														  int32 change,
+														  Oid owner);
+
 /* Is there room for n more background workers? */
 extern bool workers_are_free(int n);
 

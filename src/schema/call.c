@@ -15,6 +15,7 @@
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "core/settings.h"
+#include "core/worker.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "postmaster/bgworker.h"
@@ -170,6 +171,45 @@ target_state(const Request *request, const Change *change)
 }
 
 /*
+ * Native subscribers get the columns that are added, and stop if they have not
+ * such columns.  Tell who expands.
+ */
+static void
+warn_published(const Change *change)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	char	   *found = NULL;
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, change->id);
+	(void) catalog_run("SELECT string_agg(DISTINCT format('table %s in publication %s', "
+					   "p.tablename, p.pubname), ', ') "
+					   "FROM bluegreen.schema_change c "
+					   "CROSS JOIN jsonb_array_elements(c.operations) o "
+					   "CROSS JOIN jsonb_each(o) f "
+					   "JOIN pg_publication_tables p "
+					   "ON p.schemaname = c.schema "
+					   "AND p.tablename = f.value ->> 'table' "
+					   "JOIN pg_publication b ON b.pubname = p.pubname "
+					   "WHERE c.id = $1 AND f.key IN ('add_column', "
+					   "'alter_column', 'create_constraint', "
+					   "'drop_constraint', 'drop_multicolumn_constraint') "
+					   "AND NOT EXISTS (SELECT FROM pg_publication_rel r "
+					   "WHERE r.prpubid = b.oid AND r.prattrs IS NOT NULL "
+					   "AND r.prrelid = format('%I.%I', p.schemaname, "
+					   "p.tablename)::regclass)", &args, SPI_OK_SELECT);
+	found = catalog_text(&access, 0, 1);
+	catalog_end(&access);
+	if (found != NULL)
+		ereport(WARNING,
+				(errmsg("change \"%s\" may add columns to tables that are published",
+						change->name),
+				 errdetail("%s", found),
+				 errhint("Subscriptions to them stop unless their tables have these columns, or the publication has a list of columns.")));
+}
+
+/*
  * Set the state, unless it is what we want already.  An old error is forgotten
  * in any case.  True if the worker, if there is one, has to look again.
  */
@@ -199,11 +239,11 @@ ask(const Request *request, const Change *change)
  * there is no room.
  */
 BackgroundWorkerHandle *
-change_start_worker(int32 change, Oid owner)
+change_start_worker(Oid database, int32 change, Oid owner)
 {
 	BackgroundWorker worker = {0};
 	BackgroundWorkerHandle *handle;
-	ChangeWorkerExtra extra = {MyDatabaseId, owner, change};
+	ChangeWorkerExtra extra = {database, owner, change};
 
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS |
 		BGWORKER_BACKEND_DATABASE_CONNECTION;
@@ -224,7 +264,8 @@ change_start_worker(int32 change, Oid owner)
 static BackgroundWorkerHandle *
 start_worker(const Change *change)
 {
-	BackgroundWorkerHandle *handle = change_start_worker(change->id,
+	BackgroundWorkerHandle *handle = change_start_worker(MyDatabaseId,
+														 change->id,
 														 change->owner);
 
 	if (handle == NULL)
@@ -344,8 +385,10 @@ call(FunctionCallInfo fcinfo, const Request *request, TimestampTz until)
 	name = pstrdup(NameStr(*PG_GETARG_NAME(0)));
 	change = change_by_name(name);
 	change_lock_row(change);
-	change_take_over(change);
+	change_require_owner(change);
 	to_interrupt = ask(request, change);
+	if (to_interrupt && request == &expand_request)
+		warn_published(change);
 	SPI_commit();
 	if (to_interrupt)
 		change_interrupt(change->id);

@@ -17,6 +17,7 @@
 #include "catalog/catalog.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_authid.h"
+#include "catalog/pg_namespace.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "core/event.h"
@@ -36,6 +37,7 @@ PG_FUNCTION_INFO_V1(bluegreen_create_change);
 PG_FUNCTION_INFO_V1(bluegreen_drop_change);
 PG_FUNCTION_INFO_V1(bluegreen_add_operation);
 PG_FUNCTION_INFO_V1(bluegreen_pause_backfill);
+PG_FUNCTION_INFO_V1(bluegreen_set_change_owner);
 
 const char *const change_state_names[] = {
 	[CHANGE_DEFINED] = "defined",
@@ -212,24 +214,18 @@ change_keep_window(int32 id)
 }
 
 /*
- * A change whose owner was dropped belongs to the superuser who asks for it:
- * change_by_name() lets nobody else through.
+ * Error if the change's owner was dropped.  It does not simply belong to whoever
+ * calls, who is a superuser then: what the document says would have his rights.
  */
 void
-change_take_over(Change *change)
+change_require_owner(const Change *change)
 {
-	CatalogAccess access;
-	CatalogArgs args = {0};
-
-	if (SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(change->owner)))
-		return;
-	change->owner = GetUserId();
-	catalog_begin(&access);
-	catalog_arg_int4(&args, change->id);
-	catalog_arg(&args, OIDOID, ObjectIdGetDatum(change->owner));
-	(void) catalog_run("UPDATE bluegreen.schema_change SET owner = $2 "
-					   "WHERE id = $1", &args, SPI_OK_UPDATE);
-	catalog_end(&access);
+	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(change->owner)))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("owner of change \"%s\" was dropped", change->name),
+				 errdetail("Its document is carried out with the rights of its owner."),
+				 errhint("Look at the document, and give the change another owner: bluegreen.set_change_owner().")));
 }
 
 /*
@@ -248,6 +244,9 @@ change_set_state(int32 id, ChangeState from, ChangeState to)
 	catalog_arg_text(&args, change_state_names[from]);
 	catalog_arg_text(&args, change_state_names[to]);
 	n = catalog_run("UPDATE bluegreen.schema_change SET state = $3, "
+					"starts = 0, "
+					"version_oid = CASE WHEN $3 = 'undone' THEN 0 "
+					"ELSE version_oid END, "
 					"error_sqlstate = NULL, error_message = NULL, "
 					"error_detail = NULL, error_hint = NULL, "
 					"revert_until = CASE WHEN $3 = 'revertible' "
@@ -285,7 +284,7 @@ change_set_error(int32 id, ChangeState state, const ErrorData *error)
 	catalog_arg_text(&args, error->detail);
 	catalog_arg_text(&args, error->hint);
 	catalog_arg_text(&args, change_state_names[state]);
-	n = catalog_run("UPDATE bluegreen.schema_change SET "
+	n = catalog_run("UPDATE bluegreen.schema_change SET starts = 0, "
 					"error_sqlstate = $2, error_message = $3, "
 					"error_detail = $4, error_hint = $5 "
 					"WHERE id = $1 AND state = $6", &args, SPI_OK_UPDATE);
@@ -303,6 +302,43 @@ change_event(const Change *change, EventKind kind, const char *message,
 	event_record_local(0, kind, InvalidXLogRecPtr,
 					   psprintf("change \"%s\": %s", change->name, message),
 					   detail);
+}
+
+/*
+ * A worker begins to do something.  Returns how many have done so since last
+ * something came of it: progress, an error, or that it had to wait.
+ */
+int
+change_count_start(int32 id)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	int			result = 0;
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, id);
+	if (catalog_run("UPDATE bluegreen.schema_change SET starts = starts + 1 "
+					"WHERE id = $1 RETURNING starts", &args,
+					SPI_OK_UPDATE_RETURNING) > 0)
+		result = DatumGetInt32(catalog_value(0, 1, NULL));
+	catalog_end(&access);
+	return result;
+}
+
+/*
+ * Something came of it.
+ */
+void
+change_forget_starts(int32 id)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, id);
+	(void) catalog_run("UPDATE bluegreen.schema_change SET starts = 0 "
+					   "WHERE id = $1 AND starts <> 0", &args, SPI_OK_UPDATE);
+	catalog_end(&access);
 }
 
 /* ---- the lock of who runs it ---- */
@@ -416,7 +452,17 @@ check_owner_can_log_in(Oid owner)
 						 quote_identifier(GetUserNameFromId(owner, false)))));
 }
 
-/* The schema that a change is in; the caller may create in it. */
+/* A change is for who may create in the schema. */
+static void
+check_may_create(Oid schema, Oid owner)
+{
+	AclResult	result = pg_namespace_aclcheck(schema, owner, ACL_CREATE);
+
+	if (result != ACLCHECK_OK)
+		aclcheck_error(result, OBJECT_SCHEMA, get_namespace_name(schema));
+}
+
+/* The schema that a change is in. */
 static Oid
 change_schema(FunctionCallInfo fcinfo, int argument)
 {
@@ -544,7 +590,7 @@ insert_change(const char *name, Oid schema, const char *version_schema,
  * bluegreen.create_change(name name, operations jsonb, schema name) returns
  * integer: the new change's id; it belongs to the current user.  Errors: a
  * document that is not valid, a name that is taken, an owner that may not log
- * in.
+ * in, or not create in the schema.
  */
 Datum
 bluegreen_create_change(PG_FUNCTION_ARGS)
@@ -565,6 +611,7 @@ bluegreen_create_change(PG_FUNCTION_ARGS)
 					   version ? version : name);
 	check_name(name, version);
 	check_owner_can_log_in(GetUserId());
+	check_may_create(schema, GetUserId());
 	PG_RETURN_INT32(insert_change(name, schema, version, operations));
 }
 
@@ -631,6 +678,45 @@ bluegreen_pause_backfill(PG_FUNCTION_ARGS)
 	(void) catalog_run("UPDATE bluegreen.schema_change SET paused = $2 "
 					   "WHERE id = $1", &args, SPI_OK_UPDATE);
 	catalog_end(&access);
+	PG_RETURN_VOID();
+}
+
+/*
+ * bluegreen.set_change_owner(change name, owner name): the change belongs to
+ * another role, whose rights its document has from now on.  Errors: the caller
+ * cannot act as the new owner, or that one cannot own a change.  Locks the
+ * change's row.
+ */
+Datum
+bluegreen_set_change_owner(PG_FUNCTION_ARGS)
+{
+	Change	   *change;
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	Oid			owner;
+
+	require_argument(fcinfo, 0, "change");
+	require_argument(fcinfo, 1, "owner");
+	require_writable("bluegreen.set_change_owner()");
+	change = change_by_name(NameStr(*PG_GETARG_NAME(0)));
+	owner = get_role_oid(NameStr(*PG_GETARG_NAME(1)), false);
+	if (!role_can_set(GetUserId(), owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be able to SET ROLE \"%s\"",
+						GetUserNameFromId(owner, false))));
+	check_owner_can_log_in(owner);
+	check_may_create(get_namespace_oid(change->schema, false), owner);
+	change_lock_row(change);
+	catalog_begin(&access);
+	catalog_arg_int4(&args, change->id);
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(owner));
+	(void) catalog_run("UPDATE bluegreen.schema_change SET owner = $2 "
+					   "WHERE id = $1", &args, SPI_OK_UPDATE);
+	catalog_end(&access);
+	change_event(change, EVENT_CHANGE,
+				 psprintf("belongs to role \"%s\" now",
+						  GetUserNameFromId(owner, false)), NULL);
 	PG_RETURN_VOID();
 }
 

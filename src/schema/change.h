@@ -95,11 +95,13 @@ extern void operation_refuse(const Operation *operation, const char *format,
 extern Change *change_load(int32 id);	/* NULL if none */
 extern Change *change_by_name(const char *name);	/* owner checked */
 extern bool change_set_state(int32 id, ChangeState from, ChangeState to);
-extern void change_take_over(Change *change);
+extern void change_require_owner(const Change *change);
 extern void change_lock_row(Change *change);
 extern void change_set_window(int32 id, int seconds);
 extern void change_keep_window(int32 id);
 extern bool change_try_lock(int32 id);
+extern int	change_count_start(int32 id);
+extern void change_forget_starts(int32 id);
 extern void change_unlock(int32 id);
 extern void change_interrupt(int32 id);
 extern bool change_set_error(int32 id, ChangeState state,
@@ -115,7 +117,9 @@ typedef enum StepKind
 	STEP_USER,					/* the same, of the document's own statements */
 	STEP_INDEX,					/* one statement outside of a transaction */
 	STEP_DROP_INDEX,			/* the same */
-	STEP_CHECK					/* queries that must not find anything */
+	STEP_CHECK,					/* queries that must not find anything */
+	STEP_VERSION,				/* STEP_SQL that makes the version's schema */
+	STEP_DROP_VERSION			/* drops a schema of which object is the OID */
 } StepKind;
 
 extern const char *const step_kind_names[];
@@ -128,7 +132,8 @@ typedef struct Step
 	List	   *locks;			/* LOCK statements, taken first */
 	Oid			relid;			/* the table that it is about, or 0 */
 	char	   *relation;		/* the same, qualified, or NULL */
-	char	   *object;			/* STEP_INDEX: the index, qualified */
+	char	   *object;			/* STEP_INDEX: the index, qualified; else see
+								 * StepKind */
 	List	   *statements;		/* of char * */
 	List	   *undo;			/* what takes it back, if no catalog tells */
 	List	   *guards;			/* queries: guard.c */
@@ -146,6 +151,7 @@ extern bool steps_exist(int32 change, ChangeState phase);
 extern bool steps_untouched(int32 change, ChangeState phase);
 extern void step_finish(int32 change, const Step *step);
 extern void step_started(int32 change, const Step *step);
+extern void step_lock(int32 change, const Step *step);
 extern void step_tried(int32 change, const Step *step, const char *waits_for);
 extern Datum texts_datum(List *strings);
 extern List *steps_undo(int32 change, ChangeState phase);
@@ -161,7 +167,6 @@ typedef struct ChangeWorkerExtra
 } ChangeWorkerExtra;
 
 extern PGDLLEXPORT void bluegreen_change_main(Datum arg);
-extern BackgroundWorkerHandle *change_start_worker(int32 change, Oid owner);
 
 /* ---- backfill.c ---- */
 

@@ -394,14 +394,11 @@ guard_trigger_columns(const char *sql)
  * versions: without the triggers they would no longer agree.
  */
 void
-guard_extension(const Change *change)
+guard_extension(Oid schema)
 {
-	Oid			schema = get_namespace_oid(change->version_schema, true);
 	ObjectAddress depender;
 	ObjectAddress extension;
 
-	if (!OidIsValid(schema))
-		return;
 	ObjectAddressSet(depender, NamespaceRelationId, schema);
 	ObjectAddressSet(extension, ExtensionRelationId,
 					 get_extension_oid(BG_EXTENSION, false));
@@ -409,13 +406,11 @@ guard_extension(const Change *change)
 }
 
 /*
- * The change is at its end, and the schema stays without us.
+ * The change is at its end, and the schema stays without us, if there is one.
  */
 void
-guard_extension_end(const Change *change)
+guard_extension_end(Oid schema)
 {
-	Oid			schema = get_namespace_oid(change->version_schema, true);
-
 	if (OidIsValid(schema))
 		(void) deleteDependencyRecordsForSpecific(NamespaceRelationId, schema,
 												  DEPENDENCY_NORMAL,

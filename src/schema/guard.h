@@ -33,8 +33,8 @@ extern bool guard_is_gone(const ErrorData *error);
 extern void guard_run(const Change *change, const char *sql,
 					  void (*run) (const char *));
 extern void guard_trigger_columns(const char *sql);
-extern void guard_extension(const Change *change);
-extern void guard_extension_end(const Change *change);
+extern void guard_extension(Oid schema);
+extern void guard_extension_end(Oid schema);
 
 /* ---- made.c ---- */
 

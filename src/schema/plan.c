@@ -67,7 +67,7 @@ step_of(StepKind kind, const char *title, const ShapeTable *table)
 
 /*
  * Locks of all views, then of the table itself, and in a mode of other tables.
- * As statements, which worker.c takes.
+ * As statements, of which worker.c takes the locks, but asks for less rights.
  */
 List *
 table_locks(const char *table, List *views, List *others, const char *mode)
@@ -278,12 +278,14 @@ plan_expand(Shape *shape)
 	List	   *steps = list_copy(shape->expand);
 	ListCell   *lc;
 
+	version_require_owned(shape->change);
 	foreach(lc, shape->tables)
 	{
 		ShapeTable *table = lfirst(lc);
 		Step	   *step;
 		List	   *fill = columns_to_fill(table);
 
+		require_references(shape->change, table);
 		if (table->expand == NIL && table->rules == NIL)
 			continue;
 		step = step_of(STEP_SQL, psprintf("expand table %s",
@@ -538,9 +540,64 @@ contract_sequences(Step *step, const ShapeTable *table,
 	}
 }
 
+/* Will another column get the name that this one has now? */
+static bool
+is_in_the_way(const ShapeTable *table, const ShapeColumn *column)
+{
+	ListCell   *lc;
+
+	foreach(lc, table->columns)
+	{
+		ShapeColumn *other = lfirst(lc);
+
+		if (other != column && other->name != NULL &&
+			strcmp(other->name, column->column) == 0)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Columns get their names, by way of one of ours where names go around.
+ */
+static void
+contract_column_names(Step *step, const Shape *shape,
+					  const ShapeTable *table)
+{
+	const char *rename = "RENAME COLUMN %s TO %s";
+	List	   *now = NIL;
+	ListCell   *lc;
+	ListCell   *other;
+
+	foreach(lc, table->columns)
+	{
+		ShapeColumn *column = lfirst(lc);
+		char	   *name = column->column;
+
+		if (column->name != NULL && is_in_the_way(table, column))
+		{
+			name = shape_hidden_name(shape, column->attnum,
+									 psprintf("to_%s", column->name));
+			step_alter(step, table, psprintf(rename,
+											 quote_identifier(column->column),
+											 quote_identifier(name)));
+		}
+		now = lappend(now, name);
+	}
+	forboth(lc, table->columns, other, now)
+	{
+		ShapeColumn *column = lfirst(lc);
+
+		if (column->name != NULL && strcmp(lfirst(other), column->name) != 0)
+			step_alter(step, table, psprintf(rename,
+											 quote_identifier(lfirst(other)),
+											 quote_identifier(column->name)));
+	}
+}
+
 /* Old columns go; the others get their names and defaults. */
 static void
-contract_columns(Step *step, const ShapeTable *table)
+contract_columns(Step *step, const Shape *shape, const ShapeTable *table)
 {
 	ListCell   *lc;
 
@@ -571,11 +628,8 @@ contract_columns(Step *step, const ShapeTable *table)
 								column->default_sql) :
 					   psprintf("ALTER COLUMN %s DROP DEFAULT",
 								quote_identifier(column->column)));
-		if (strcmp(column->column, column->name) != 0)
-			step_alter(step, table, psprintf("RENAME COLUMN %s TO %s",
-											 quote_identifier(column->column),
-											 quote_identifier(column->name)));
 	}
+	contract_column_names(step, shape, table);
 }
 
 /* The view's defaults are the table's now. */
@@ -688,7 +742,7 @@ contract_table(Shape *shape, ShapeTable *table)
 		note_drop_trigger(step, shape, table);
 	guard_lost(step, table);
 	contract_before(step, shape, table);
-	contract_columns(step, table);
+	contract_columns(step, shape, table);
 	contract_not_null(step, table);
 	contract_view_defaults(step, table, views);
 	contract_names(step, shape, table);

@@ -224,6 +224,10 @@ extern Step *version_create_step(Shape *shape);
 extern List *version_drop_steps(const Change *change, const char *schema);
 extern List *version_views_of(const Change *change, Oid relid, bool previous);
 extern List *version_previous(const Change *change);
+extern void version_require_owned(const Change *change);
+extern Oid	version_store(const Change *change);
+extern Oid	version_schema(int32 id);
+extern void version_prepare_drop(Step *step);
 
 /* ---- plan.c ---- */
 
@@ -253,6 +257,15 @@ extern void note_create_trigger(Step *step, const Shape *shape,
 
 extern List *referenced_tables(Oid relid);
 extern List *derivation_end_steps(const Shape *shape);
+
+/* ---- lock.c ---- */
+
+extern void require_references(const Change *change, const ShapeTable *table);
+extern void locks_init(void);
+extern void locks_set_timeout(int ms);
+extern void locks_take(const Step *step, bool missing_ok);
+extern void locks_end(void);
+extern bool locks_expired(void);
 
 /* ---- undo.c ---- */
 

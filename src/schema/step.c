@@ -26,7 +26,9 @@ const char *const step_kind_names[] = {
 	[STEP_USER] = "user",
 	[STEP_INDEX] = "index",
 	[STEP_DROP_INDEX] = "drop index",
-	[STEP_CHECK] = "check"
+	[STEP_CHECK] = "check",
+	[STEP_VERSION] = "version",
+	[STEP_DROP_VERSION] = "drop version"
 };
 
 /*
@@ -258,22 +260,33 @@ step_next(int32 change, ChangeState phase)
 	return step;
 }
 
-static void
+static bool
 update_step(int32 change, const Step *step, const char *set, const char *value)
 {
 	CatalogAccess access;
 	CatalogArgs args = {0};
+	uint64		n;
 
 	catalog_begin(&access);
 	catalog_arg_int4(&args, change);
 	catalog_arg_text(&args, change_state_names[step->phase]);
 	catalog_arg_int4(&args, step->number);
 	catalog_arg_text(&args, value);
-	(void) catalog_run(psprintf("UPDATE bluegreen.schema_step SET %s "
-								"WHERE change = $1 AND phase = $2 "
-								"AND number = $3", set), &args,
-					   SPI_OK_UPDATE);
+	n = catalog_run(psprintf("UPDATE bluegreen.schema_step SET %s "
+							 "WHERE change = $1 AND phase = $2 "
+							 "AND number = $3 AND NOT done", set), &args,
+					SPI_OK_UPDATE);
 	catalog_end(&access);
+	return n > 0;
+}
+
+/* The error that sends the worker back to look at the change again. */
+static void
+not_wanted(const char *why)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_QUERY_CANCELED),
+			 errmsg("canceling step because %s", why)));
 }
 
 /*
@@ -294,9 +307,30 @@ require_phase(int32 change, const Step *step)
 					"AND state = $2 FOR SHARE", &args, SPI_OK_SELECT);
 	catalog_end(&access);
 	if (n == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_QUERY_CANCELED),
-				 errmsg("canceling step because its phase is not wanted any more")));
+		not_wanted("its phase is not wanted any more");
+}
+
+/*
+ * Lock the step's row, before statements that can end the worker's own lock of
+ * the change (pg_advisory_unlock_all()): nobody else may run them as well.
+ */
+void
+step_lock(int32 change, const Step *step)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	uint64		n;
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, change);
+	catalog_arg_text(&args, change_state_names[step->phase]);
+	catalog_arg_int4(&args, step->number);
+	n = catalog_run("SELECT FROM bluegreen.schema_step WHERE change = $1 "
+					"AND phase = $2 AND number = $3 AND NOT done "
+					"FOR NO KEY UPDATE", &args, SPI_OK_SELECT);
+	catalog_end(&access);
+	if (n == 0)
+		not_wanted("it is done already");
 }
 
 /*
@@ -306,18 +340,22 @@ void
 step_finish(int32 change, const Step *step)
 {
 	require_phase(change, step);
-	update_step(change, step, "done = true, waits_for = $4, "
-				"tries = tries + 1, finished_at = clock_timestamp()", NULL);
+	if (!update_step(change, step, "done = true, waits_for = $4, "
+					 "tries = tries + 1, finished_at = clock_timestamp()",
+					 NULL))
+		not_wanted("it is done already");
 }
 
 /*
- * The step is about to be tried.
+ * The step is about to be tried.  Who wants another state either finds that out
+ * here, or, once this has committed, that it may have left something.
  */
 void
 step_started(int32 change, const Step *step)
 {
-	update_step(change, step, "started_at = coalesce(started_at, "
-				"clock_timestamp(), $4::timestamptz)", NULL);
+	require_phase(change, step);
+	(void) update_step(change, step, "started_at = coalesce(started_at, "
+					   "clock_timestamp(), $4::timestamptz)", NULL);
 }
 
 /*
@@ -326,7 +364,8 @@ step_started(int32 change, const Step *step)
 void
 step_tried(int32 change, const Step *step, const char *waits_for)
 {
-	update_step(change, step, "waits_for = $4, tries = tries + 1", waits_for);
+	(void) update_step(change, step, "waits_for = $4, tries = tries + 1",
+					   waits_for);
 }
 
 /* Steps whose table is what it was. */

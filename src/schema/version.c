@@ -9,7 +9,9 @@
  * Who may do something with the table may do it with the view, the table's
  * owner as well, who need not be the view's.
  *
- * The schema is the extension's: its views are dropped without a question.
+ * The schema is the extension's: its views are dropped without a question.  It
+ * is known by its OID, which is stored when it is made, so nothing happens to
+ * one that only has the name of a version.
  *
  *-------------------------------------------------------------------------
  */
@@ -22,6 +24,7 @@
 #include "commands/comment.h"
 #include "compat.h"
 #include "executor/spi.h"
+#include "miscadmin.h"
 #include "schema/shape.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -64,7 +67,7 @@ version_previous(const Change *change)
 	catalog_arg_int4(&args, change->id);
 	catalog_arg_name(&args, change->schema);
 	return query_texts("SELECT n.nspname::text FROM bluegreen.schema_change c "
-					   "JOIN pg_namespace n ON n.nspname = c.version_schema "
+					   "JOIN pg_namespace n ON n.oid = c.version_oid "
 					   "WHERE c.id <> $1 AND c.schema = $2 ORDER BY c.id",
 					   &args);
 }
@@ -87,7 +90,7 @@ version_views_of(const Change *change, Oid relid, bool previous)
 					   "JOIN pg_class v ON v.oid = r.ev_class "
 					   "JOIN pg_namespace n ON n.oid = v.relnamespace "
 					   "JOIN bluegreen.schema_change c "
-					   "ON c.version_schema = n.nspname "
+					   "ON c.version_oid = n.oid "
 					   "WHERE d.classid = 'pg_rewrite'::regclass "
 					   "AND d.refclassid = 'pg_class'::regclass "
 					   "AND d.refobjid = $3 AND v.relkind = 'v' "
@@ -96,27 +99,143 @@ version_views_of(const Change *change, Oid relid, bool previous)
 }
 
 /*
- * The step that drops a version's schema and its views; NIL if there is none.
+ * Error unless the change's owner may drop the schemas of earlier versions,
+ * which the contract does.
+ */
+void
+version_require_owned(const Change *change)
+{
+	CatalogArgs args = {0};
+	List	   *foreign;
+
+	catalog_arg_int4(&args, change->id);
+	catalog_arg_name(&args, change->schema);
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(change->owner));
+	foreign = query_texts("SELECT n.nspname::text "
+						  "FROM bluegreen.schema_change c "
+						  "JOIN pg_namespace n ON n.oid = c.version_oid "
+						  "WHERE c.id <> $1 AND c.schema = $2 "
+						  "AND (NOT pg_has_role($3, n.nspowner, 'USAGE') "
+						  "OR EXISTS (SELECT FROM pg_class v "
+						  "WHERE v.relnamespace = n.oid AND v.relkind = 'v' "
+						  "AND NOT pg_has_role($3, v.relowner, 'USAGE')))",
+						  &args);
+	if (foreign != NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("role \"%s\" must be owner of schema \"%s\" and its views",
+						GetUserNameFromId(change->owner, false),
+						(char *) linitial(foreign)),
+				 errdetail("It is the version of an earlier change, and dropped when this one is contracted."),
+				 errhint("Give the schema and its views, or the change, another owner.")));
+}
+
+/* Views of a schema as SQL; one that reads another one before that. */
+static List *
+schema_views(Oid schema)
+{
+	CatalogArgs args = {0};
+
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(schema));
+	return query_texts("SELECT format('%I.%I', n.nspname, c.relname) "
+					   "FROM pg_class c JOIN pg_namespace n "
+					   "ON n.oid = c.relnamespace WHERE n.oid = $1 "
+					   "AND c.relkind = 'v' ORDER BY c.oid DESC", &args);
+}
+
+/*
+ * Set locks and statements of a step of kind STEP_DROP_VERSION to what there is
+ * to drop now; nothing, if the schema is gone.
+ */
+void
+version_prepare_drop(Step *step)
+{
+	Oid			schema = atooid(step->object);
+	char	   *name = get_namespace_name(schema);
+	ListCell   *lc;
+
+	step->locks = NIL;
+	step->statements = NIL;
+	if (name == NULL)
+		return;
+	foreach(lc, schema_views(schema))
+	{
+		char	   *view = lfirst(lc);
+
+		step->locks = lappend(step->locks, psprintf(LOCK_VIEW "%s", view));
+		step->statements = lappend(step->statements,
+								   psprintf("DROP VIEW IF EXISTS %s", view));
+	}
+	step->statements = lappend(step->statements,
+							   psprintf("DROP SCHEMA %s",
+										quote_identifier(name)));
+}
+
+/*
+ * The step that drops the schema and the views of this version, or of an earlier
+ * one that version_previous() has named; NIL if there is none.
  */
 List *
 version_drop_steps(const Change *change, const char *schema)
 {
-	Step	   *step = step_make(STEP_SQL, psprintf("drop schema %s", schema),
-								 NULL);
+	Step	   *step = step_make(STEP_DROP_VERSION,
+								 psprintf("drop schema %s", schema), NULL);
+	CatalogArgs args = {0};
+	List	   *found;
+
+	catalog_arg_int4(&args, change->id);
+	catalog_arg_name(&args, change->schema);
+	catalog_arg_name(&args, schema);
+	found = query_texts("SELECT n.oid::text FROM bluegreen.schema_change c "
+						"JOIN pg_namespace n ON n.oid = c.version_oid "
+						"WHERE (c.id = $1 AND c.version_schema = $3) "
+						"OR (c.id <> $1 AND c.schema = $2 AND n.nspname = $3)",
+						&args);
+	if (found == NIL)
+		return NIL;
+	step->object = linitial(found);
+	version_prepare_drop(step);
+	return list_make1(step);
+}
+
+/*
+ * Remember which schema the version's is, just after it was created: its OID.
+ */
+Oid
+version_store(const Change *change)
+{
+	Oid			schema = get_namespace_oid(change->version_schema, false);
+	CatalogAccess access;
 	CatalogArgs args = {0};
 
-	if (!OidIsValid(get_namespace_oid(schema, true)))
-		return NIL;
-	catalog_arg_name(&args, schema);
-	step->statements =
-		query_texts("SELECT format('DROP VIEW IF EXISTS %I.%I', n.nspname, "
-					"c.relname) FROM pg_class c JOIN pg_namespace n "
-					"ON n.oid = c.relnamespace WHERE n.nspname = $1 "
-					"AND c.relkind = 'v' ORDER BY c.oid DESC", &args);
-	step->statements = lappend(step->statements,
-							   psprintf("DROP SCHEMA IF EXISTS %s",
-										quote_identifier(schema)));
-	return list_make1(step);
+	catalog_begin(&access);
+	catalog_arg_int4(&args, change->id);
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(schema));
+	(void) catalog_run("UPDATE bluegreen.schema_change SET version_oid = $2 "
+					   "WHERE id = $1", &args, SPI_OK_UPDATE);
+	catalog_end(&access);
+	return schema;
+}
+
+/*
+ * The version's schema, whatever its name is now; InvalidOid if it is not there
+ * yet or was dropped.
+ */
+Oid
+version_schema(int32 id)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	Oid			result = InvalidOid;
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, id);
+	if (catalog_run("SELECT n.oid::text FROM bluegreen.schema_change c "
+					"JOIN pg_namespace n ON n.oid = c.version_oid "
+					"WHERE c.id = $1", &args, SPI_OK_SELECT) > 0)
+		result = atooid(catalog_text(&access, 0, 1));
+	catalog_end(&access);
+	return result;
 }
 
 /* ---- create ---- */
@@ -313,8 +432,8 @@ Step *
 version_create_step(Shape *shape)
 {
 	const Change *change = shape->change;
-	Step	   *step = step_make(STEP_SQL, psprintf("create schema %s",
-													change->version_schema),
+	Step	   *step = step_make(STEP_VERSION, psprintf("create schema %s",
+														change->version_schema),
 								 NULL);
 	ListCell   *lc;
 

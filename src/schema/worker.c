@@ -9,6 +9,11 @@
  * and cancels what runs.  The worker ends when the state asks for nothing more,
  * or with an error, which it leaves in the change's row.
  *
+ * Who crashes takes the server along, which starts it again, and it would crash
+ * again.  So a worker counts that it has begun to work, until something comes
+ * of it, and does not begin for the fourth time in vain; it is for a human to
+ * call, then.
+ *
  * A lock that cannot be had within bluegreen.lock_timeout is no error.  The
  * step is rolled back, so that nobody has to wait behind us for longer, and
  * tried again after a time that grows and is random.  Only who it was that
@@ -46,7 +51,6 @@
 #include "utils/memutils.h"
 #include "utils/portal.h"
 #include "utils/snapmgr.h"
-#include "utils/timeout.h"
 #include "utils/timestamp.h"
 #include "utils/varlena.h"
 
@@ -54,7 +58,8 @@
 #define MAX_DELAY_MS	10000
 #define MAX_WINDOW_WAIT_MS	60000
 #define MAX_RAISED		6		/* tries of what fails as if it were blocked */
-#define GRACE_MS		20		/* after bg_lock_timeout, which names itself */
+#define MAX_STARTS		3		/* of workers that nothing came of, in a row */
+#define MAX_CANCELS		5		/* of the same thing, in a row */
 
 typedef enum Work
 {
@@ -66,10 +71,11 @@ typedef enum Work
 static int	wait_ms = 0;		/* for WORK_WAIT */
 static int	tries = 0;			/* in vain, one after the other */
 static int	raised_tries = 0;	/* ... for which no lock was the reason */
+static int	cancels = 0;		/* the same, without another state */
+static bool begun = false;		/* this worker has been counted */
+static bool counted = false;	/* ... and nothing has come of it yet */
 static Change *changing = NULL; /* what this round is about */
 static Step *current = NULL;	/* step that is tried, for who is told */
-static TimeoutId lock_timer;	/* of all locks of a step */
-static volatile sig_atomic_t locks_expired = false;
 static MemoryContext round_context; /* of what one round makes */
 static bool window_known = false;	/* CHANGE_REVERTIBLE was looked at */
 
@@ -92,14 +98,6 @@ commit(void)
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(round_context);
 	pgstat_report_stat(true);
-}
-
-static void
-set_lock_timeout(int ms)
-{
-	(void) set_config_option("lock_timeout", psprintf("%d", Max(ms, 1)),
-							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL,
-							 true, 0, false);
 }
 
 static void
@@ -201,60 +199,22 @@ run_as_extension(const char *sql)
 	guard_trigger_columns(sql);
 }
 
-/* The lock timer's handler. */
-static void
-locks_took_too_long(void)
-{
-	locks_expired = true;
-	InterruptPending = true;
-	QueryCancelPending = true;
-	SetLatch(MyLatch);
-}
-
 /*
- * Lock a view, and not what it reads, which LOCK TABLE would do: whoever reads
- * another view of the same table has locked that before the table.
+ * What the document's own statements set is not for those after them.
  */
 static void
-lock_view(const char *qualified)
+run_user_statements(const Change *change, const Step *step)
 {
-	List	   *name = textToQualifiedNameList(cstring_to_text(qualified));
-
-	(void) RangeVarGetRelidExtended(makeRangeVarFromNameList(name),
-									AccessExclusiveLock, RVR_MISSING_OK,
-									RangeVarCallbackOwnsRelation, NULL);
-}
-
-/*
- * Take the locks of a step.  All together may take bluegreen.lock_timeout, also
- * where one statement locks many partitions; lock_timeout is for each lock.
- */
-static void
-take_locks(const Change *change, const Step *step)
-{
-	TimestampTz start = GetCurrentTimestamp();
+	int			guc_level;
 	ListCell   *lc;
 
-	set_lock_timeout(bg_lock_timeout);
-	if (step->locks == NIL)
-		return;
-	enable_timeout_after(lock_timer, bg_lock_timeout + GRACE_MS);
-	foreach(lc, step->locks)
+	step_lock(change->id, step);
+	guc_level = NewGUCNestLevel();
+	foreach(lc, step->statements)
 	{
-		const char *sql = lfirst(lc);
-
-		if (strncmp(sql, LOCK_VIEW, strlen(LOCK_VIEW)) == 0)
-			lock_view(sql + strlen(LOCK_VIEW));
-		else if (change->state == CHANGE_EXPANDING ||
-				 change->state == CHANGE_VALIDATING)
-			run_statement(sql);
-		else
-			guard_run(change, sql, run_statement);
-		set_lock_timeout(bg_lock_timeout -
-						 TimestampDifferenceMilliseconds(start,
-														 GetCurrentTimestamp()));
+		run_statement(lfirst(lc));
 	}
-	disable_timeout(lock_timer, false);
+	AtEOXact_GUC(false, guc_level);
 }
 
 /* May what a statement is about be gone? */
@@ -283,6 +243,17 @@ run_step_statement(const Change *change, const Step *step, const char *sql)
 		run(sql);
 }
 
+static void
+run_statements(const Change *change, const Step *step)
+{
+	ListCell   *lc;
+
+	foreach(lc, step->statements)
+	{
+		run_step_statement(change, step, lfirst(lc));
+	}
+}
+
 /*
  * Locks and statements of a step in one transaction with its mark.
  */
@@ -290,25 +261,26 @@ static void
 run_transaction(const Change *change, Step *step)
 {
 	TableBefore before;
-	ListCell   *lc;
 
 	set_path(change->path, GUC_ACTION_LOCAL);
+	if (step->kind == STEP_DROP_VERSION)
+		version_prepare_drop(step);
 	if (guard_step(change, step))
 	{
-		take_locks(change, step);
+		locks_take(step, change->state != CHANGE_EXPANDING &&
+				   change->state != CHANGE_VALIDATING);
 		if (guard_step(change, step))
 		{
 			made_begin(step, &before);
-			foreach(lc, step->statements)
-			{
-				run_step_statement(change, step, lfirst(lc));
-			}
+			if (step->kind == STEP_USER)
+				run_user_statements(change, step);
+			else
+				run_statements(change, step);
 			made_end(change->id, step, &before);
 		}
 	}
-	/* only the version's schema is about no table */
-	if (step->phase == CHANGE_VALIDATING && step->relation == NULL)
-		guard_extension(change);
+	if (step->kind == STEP_VERSION)
+		guard_extension(version_store(change));
 	step_finish(change->id, step);
 }
 
@@ -452,7 +424,7 @@ set_state(const Change *change, ChangeState to)
 	{
 		change_event(change, EVENT_CHANGE, change_state_names[to], NULL);
 		if (to == CHANGE_CONTRACTED)
-			guard_extension_end(change);
+			guard_extension_end(version_schema(change->id));
 	}
 	commit();
 	/* the window begins now */
@@ -489,7 +461,7 @@ work_on_steps(Change *change)
 	Step	   *step = NULL;
 
 	begin();
-	set_lock_timeout(bg_lock_timeout);
+	locks_set_timeout(bg_lock_timeout);
 	if (!steps_exist(change->id, change->state))
 		change_plan(change);
 	step = step_next(change->id, change->state);
@@ -508,6 +480,42 @@ work_on_steps(Change *change)
 	return WORK_MORE;
 }
 
+/* Count that we begin, once.  Error after too many who had no chance to. */
+static void
+count_start(const Change *change)
+{
+	int			starts;
+
+	if (begun)
+		return;
+	begin();
+	starts = change_count_start(change->id);
+	commit();
+	begun = counted = true;
+	if (starts > MAX_STARTS)
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("%d workers in a row ended without a word",
+						MAX_STARTS),
+				 errdetail("They have crashed, or the server was stopped each time."),
+				 errhint("See the server log, and call again.")));
+}
+
+/* Something came of it; if we only have to wait, we will begin once more. */
+static void
+forget_starts(const Change *change, bool waiting)
+{
+	if (counted)
+	{
+		begin();
+		change_forget_starts(change->id);
+		commit();
+	}
+	counted = false;
+	if (waiting)
+		begun = false;
+}
+
 static Work
 work_on_backfill(Change *change)
 {
@@ -520,6 +528,8 @@ work_on_backfill(Change *change)
 	commit();
 	if (result == BACKFILL_DONE)
 		set_state(change, CHANGE_VALIDATING);
+	if (result == BACKFILL_WAIT)
+		forget_starts(change, true);
 	if (sleep_ms == 0)
 		return WORK_MORE;
 	wait_ms = sleep_ms;
@@ -561,10 +571,12 @@ work(Change *change)
 		case CHANGE_REVERTING:
 		case CHANGE_CONTRACTING:
 		case CHANGE_UNDOING:
+			count_start(change);
 			return work_on_steps(change);
 		case CHANGE_REVERTIBLE:
 			return wait_for_window(change);
 		case CHANGE_BACKFILLING:
+			count_start(change);
 			return work_on_backfill(change);
 		default:
 			return WORK_END;
@@ -580,9 +592,8 @@ work(Change *change)
 static bool
 is_blocked(const ErrorData *error, bool *raised)
 {
-	bool		expired = locks_expired;
+	bool		expired = locks_expired();
 
-	locks_expired = false;
 	*raised = !expired &&
 		(error->funcname == NULL ||
 		 (strcmp(error->funcname, "ProcessInterrupts") != 0 &&
@@ -620,7 +631,7 @@ find_blocker(const Step *step)
 
 /* The reason is NULL if the server knows of a lock. */
 static void
-note_blocked(const Change *change, const char *reason)
+note_blocked(const Change *change, int try, const char *reason)
 {
 	const char *blocker = reason;
 
@@ -634,7 +645,7 @@ note_blocked(const Change *change, const char *reason)
 	if (change->state == CHANGE_BACKFILLING)
 		backfill_blocked(change->id, blocker);
 	/* the first, and then fewer and fewer */
-	if ((tries & (tries - 1)) == 0)
+	if ((try & (try - 1)) == 0)
 		change_event(change, EVENT_BLOCKED,
 					 psprintf("%s waits for %s",
 							  current ? current->title :
@@ -653,6 +664,26 @@ blocked_delay(void)
 }
 
 /*
+ * After a cancel: is the state another one now, or was it by mistake?  What is
+ * cancelled again and again raises that itself, such as by a statement_timeout
+ * of its own.
+ */
+static bool
+is_repeated(const Change *change)
+{
+	Change	   *now;
+
+	begin();
+	now = change_load(change->id);
+	commit();
+	if (now == NULL || now->state != change->state)
+		cancels = 0;
+	else
+		cancels++;
+	return cancels > 0;
+}
+
+/*
  * After an error; the transaction is aborted already.
  */
 static Work
@@ -660,18 +691,24 @@ recover(const Change *change, ErrorData *error)
 {
 	Work		result = WORK_MORE;
 	bool		raised;
+	bool		blocked = is_blocked(error, &raised) &&
+		(!raised || raised_tries++ < MAX_RAISED);
 
-	if (is_blocked(error, &raised) &&
-		(!raised || raised_tries++ < MAX_RAISED))
+	if (blocked)
+		note_blocked(change, ++tries, raised ? error->message : NULL);
+	else if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
 	{
+		if (!is_repeated(change))
+			return WORK_MORE;
 		tries++;
-		note_blocked(change, raised ? error->message : NULL);
+	}
+	if (blocked || (error->sqlerrcode == ERRCODE_QUERY_CANCELED &&
+					cancels < MAX_CANCELS))
+	{
+		forget_starts(change, true);
 		wait_ms = blocked_delay();
 		return WORK_WAIT;
 	}
-	/* the state is another one now, maybe */
-	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
-		return WORK_MORE;
 	/* an index of an old column that is gone is not to be restored */
 	if (change->state == CHANGE_REVERTING && current != NULL &&
 		current->kind == STEP_INDEX && guard_is_gone(error))
@@ -713,22 +750,41 @@ follow_lock_timeout(void)
 	SetConfigOption("deadlock_timeout", value, PGC_SUSET, PGC_S_OVERRIDE);
 }
 
+/* The change belongs to somebody else now: to be worked on by his session. */
+static Work
+hand_over(const Change *change)
+{
+	LockReleaseSession(USER_LOCKMETHOD);
+	if (change_start_worker(MyDatabaseId, change->id, change->owner) == NULL)
+		ereport(WARNING,
+				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+				 errmsg("no background worker is free to go on with change \"%s\"",
+						change->name),
+				 errhint("Raise max_worker_processes, and call again what was called.")));
+	return WORK_END;
+}
+
 /* Look at the change, and do the next thing for it. */
 static Work
 work_one_round(int32 id)
 {
+	bool		locked;
 	Work		result;
 
 	worker_check();
 	follow_lock_timeout();
 	begin();
+	/* what the last step has called may have ended it */
+	locked = change_try_lock(id);
 	changing = change_load(id);
 	commit();
-	if (changing == NULL)
+	if (changing == NULL || !locked)
 		return WORK_END;
+	if (changing->owner != GetSessionUserId())
+		return hand_over(changing);
 	result = work(changing);
-	tries = 0;
-	raised_tries = 0;
+	forget_starts(changing, false);
+	tries = cancels = raised_tries = 0;
 	return result;
 }
 
@@ -751,7 +807,7 @@ work_safely(int32 id)
 	PG_CATCH();
 	{
 		HOLD_INTERRUPTS();
-		disable_timeout(lock_timer, false);
+		locks_end();
 		MemoryContextSwitchTo(round_context);
 		error = CopyErrorData();
 		EmitErrorReport();
@@ -827,7 +883,7 @@ bluegreen_change_main(Datum arg)
 	round_context = AllocSetContextCreate(TopMemoryContext,
 										  "pg_bluegreen change",
 										  ALLOCSET_DEFAULT_SIZES);
-	lock_timer = RegisterTimeout(USER_TIMEOUT, locks_took_too_long);
+	locks_init();
 	begin();
 	locked = change_try_lock(extra.change);
 	commit();

@@ -305,4 +305,120 @@ SELECT cmp_ok(bluegreen.create_change('numbered', '[]'), '=', 7001,
 SELECT is(bluegreen.create_change('numbered_too', '[]'), 7002,
 	'and goes on from there');
 
+--
+-- Who owns a change
+--
+CREATE ROLE tap_owner LOGIN;
+REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+GRANT USAGE ON SCHEMA bluegreen TO tap_owner;
+GRANT EXECUTE ON ALL ROUTINES IN SCHEMA bluegreen TO tap_owner;
+SET ROLE tap_owner;
+SELECT throws_ok($$SELECT bluegreen.create_change('n', '[]')$$, '42501',
+	'permission denied for schema public',
+	'a change is for who may create in the schema');
+SELECT throws_ok($$SELECT bluegreen.set_change_owner('numbered', 'tap_owner')$$,
+	'42501', 'must be owner of change "numbered"', 'nor are those of others his');
+RESET ROLE;
+SELECT throws_ok($$SELECT bluegreen.set_change_owner('numbered', 'tap_group')$$,
+	'42501', 'role "tap_group" cannot own a change, because it may not log in',
+	'the new owner must be able to log in');
+SELECT throws_ok($$SELECT bluegreen.set_change_owner('numbered', 'tap_owner')$$,
+	'42501', 'permission denied for schema public',
+	'and to create in the schema');
+CREATE SCHEMA lab AUTHORIZATION tap_owner;
+SELECT lives_ok($$SELECT bluegreen.create_change('given', '[]', 'lab');
+	SELECT bluegreen.set_change_owner('given', 'tap_owner')$$, 'given away');
+SET ROLE tap_owner;
+SELECT throws_ok($$SELECT bluegreen.set_change_owner('given', 'postgres')$$,
+	'42501', 'must be able to SET ROLE "postgres"',
+	'not to somebody else, who would run what is in it');
+SELECT lives_ok($$SELECT bluegreen.drop_change('given')$$, 'by who has it');
+RESET ROLE;
+
+--
+-- Names that go around; schemas that only have the name of a version; what
+-- statements of the document leave behind
+--
+CREATE TABLE lab.item (id int PRIMARY KEY, x int, y int, n int, m int);
+INSERT INTO lab.item VALUES (1, 10, 20, 30, 40);
+CREATE TABLE lab.note (number serial, what text);
+SELECT bluegreen.create_change('squat', '[]', 'lab');
+CREATE SCHEMA lab_squat;
+CREATE VIEW lab_squat.item AS SELECT id FROM lab.item;
+SELECT bluegreen.create_change('names', $$[
+	{"rename_column": {"table": "item", "from": "y", "to": "z"}},
+	{"rename_column": {"table": "item", "from": "x", "to": "y"}},
+	{"rename_column": {"table": "item", "from": "n", "to": "temporary"}},
+	{"rename_column": {"table": "item", "from": "m", "to": "n"}},
+	{"rename_column": {"table": "item", "from": "temporary", "to": "m"}},
+	{"sql": {"onComplete": true, "up":
+		"SET work_mem = '77MB'; SELECT pg_advisory_unlock_all()"}},
+	{"sql": {"onComplete": true, "up":
+		"INSERT INTO note (what) SELECT current_setting('work_mem') UNION ALL SELECT count(*)::text FROM pg_locks WHERE pid = pg_backend_pid() AND classid = 'bluegreen.schema_change'::regclass AND locktype = 'object'"}}]$$,
+	'lab');
+CALL bluegreen.expand('names');
+CALL bluegreen.wait_for_backfill('names');
+SELECT is((SELECT row(v.*)::text FROM lab_names.item v), '(1,10,20,30,40)',
+	'the new version has other names');
+CALL bluegreen.contract('names');
+SELECT results_eq('SELECT id, y, z, m, n FROM lab.item',
+	'VALUES (1, 10, 20, 30, 40)', 'and at last the table');
+SELECT has_view('lab_squat', 'item', 'nobody else''s schema is dropped');
+SELECT is((SELECT what FROM lab.note WHERE number = 1),
+	current_setting('work_mem'), 'what a statement sets ends with its step');
+SELECT is((SELECT what FROM lab.note WHERE number = 2), '1',
+	'and the worker''s lock is taken again');
+
+--
+-- Errors of CALL, which cannot be caught
+--
+SELECT bluegreen.create_change('cancel', $$[{"sql": {"up":
+	"DO 'BEGIN RAISE EXCEPTION ''like a cancel'' USING ERRCODE = ''57014''; END'"
+	}}]$$, 'lab');
+\set ON_ERROR_STOP off
+CALL bluegreen.expand('cancel');
+\set ON_ERROR_STOP on
+SELECT is(:'LAST_ERROR_MESSAGE'::text, 'change "cancel": like a cancel',
+	'an error that looks like a cancel ends a change');
+CALL bluegreen.undo('cancel');
+
+GRANT CREATE ON DATABASE :DBNAME TO tap_owner;
+ALTER TABLE lab.item OWNER TO tap_owner;
+CREATE TABLE lab.hall (id int PRIMARY KEY);
+INSERT INTO lab.hall VALUES (20);
+SELECT bluegreen.create_change('later', $$[{"create_constraint": {
+	"table": "item", "name": "item_hall", "type": "foreign_key",
+	"columns": ["z"], "references": {"table": "hall", "columns": ["id"]},
+	"up": {"z": "z"}, "down": {"z": "z"}}}]$$, 'lab');
+SELECT bluegreen.set_change_owner('later', 'tap_owner');
+\set ON_ERROR_STOP off
+CALL bluegreen.expand('later');
+\set ON_ERROR_STOP on
+SELECT is(:'LAST_ERROR_MESSAGE'::text,
+	'change "later": role "tap_owner" must be owner of schema "lab_names" and its views',
+	'who could not contract cannot expand');
+CALL bluegreen.undo('later');
+ALTER SCHEMA lab_names OWNER TO tap_owner;
+ALTER VIEW lab_names.item OWNER TO tap_owner;
+ALTER VIEW lab_names.note OWNER TO tap_owner;
+\set ON_ERROR_STOP off
+CALL bluegreen.expand('later');
+\set ON_ERROR_STOP on
+SELECT is(:'LAST_ERROR_MESSAGE'::text, 'change "later": permission denied for table lab.hall',
+	'nor who may not refer to a table, before rows are filled');
+CALL bluegreen.undo('later');
+GRANT REFERENCES ON lab.hall TO tap_owner;
+CALL bluegreen.expand('later');
+CALL bluegreen.wait_for_backfill('later');
+CALL bluegreen.contract('later');
+SELECT matches((SELECT statements[1] FROM bluegreen.change_step
+	WHERE change = 'later' AND step = 'drop schema lab_names'),
+	'^LOCK VIEW lab_names\.', 'views that are dropped are locked first');
+SELECT col_is_fk('lab', 'item', 'z', 'REFERENCES is all that a foreign key wants');
+SELECT hasnt_schema('lab_names', 'the schema of the earlier version is dropped');
+SELECT results_eq($$SELECT n.oid FROM bluegreen.schema_change c
+	JOIN pg_namespace n ON n.oid = c.version_oid WHERE c.name = 'later'$$,
+	$$SELECT 'lab_later'::regnamespace::oid$$, 'not that of this one');
+REVOKE CREATE ON DATABASE :DBNAME FROM tap_owner;
+
 SELECT * FROM finish();

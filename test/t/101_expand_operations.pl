@@ -474,7 +474,8 @@ fails(q{CALL bluegreen.contract('first')}, qr/change "first" is undone/,
 $node->safe_psql(q{SELECT bluegreen.drop_change('first')});
 $node->safe_psql(q{GRANT USAGE ON SCHEMA bluegreen TO reader;
 	GRANT EXECUTE ON ALL ROUTINES IN SCHEMA bluegreen TO reader;
-	GRANT CREATE ON DATABASE postgres TO reader});
+	GRANT CREATE ON DATABASE postgres TO reader;
+	GRANT CREATE ON SCHEMA app TO reader});
 fails(q{SET ROLE reader; CALL bluegreen.expand('second')},
 	qr/must be owner of change "second"/, 'not for others');
 $node->safe_psql(q{SET ROLE reader; SELECT bluegreen.create_change('theirs',

@@ -263,6 +263,45 @@ killed('undo', 'reverting', 'kill', 'undone');
 expand('kill');
 $node->safe_psql($window, timeout => 200);
 is(field('kill', 'state'), 'revertible', 'contracted for a while');
+
+# a statement that kills its worker each time, and a server that is too small
+$node->safe_psql(<<'SQL');
+CREATE SCHEMA other;
+SELECT bluegreen.create_change('crash',
+	'[{"sql": {"up": "SELECT pg_sleep(1000)"}}]', 'other');
+SQL
+$node->append_conf('max_worker_processes = 4');
+$caller = $node->session;
+$caller->send(calls('expand', 'crash'));
+sub starts
+{
+	my ($starts) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return ok(
+		$node->poll_query_until(<<"SQL"), "start $starts of a worker in vain");
+SELECT starts = $starts AND EXISTS (SELECT FROM pg_stat_activity
+	WHERE application_name = 'bluegreen change ' || id AND state = 'active')
+FROM bluegreen.schema_change WHERE name = 'crash'
+SQL
+}
+starts(1);
+$node->restart;
+starts(2);
+is( $node->safe_psql(q{SELECT count(*) FROM pg_stat_activity
+		WHERE backend_type = 'pg_bluegreen change'}),
+	'2', 'both workers run, where there was room for one at first');
+$node->safe_psql(
+	q{UPDATE bluegreen.schema_change SET starts = 3 WHERE name = 'crash'});
+$node->append_conf('max_worker_processes = 32');
+$node->kill9;
+$node->start;
+wait_for('crash', q{error LIKE '3 workers in a row ended without a word'},
+	'a worker that crashes is not started for ever');
+$caller = $node->session;
+$caller->send(calls('expand', 'crash'));
+starts(1);
+$node->safe_psql(calls('undo', 'crash'));
+is(field('crash', 'state'), 'undone', 'but by who calls, and can be undone');
 kill9_worker($node, 'bluegreen change');
 ok( $node->poll_query_until(q{SELECT count(*) = 1 FROM pg_stat_activity
 		WHERE backend_type = 'pg_bluegreen change'}),
@@ -307,6 +346,11 @@ $caller = $node->session;
 $caller->send(calls('expand', 'mine'));
 wait_for('mine', q{state = 'expanding' AND waits_for IS NOT NULL},
 	'a step waits');
+$node->safe_psql(q{CREATE ROLE boss SUPERUSER LOGIN;
+	SELECT bluegreen.set_change_owner('mine', 'boss')});
+ok( $node->poll_query_until(q{SELECT usename = 'boss' FROM pg_stat_activity
+		WHERE backend_type = 'pg_bluegreen change'}),
+	'for a worker of a new owner, once there is one');
 $holder->query('ALTER TABLE twin ADD COLUMN mine text');
 my $undo = $node->session;
 $undo->send(calls('undo', 'mine'));
@@ -344,13 +388,17 @@ is(field('gone', 'state'), 'undone', 'a table that is gone is passed over');
 # "up" fails for a row that is there
 #
 $node->safe_psql(q{CREATE TABLE word (id int PRIMARY KEY, w text);
-	INSERT INTO word VALUES (1, '1'), (2, 'two')});
+	INSERT INTO word VALUES (1, '1'), (2, 'two');
+	CREATE PUBLICATION words FOR TABLE word;
+	CREATE PUBLICATION listed FOR TABLE word (id)});
 change('number', q([{"alter_column": {"table": "word", "column": "w",
 	"type": "int", "up": "w::int", "down": "w::text"}}]));
 (undef, undef, $error) = $node->psql(calls('expand', 'number')
 	  . q{; CALL bluegreen.wait_for_backfill('number')});
 like($error, qr/change "number": invalid input syntax for type integer: "two"/,
 	'a row that "up" cannot convert is an error');
+like($error, qr/WARNING:  change "number" may add columns.*\nDETAIL:  table word in publication words\n/,
+	'who subscribes to the table has to be told');
 $node->safe_psql(q{DELETE FROM word WHERE id = 2});
 expand('number');
 is($node->safe_psql('SELECT * FROM public_number.word'), '1|1',

@@ -524,9 +524,12 @@ fails('SET ROLE gone; ' . calls('expand', 'orphan'),
 $node->safe_psql('GRANT CREATE ON DATABASE postgres TO gone');
 expand('orphan');
 $node->safe_psql('REASSIGN OWNED BY gone TO keeper; DROP OWNED BY gone; DROP ROLE gone');
+fails(calls('undo', 'orphan'), qr/owner of change "orphan" was dropped/,
+	'what a role has written does not get a superuser\'s rights');
+$node->safe_psql(q{SELECT bluegreen.set_change_owner('orphan', 'keeper')});
 undo('orphan');
-is(field('orphan', q{state || ' ' || owner}), 'undone postgres',
-	'a superuser takes over a change whose owner was dropped');
+is(field('orphan', q{state || ' ' || owner}), 'undone keeper',
+	'but those of a role that he names');
 is($node->safe_psql(q{SELECT to_regnamespace('his_orphan') IS NULL}), 't',
 	'and can undo it');
 
