@@ -220,6 +220,10 @@ undo_indexes(const Change *change)
 		step_note(step, psprintf("DROP INDEX %sIF EXISTS %s",
 								 partitioned ? "" : "CONCURRENTLY ",
 								 qualified));
+		if (partitioned)
+			step->locks =
+				list_make1(psprintf("LOCK TABLE %s IN ACCESS EXCLUSIVE MODE",
+									table));
 		guard_table(step, index, qualified);
 		result = lappend(result, step);
 		MemoryContextSwitchTo(oldcontext);
