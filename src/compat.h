@@ -115,6 +115,13 @@ log_logical_message(const char *prefix, const char *message, size_t size,
 	object_ownercheck(RelationRelationId, relation, role)
 #endif
 
+/* A set of events that lives as long as the process. */
+#if PG_VERSION_NUM >= 170000
+#define WaitEventSetCreate(n) CreateWaitEventSet(NULL, n)
+#else
+#define WaitEventSetCreate(n) CreateWaitEventSet(TopMemoryContext, n)
+#endif
+
 /* 17 has transaction_timeout. */
 #define HAVE_TRANSACTION_TIMEOUT (PG_VERSION_NUM >= 170000)
 

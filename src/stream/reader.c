@@ -265,13 +265,42 @@ wait_time(StreamWorker *worker, XLogRecPtr flushed)
 	return time;
 }
 
+/*
+ * What WaitLatchOrSocket() does, with a set of events that is made once: making
+ * one takes longer than all else that a small transaction costs here.  The
+ * worker has one connection to its target as long as it lives.
+ */
+static int
+wait_latch_or_peer(StreamWorker *worker, int socket_events, long timeout)
+{
+	static WaitEventSet *set = NULL;
+	static int	position;
+	WaitEvent	event;
+
+	if (socket_events == 0)		/* it is lost */
+		return WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT |
+						 WL_EXIT_ON_PM_DEATH, timeout, PG_WAIT_EXTENSION);
+	if (set == NULL)
+	{
+		set = WaitEventSetCreate(3);
+		AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+		AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL,
+						  NULL);
+		position = AddWaitEventToSet(set, WL_SOCKET_READABLE,
+									 peer_socket(worker->peer), NULL, NULL);
+	}
+	ModifyWaitEvent(set, position, socket_events, NULL);
+	if (WaitEventSetWait(set, timeout, &event, 1, PG_WAIT_EXTENSION) == 0)
+		return WL_TIMEOUT;
+	return event.events;
+}
+
 static void
 wait_for_event(StreamWorker *worker, XLogRecPtr wanted)
 {
 	XLogRecPtr	flushed = GetFlushRecPtr(NULL);
 	long		timeout = wait_time(worker, flushed);
-	int			events = WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH |
-		peer_wait_events(worker->peer);
+	int			events = peer_wait_events(worker->peer);
 	int			happened;
 
 	wake_before_wait(worker->shared);
@@ -280,8 +309,7 @@ wait_for_event(StreamWorker *worker, XLogRecPtr wanted)
 		wake_after_wait(worker->shared);
 		return;
 	}
-	happened = WaitLatchOrSocket(MyLatch, events, peer_socket(worker->peer),
-								 timeout, PG_WAIT_EXTENSION);
+	happened = wait_latch_or_peer(worker, events, timeout);
 	wake_after_wait(worker->shared);
 	if (happened & WL_LATCH_SET)
 		ResetLatch(MyLatch);
@@ -301,16 +329,13 @@ wait_for_event(StreamWorker *worker, XLogRecPtr wanted)
 static void
 wait_for_standby(StreamWorker *worker, XLogRecPtr goal)
 {
-	int			events = WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH |
-		peer_wait_events(worker->peer);
+	int			events = peer_wait_events(worker->peer);
 	int			happened = 0;
 
 	standby_publish(worker->shared, goal);
 	standby_wait_begin();
 	if (!standby_has(worker->shared, goal))
-		happened = WaitLatchOrSocket(MyLatch, events,
-									 peer_socket(worker->peer), TICK_MS,
-									 PG_WAIT_EXTENSION);
+		happened = wait_latch_or_peer(worker, events, TICK_MS);
 	standby_wait_end();
 	if (happened & WL_LATCH_SET)
 		ResetLatch(MyLatch);
