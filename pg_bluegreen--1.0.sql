@@ -328,6 +328,7 @@ CREATE TABLE bluegreen.backfill (
 	columns text[] NOT NULL,
 	statement text,					-- that fills a derived table
 	file oid NOT NULL DEFAULT 0,	-- that next_block is of
+	fired oid NOT NULL DEFAULT 0,	-- the trigger, when filling began
 	next_block bigint NOT NULL DEFAULT 0,
 	blocks bigint,
 	batch_blocks integer NOT NULL,

@@ -204,6 +204,7 @@ extern const struct QueryDesc *dualwrite_statement(void);
 
 /* Run an UPDATE that fills rows of a table; returns the number of rows. */
 extern uint64 dualwrite_fill(Oid relid, const char *sql);
+extern bool dualwrite_is_filling(Oid relid);
 
 /* ---- runas.c ---- */
 
@@ -217,5 +218,7 @@ typedef struct RunAs
 extern void run_as_owner(Oid owner, const char *path, RunAs *saved);
 extern void run_restricted(Oid owner, const char *path, RunAs *saved);
 extern void run_as_restore(const RunAs *saved);
+extern struct _SPI_plan *prepare_as_written(const char *sql, int nargs,
+											Oid *types);
 
 #endif							/* BG_CHANGE_H */

@@ -181,6 +181,12 @@ require_dual_writes(const ShapeTable *table, const char *trigger)
 
 	foreach(lc, find_all_inheritors(table->relid, AccessShareLock, NULL))
 	{
+		if (get_rel_relkind(lfirst_oid(lc)) == RELKIND_FOREIGN_TABLE)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("partition \"%s\" of table \"%s\" is a foreign table, whose columns are those of another server",
+							get_rel_name(lfirst_oid(lc)), table->old_name),
+					 errhint("Change the table there by itself, and detach the partition until then.")));
 		require_same_owner(lfirst_oid(lc), table->relid);
 		require_last_trigger(lfirst_oid(lc), trigger);
 		/* the backfill would not see all rows */

@@ -120,6 +120,28 @@ guard_index(Step *step, Oid index, const char *qualified)
 						 name, index, name, name));
 }
 
+/*
+ * The trigger that keeps columns in step is there, in partitions as well, and
+ * fires always: else rows that were written meanwhile may be out of step.
+ * (ENABLE TRIGGER ALL makes it one that does not fire in replica sessions.)
+ */
+void
+guard_trigger(Step *step, Oid relid, const char *trigger)
+{
+	step->guards =
+		lappend(step->guards,
+				psprintf("SELECT format('trigger \"%%s\" of table \"%%s\" was dropped or disabled for a while, "
+						 "so its rows may be out of step', %s, c.relname) "
+						 "FROM (SELECT '%u'::oid UNION SELECT p.relid "
+						 "FROM pg_partition_tree('%u') p) r (relid) "
+						 "JOIN pg_class c ON c.oid = r.relid "
+						 "WHERE c.relkind IN ('r', 'p') AND NOT EXISTS ("
+						 "SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid "
+						 "AND t.tgname = %s AND t.tgenabled = 'A') LIMIT 1",
+						 quote_literal_cstr(trigger), relid, relid,
+						 quote_literal_cstr(trigger)));
+}
+
 /* What goes with columns of a table that goes: name, OID. */
 static char *
 hanging_sql(const ShapeTable *table, const char *attnums)

@@ -24,6 +24,7 @@ extern void guard_table(Step *step, Oid relid, const char *qualified);
 extern void guard_column(Step *step, Oid relid, AttrNumber attnum,
 						 const char *name);
 extern void guard_index(Step *step, Oid index, const char *qualified);
+extern void guard_trigger(Step *step, Oid relid, const char *trigger);
 extern void guard_lost(Step *step, const ShapeTable *table);
 extern char *index_identity(const char *oid);
 extern GuardResult guards_check(const Step *step, char **what);

@@ -116,8 +116,11 @@ referenced_tables(Oid relid)
 
 /* ---- the trigger ---- */
 
-static char *
-trigger_name(const Shape *shape)
+/*
+ * The trigger that keeps columns of a change's tables in step.
+ */
+char *
+sync_trigger_name(const Shape *shape)
 {
 	return psprintf("zz_bluegreen_%d", shape->change->id);
 }
@@ -129,7 +132,7 @@ void
 note_drop_trigger(Step *step, const Shape *shape, const ShapeTable *table)
 {
 	step_note(step, psprintf("DROP TRIGGER IF EXISTS %s ON %s",
-							 trigger_name(shape), table->qualified));
+							 sync_trigger_name(shape), table->qualified));
 }
 
 /*
@@ -153,14 +156,14 @@ note_create_trigger(Step *step, const Shape *shape, const ShapeTable *table,
 
 	step_note(step, psprintf("%s %s BEFORE INSERT OR UPDATE ON %s FOR EACH ROW "
 						"EXECUTE FUNCTION bluegreen.sync_columns(%s)",
-						TRIGGER_STATEMENT, trigger_name(shape),
+						TRIGGER_STATEMENT, sync_trigger_name(shape),
 						table->qualified,
 						quote_literal_cstr(rules_write(&set))));
 	step_note(step, psprintf("ALTER TRIGGER %s ON %s DEPENDS ON EXTENSION "
-						"pg_bluegreen", trigger_name(shape),
+						"pg_bluegreen", sync_trigger_name(shape),
 						table->qualified));
 	step_note(step, psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER %s",
-						table->qualified, trigger_name(shape)));
+						table->qualified, sync_trigger_name(shape)));
 }
 
 /* ---- expand ---- */
@@ -295,7 +298,7 @@ plan_expand(Shape *shape)
 		step->undo = list_copy(table->expand_undo);
 		if (table->rules != NIL)
 		{
-			require_dual_writes(table, trigger_name(shape));
+			require_dual_writes(table, sync_trigger_name(shape));
 			note_create_trigger(step, shape, table, fill == NIL ?
 								TRIGGER_FILLED : TRIGGER_FILLING);
 		}
@@ -410,6 +413,7 @@ constraint_steps(const Shape *shape, const ShapeTable *table)
 	}
 	if (columns_to_fill(table) != NIL)
 	{
+		guard_trigger(step, table->relid, sync_trigger_name(shape));
 		note_drop_trigger(step, shape, table);
 		note_create_trigger(step, shape, table, TRIGGER_FILLED);
 	}
@@ -739,7 +743,12 @@ contract_table(Shape *shape, ShapeTable *table)
 		return step;
 	}
 	if (table->rules != NIL)
+	{
+		/* at the end of a window nobody needs the old columns any more */
+		if (shape->phase == CHANGE_CONTRACTING)
+			guard_trigger(step, table->relid, sync_trigger_name(shape));
 		note_drop_trigger(step, shape, table);
+	}
 	guard_lost(step, table);
 	contract_before(step, shape, table);
 	contract_columns(step, shape, table);

@@ -288,6 +288,7 @@ note_marking_trigger(Step *step, const Shape *shape, const ShapeTable *table,
 		if (rule->down != NULL)
 			rule->mark = mark_name(shape, table, rule);
 	}
+	guard_trigger(step, table->relid, sync_trigger_name(shape));
 	note_drop_trigger(step, shape, table);
 	note_create_trigger(step, shape, table, mode);
 	foreach(lc, table->rules)

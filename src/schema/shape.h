@@ -141,6 +141,10 @@ extern ShapeTable *shape_table(Shape *shape, const Operation *operation,
 							   const char *name);
 extern ShapeTable *shape_load(Shape *shape, Oid relid);
 extern ShapeColumn *shape_column(const ShapeTable *table, const char *name);
+extern char *type_sql(Oid type, int32 typmod);
+extern char *collation_sql(Oid type, Oid collation);
+extern char *shape_collation(const ShapeTable *table,
+							 const ShapeColumn *column, Oid type);
 extern ShapeColumn *shape_require_column(const ShapeTable *table,
 										 const Operation *operation,
 										 const char *name);
@@ -252,6 +256,7 @@ extern void step_note(Step *step, char *sql);
 extern void step_alter(Step *step, const ShapeTable *table, char *action);
 extern void note_drop_trigger(Step *step, const Shape *shape,
 							  const ShapeTable *table);
+extern char *sync_trigger_name(const Shape *shape);
 extern void note_create_trigger(Step *step, const Shape *shape,
 								const ShapeTable *table, TriggerMode mode);
 

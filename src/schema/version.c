@@ -316,10 +316,7 @@ view_defaults(const Shape *shape, const ShapeTable *table)
 		/* SET DEFAULT NULL would mean the column's default */
 		if (value == NULL)
 			value = psprintf("CASE WHEN true THEN NULL::%s END",
-							 format_type_extended(column->type,
-												  column->typmod,
-												  FORMAT_TYPE_TYPEMOD_GIVEN |
-												  FORMAT_TYPE_FORCE_QUALIFY));
+							 type_sql(column->type, column->typmod));
 		result = lappend(result,
 						 psprintf("ALTER VIEW %s ALTER COLUMN %s SET DEFAULT %s",
 								  view_name(shape, table),
