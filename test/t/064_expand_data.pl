@@ -15,6 +15,7 @@ CREATE ROLE app LOGIN;
 GRANT CREATE ON SCHEMA public TO app;
 GRANT CREATE ON DATABASE postgres TO app;
 GRANT EXECUTE ON ALL ROUTINES IN SCHEMA bluegreen TO app;
+GRANT pg_read_all_stats TO app;
 SQL
 
 sub app { return $node->safe_psql($_[0], user => 'app', timeout => 200) }
@@ -67,7 +68,7 @@ app(q{INSERT INTO public_price.price VALUES (1, 9.4950, 'USD');
 	UPDATE public_price.price SET cur = 'EUR' WHERE id = 1});
 is( app('SELECT o.price, n.price FROM price o JOIN public_price.price n USING (id)'),
 	'2.37 EUR|9.4950', 'the old version gets its value, the new one keeps its own');
-app(q{SET bluegreen.revert_window = '1 day'; CALL bluegreen.contract('price')});
+app(q{SET bluegreen.revert_window = '1d'; CALL bluegreen.contract('price')});
 app('UPDATE public_price.price SET k = 5 WHERE id = 1');
 is(app('SELECT n.price FROM public_price.price n'), '9.4950',
 	'also where the old one cannot have any');
@@ -103,7 +104,7 @@ expand('loaded');
 app(sprintf($load, "3, '3'"));
 my $out = qr/trigger "zz_bluegreen_\d+" of table "loaded" was dropped or disabled for a while, so its rows may be out of step/;
 fails_with(q{CALL bluegreen.contract('loaded')}, $out, 'and the contract');
-fails_with(q{SET bluegreen.revert_window = '1 d'; CALL bluegreen.contract('loaded')},
+fails_with(q{SET bluegreen.revert_window = '1d'; CALL bluegreen.contract('loaded')},
 	$out, 'one that can be undone as well');
 is( app('SELECT count(*), count(c) FROM loaded'), '3|3',
 	'nothing has been dropped');
@@ -121,9 +122,10 @@ INSERT INTO back VALUES (1, '1'), (2, '2'), (3, '3');
 SQL
 change('back', to_int('back'));
 app('ALTER TABLE back DETACH PARTITION back_2');
+app(q{SELECT bluegreen.pause_backfill('back'); CALL bluegreen.expand('back')});
 my $locker = $node->session;
 $locker->query('BEGIN; SELECT FROM back_3 FOR UPDATE');
-app(q{CALL bluegreen.expand('back')});
+app(q{SELECT bluegreen.pause_backfill('back', false)});
 $node->poll_query_until(q{SELECT count(*) = 1 FROM bluegreen.backfill_progress
 	WHERE relation = 'back_1'::regclass AND state = 'done'});
 app(q{ALTER TABLE back DETACH PARTITION back_1; INSERT INTO back_1 VALUES (1, '11');
@@ -234,14 +236,14 @@ SQL
 $node->safe_psql(q{CREATE SERVER away FOREIGN DATA WRAPPER postgres_fdw;
 	GRANT USAGE ON FOREIGN SERVER away TO app});
 app('CREATE FOREIGN TABLE far_1 PARTITION OF far FOR VALUES IN (1) SERVER away');
-refused('state', qr/type state has a default, which all rows would have/,
+refused('state', qr/type public.state has a default, which all rows would have/,
 	q({"alter_column": {"table": "item", "column": "s", "type": "state",
 	"up": "'x' || s", "down": "1"}}));
-refused('given', qr/type state has a default/, q({"add_column": {"table": "item",
+refused('given', qr/type public.state has a default/, q({"add_column": {"table": "item",
 	"up": "'x'", "column": {"name": "n", "type": "state"}}}));
-refused('positive', qr/type positive is a domain with constraints/,
+refused('positive', qr/type public.positive is a domain with constraints/,
 	q({"alter_column": {"table": "item", "column": "p", "up": "p + 1",
-	"down": "p - 1"}}));
+	"down": "p - 1", "check": {"name": "c", "constraint": "p > 1"}}}));
 refused('far', qr/partition "far_1" of table "far" is a foreign table/,
 	to_int('far'));
 
