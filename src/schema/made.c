@@ -5,9 +5,11 @@
  *		their numbers.
  *
  * It is written down in the transaction that makes it, by comparing what the
- * table has before and after a step, which holds a lock that lets nobody else
- * add anything.  An undo drops just that, under whatever names it has by then,
- * and does not need the document, nor anything that it names, for it.
+ * table has before and after a step.  That is done only for steps that take
+ * locks of their table first, so that nobody else adds anything meanwhile; all
+ * that add columns or constraints do.  An undo drops just that, under whatever
+ * names it has by then, and does not need the document, nor anything that it
+ * names, for it.
  *
  *-------------------------------------------------------------------------
  */
@@ -19,7 +21,7 @@
 #include "schema/guard.h"
 
 /*
- * Look at the table of a step before it.
+ * Look at the table of a step before it, under its locks.
  */
 void
 made_begin(const Step *step, TableBefore *before)
@@ -28,7 +30,8 @@ made_begin(const Step *step, TableBefore *before)
 	CatalogArgs args = {0};
 
 	before->known = false;
-	if (!OidIsValid(step->relid) || step->kind != STEP_SQL)
+	if (!OidIsValid(step->relid) || step->kind != STEP_SQL ||
+		step->locks == NIL)
 		return;
 	catalog_begin(&access);
 	catalog_arg(&args, OIDOID, ObjectIdGetDatum(step->relid));

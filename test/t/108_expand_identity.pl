@@ -1,0 +1,114 @@
+# What somebody else has made, or given the name of something of a change's, is
+# neither taken for it nor dropped.
+use strict;
+use warnings;
+
+use BlueGreen;
+use Test::More;
+
+my $node = BlueGreen->blue('one', <<'CONF');
+bluegreen.lock_timeout = '60s'
+CONF
+$node->safe_psql('CREATE EXTENSION pg_bluegreen');
+
+sub change
+{
+	my ($name, @operations) = @_;
+	my $list = join ', ', @operations;
+	$node->safe_psql("SELECT bluegreen.create_change('$name', \$\$[$list]\$\$)");
+	return;
+}
+
+sub calls { return "CALL bluegreen.$_[0]('$_[1]')" }
+sub filled { return "CALL bluegreen.wait_for_backfill('$_[0]', '180 s')" }
+
+sub expand
+{
+	my ($name) = @_;
+	return $node->safe_psql(calls('expand', $name) . '; ' . filled($name),
+		timeout => 200);
+}
+
+sub contracts
+{
+	my ($name, $window) = @_;
+	return "SET bluegreen.revert_window = '$window'; "
+	  . calls('contract', $name);
+}
+
+sub contract { return $node->safe_psql(contracts(@_), timeout => 200) }
+sub undo { return $node->safe_psql(calls('undo', $_[0]), timeout => 200) }
+
+sub fails
+{
+	my ($sql, $pattern, $name) = @_;
+	my (undef, undef, $error) = $node->psql($sql, timeout => 200);
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return like($error, $pattern, $name);
+}
+
+sub value_is
+{
+	my ($sql, $expected, $name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return is($node->safe_psql($sql), $expected, $name);
+}
+
+# checks and unique constraints, and indexes without a constraint
+sub things
+{
+	return $node->safe_psql(<<"SQL");
+SELECT string_agg(name, ' ' ORDER BY name) FROM (
+	SELECT conname FROM pg_constraint WHERE conrelid = '$_[0]'::regclass
+		AND contype IN ('c', 'u')
+	UNION ALL
+	SELECT indexrelid::regclass::text FROM pg_index
+	WHERE indrelid = '$_[0]'::regclass AND NOT EXISTS (
+		SELECT FROM pg_constraint WHERE conindid = indexrelid)) t (name)
+SQL
+}
+
+#
+# Somebody adds a column and a constraint while steps run that have no lock
+#
+$node->safe_psql(<<'SQL');
+CREATE TABLE shelf (id int PRIMARY KEY, a int);
+INSERT INTO shelf SELECT i, i FROM generate_series(1, 10) i;
+CREATE FUNCTION gate(int) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM pg_advisory_xact_lock_shared(7);
+	RETURN true;
+END $$;
+SQL
+my @checks = map {
+	qq({"create_constraint": {"table": "shelf", "name": "shelf_$_",
+		"type": "check", "columns": ["a"], "check": "gate(a)",
+		"up": {"a": "a"}, "down": {"a": "a"}}})
+} 1 .. 2;
+change('checks', @checks);
+my $gate = $node->session;
+$gate->query('SELECT pg_advisory_lock(7)');
+my $caller = $node->session;
+$caller->send(calls('expand', 'checks') . '; ' . filled('checks'));
+ok( $node->poll_query_until(q{SELECT count(*) > 0 FROM pg_locks
+		WHERE locktype = 'advisory' AND NOT granted AND objid = 7}),
+	'a constraint is validated');
+my $other = $node->session;
+$other->send(q{BEGIN; ALTER TABLE shelf ADD COLUMN note text,
+	ADD CHECK (note <> '')});
+my $waits = q{SELECT count(*) = 1 FROM pg_locks WHERE NOT granted
+	AND relation = 'shelf'::regclass};
+ok($node->poll_query_until($waits), 'somebody waits to add a column');
+$gate->query('SELECT pg_advisory_unlock(7)');
+$other->wait;
+ok( $node->poll_query_until($waits), 'then it is the next validation that waits');
+$other->query('COMMIT');
+$caller->wait;
+is($other->errors . $caller->errors, '', 'both succeed');
+$node->safe_psql(q{UPDATE shelf SET note = id});
+undo('checks');
+value_is('SELECT count(note) FROM shelf', 10, 'undo does not drop that column');
+is(things('shelf'), 'shelf_note_check',
+	'nor that constraint, but its own');
+
+done_testing();
