@@ -92,6 +92,22 @@ index_identity(const char *oid)
 }
 
 /*
+ * The same of a constraint, which is not identified by its number alone where it
+ * was made again.  Whether it is valid does not count.
+ */
+char *
+constraint_identity(const char *oid)
+{
+	return psprintf("(SELECT concat_ws('/', k.conrelid, k.contype, k.conkey, "
+					"k.condeferrable, k.condeferred, k.connoinherit, "
+					"k.confrelid, k.confkey, k.confupdtype, k.confdeltype, "
+					"k.confmatchtype, k.confdelsetcols, k.conexclop, "
+					"regexp_replace(k.conbin::text, "
+					"':location -?[0-9]+', '', 'g')) "
+					"FROM pg_constraint k WHERE k.oid = %s)", oid);
+}
+
+/*
  * The index has its name, or one that is just like it.
  */
 void

@@ -1,8 +1,9 @@
 /*-------------------------------------------------------------------------
  *
  * guard.h
- *		Is what a step is about still what it was (guard.c), and what has a
- *		change made (made.c)?
+ *		Is what a step is about still what it was (guard.c), and what the
+ *		document names what that meant (meant.c), and what has a change made
+ *		(made.c)?
  *
  *-------------------------------------------------------------------------
  */
@@ -26,6 +27,7 @@ extern void guard_column(Step *step, Oid relid, AttrNumber attnum,
 extern void guard_index(Step *step, Oid index, const char *qualified);
 extern void guard_lost(Step *step, const ShapeTable *table);
 extern char *index_identity(const char *oid);
+extern char *constraint_identity(const char *oid);
 extern GuardResult guards_check(const Step *step, char **what);
 extern bool guard_plan_is_old(const Change *change, const Step *step);
 extern bool guard_step(const Change *change, const Step *step);
@@ -35,6 +37,14 @@ extern void guard_run(const Change *change, const char *sql,
 extern void guard_trigger_columns(const char *sql);
 extern void guard_extension(Oid schema);
 extern void guard_extension_end(Oid schema);
+
+/* ---- meant.c: what do the names in the document mean ---- */
+
+extern void meant_table(const Shape *shape, const char *name, Oid relid);
+extern void meant_index(const Shape *shape, const char *name, Oid index);
+extern void meant_constraint(const Shape *shape, const ShapeTable *table,
+							 const char *name, Oid constraint);
+extern void meant_columns(const Shape *shape, const ShapeTable *table);
 
 /* ---- made.c ---- */
 

@@ -18,7 +18,7 @@
 #include "catalog/pg_constraint.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
-#include "schema/shape.h"
+#include "schema/guard.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -303,8 +303,10 @@ op_drop_index(Shape *shape, const Operation *operation)
 	if (OidIsValid(get_index_constraint(relid)))
 		operation_refuse(operation, "index \"%s\" belongs to a constraint; drop that",
 						 name);
+	meant_index(shape, name, relid);
 	shape->dropped_indexes = lappend(shape->dropped_indexes,
 									 shape_qualified(shape, name));
+	shape->dropped_index_oids = lappend_oid(shape->dropped_index_oids, relid);
 }
 
 /* ---- constraints ---- */
@@ -456,7 +458,8 @@ op_create_constraint(Shape *shape, const Operation *operation)
 
 /* The columns of a constraint that is dropped, which is noted. */
 static List *
-note_dropped(ShapeTable *table, const Operation *operation, const char *name)
+note_dropped(const Shape *shape, ShapeTable *table, const Operation *operation,
+			 const char *name)
 {
 	Oid			oid = get_relation_constraint_oid(table->relid, name, true);
 	HeapTuple	tuple;
@@ -471,6 +474,7 @@ note_dropped(ShapeTable *table, const Operation *operation, const char *name)
 		operation_refuse(operation,
 						 psprintf("constraint \"%%s\" of table \"%s\" does not exist",
 								  table->name), name);
+	meant_constraint(shape, table, name, oid);
 	tuple = SearchSysCache1(CONSTROID, ObjectIdGetDatum(oid));
 	if (!HeapTupleIsValid(tuple))
 		elog(ERROR, "cache lookup failed for constraint %u", oid);
@@ -511,7 +515,7 @@ op_drop_constraint(Shape *shape, const Operation *operation)
 	ShapeTable *table = shape_table(shape, operation,
 									field_text(fields, "table"));
 	char	   *name = field_text(fields, "name");
-	List	   *columns = note_dropped(table, operation, name);
+	List	   *columns = note_dropped(shape, table, operation, name);
 	GivenExpressions given = {
 		field_text(fields, "up"), field_text(fields, "down")
 	};
@@ -527,7 +531,7 @@ op_drop_multicolumn(Shape *shape, const Operation *operation)
 {
 	ShapeTable *table = shape_table(shape, operation,
 									field_text(operation->fields, "table"));
-	List	   *columns = note_dropped(table, operation,
+	List	   *columns = note_dropped(shape, table, operation,
 									   field_text(operation->fields, "name"));
 
 	constraint_pairs(shape, table, operation, columns);
@@ -539,14 +543,16 @@ op_rename_constraint(Shape *shape, const Operation *operation)
 	ShapeTable *table = shape_table(shape, operation,
 									field_text(operation->fields, "table"));
 	ColumnRead *rename = palloc0_object(ColumnRead);
+	Oid			oid;
 
 	rename->name = field_text(operation->fields, "from");
 	rename->column = field_text(operation->fields, "to");
-	if (!OidIsValid(get_relation_constraint_oid(table->relid, rename->name,
-												true)))
+	oid = get_relation_constraint_oid(table->relid, rename->name, true);
+	if (!OidIsValid(oid))
 		operation_refuse(operation,
 						 psprintf("constraint \"%%s\" of table \"%s\" does not exist",
 								  table->name), rename->name);
+	meant_constraint(shape, table, rename->name, oid);
 	require_new_constraint(table, operation, rename->column);
 	table->renamed_constraints = lappend(table->renamed_constraints, rename);
 }

@@ -30,7 +30,6 @@
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
-#include "utils/varlena.h"
 
 /*
  * Add a statement to a step.
@@ -753,19 +752,12 @@ contract_table(Shape *shape, ShapeTable *table)
 		NULL;
 }
 
-static Oid
-dropped_index(const char *qualified)
-{
-	List	   *name = textToQualifiedNameList(cstring_to_text(qualified));
-
-	return RangeVarGetRelid(makeRangeVarFromNameList(name), NoLock, true);
-}
-
 static List *
 plan_contract(Shape *shape)
 {
 	List	   *steps = derivation_end_steps(shape);
 	ListCell   *lc;
+	ListCell   *oid;
 
 	foreach(lc, shape->tables)
 	{
@@ -778,14 +770,14 @@ plan_contract(Shape *shape)
 		if (step != NULL)
 			steps = lappend(steps, step);
 	}
-	foreach(lc, shape->dropped_indexes)
+	forboth(lc, shape->dropped_indexes, oid, shape->dropped_index_oids)
 	{
 		Step	   *step = step_make(STEP_DROP_INDEX,
 									 psprintf("drop index %s",
 											  (char *) lfirst(lc)), NULL);
 
 		step->object = lfirst(lc);
-		guard_index(step, dropped_index(step->object), step->object);
+		guard_index(step, lfirst_oid(oid), step->object);
 		step_note(step, psprintf("DROP INDEX CONCURRENTLY IF EXISTS %s",
 								 (char *) lfirst(lc)));
 		steps = lappend(steps, step);

@@ -130,6 +130,7 @@ typedef struct Shape
 	List	   *expand;			/* of Step *: statements of the document */
 	List	   *contract;		/* of Step *: the same */
 	List	   *dropped_indexes;	/* qualified, SQL */
+	List	   *dropped_index_oids; /* the same */
 	List	   *derivations;	/* of Derivation * */
 } Shape;
 

@@ -111,4 +111,63 @@ value_is('SELECT count(note) FROM shelf', 10, 'undo does not drop that column');
 is(things('shelf'), 'shelf_note_check',
 	'nor that constraint, but its own');
 
+#
+# At the contract names have to mean what they meant
+#
+$node->safe_psql(<<'SQL');
+CREATE TABLE legacy (old int);
+CREATE TABLE lamp (id int PRIMARY KEY, watt int, volt int, maker text,
+	CONSTRAINT lamp_bright CHECK (watt > 10), CONSTRAINT lamp_volt CHECK (volt > 0));
+CREATE INDEX lamp_maker ON lamp (lower(maker));
+INSERT INTO lamp VALUES (1, 20, 12, 'me');
+SQL
+change('names', q({"drop_table": {"name": "legacy"}}),
+	q({"drop_column": {"table": "lamp", "column": "maker"}}),
+	q({"drop_index": {"name": "lamp_maker"}}),
+	q({"drop_constraint": {"table": "lamp", "name": "lamp_bright",
+		"up": "watt", "down": "watt"}}),
+	q({"rename_constraint": {"table": "lamp", "from": "lamp_volt",
+		"to": "lamp_voltage"}}),
+	q({"rename_column": {"table": "lamp", "from": "volt", "to": "voltage"}}));
+expand('names');
+my $names = contracts('names', 0);
+foreach my $case (
+	[   'ALTER TABLE legacy RENAME TO legacy_2025;
+			CREATE TABLE legacy (new int); INSERT INTO legacy VALUES (1)',
+		qr/table "legacy" is not the same as before\nDETAIL:  .*"legacy_2025"/,
+		'ALTER TABLE legacy RENAME TO fresh;
+			ALTER TABLE legacy_2025 RENAME TO legacy',
+		'a table' ],
+	[   'ALTER TABLE lamp RENAME maker TO made_by;
+			ALTER TABLE lamp ADD maker text',
+		qr/column "maker" of table "lamp" is not the same as before/,
+		'ALTER TABLE lamp DROP maker; ALTER TABLE lamp RENAME made_by TO maker',
+		'a column that goes' ],
+	[   'DROP INDEX lamp_maker; CREATE INDEX lamp_maker ON lamp (watt)',
+		qr/index "lamp_maker" is not the same as before/,
+		'DROP INDEX lamp_maker; CREATE INDEX lamp_maker ON lamp (lower(maker))',
+		'an index' ],
+	[   'ALTER TABLE lamp DROP CONSTRAINT lamp_bright,
+			ADD CONSTRAINT lamp_bright CHECK (watt > 5)',
+		qr/constraint "lamp_bright" of table "lamp" is not the same as before/,
+		'ALTER TABLE lamp DROP CONSTRAINT lamp_bright,
+			ADD CONSTRAINT lamp_bright CHECK (watt > 10)',
+		'a constraint that goes' ],
+	[   'ALTER TABLE lamp DROP CONSTRAINT lamp_volt,
+			ADD CONSTRAINT lamp_volt CHECK (id > 0)',
+		qr/constraint "lamp_volt" of table "lamp" is not the same as before/,
+		'ALTER TABLE lamp DROP CONSTRAINT lamp_volt,
+			ADD CONSTRAINT lamp_volt CHECK (volt > 0)',
+		'one that is renamed' ])
+{
+	my ($do, $pattern, $undo, $title) = @$case;
+	$node->safe_psql($do);
+	fails($names, $pattern, "$title of that name is another one");
+	$node->safe_psql($undo);
+}
+contract('names', 0);
+value_is(q{SELECT to_regclass('legacy') IS NULL, count(new) FROM fresh}, 't|1',
+	'contracted, and what is not ours is there');
+is(things('lamp'), 'lamp_voltage', 'and nothing else');
+
 done_testing();
