@@ -170,4 +170,20 @@ value_is(q{SELECT to_regclass('legacy') IS NULL, count(new) FROM fresh}, 't|1',
 	'contracted, and what is not ours is there');
 is(things('lamp'), 'lamp_voltage', 'and nothing else');
 
+#
+# An index that goes anyway has no copy
+#
+foreach my $window ('0', '1h')
+{
+	$node->safe_psql('DROP TABLE IF EXISTS card CASCADE;
+		CREATE TABLE card (id int PRIMARY KEY, c text);
+		CREATE UNIQUE INDEX card_c ON card (c)');
+	change("card$window", q({"alter_column": {"table": "card", "column": "c",
+			"type": "varchar(9)"}}), q({"drop_index": {"name": "card_c"}}));
+	expand("card$window");
+	contract("card$window", $window);
+	contract("card$window", 0) if $window;
+	is(things('card'), '', "it is gone with its column, window $window");
+}
+
 done_testing();
