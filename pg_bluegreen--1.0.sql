@@ -297,7 +297,8 @@ CREATE TABLE bluegreen.schema_made (
 	change integer NOT NULL
 		REFERENCES bluegreen.schema_change ON DELETE CASCADE,
 	kind text NOT NULL
-		CHECK (kind IN ('table', 'column', 'constraint', 'index')),
+		CHECK (kind IN ('table', 'column', 'constraint', 'index',
+			'restored')),			-- a constraint, or an index with a name
 	relation oid NOT NULL,			-- the table
 	number oid NOT NULL,			-- of the column, constraint or index; of a
 									-- table, the operation

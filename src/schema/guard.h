@@ -21,10 +21,14 @@ typedef enum GuardResult
 	GUARD_CHANGED
 } GuardResult;
 
+extern Oid	find_relation(const char *qualified);
 extern void guard_table(Step *step, Oid relid, const char *qualified);
 extern void guard_column(Step *step, Oid relid, AttrNumber attnum,
 						 const char *name);
 extern void guard_index(Step *step, Oid index, const char *qualified);
+extern void guard_constraint(Step *step, Oid relid, Oid constraint,
+							 const char *name);
+extern void guard_index_name(Step *step, Oid index, const char *qualified);
 extern void guard_lost(Step *step, const ShapeTable *table);
 extern char *index_identity(const char *oid);
 extern char *constraint_identity(const char *oid);
@@ -60,6 +64,6 @@ extern void made_begin(const Step *step, TableBefore *before);
 extern void made_end(int32 change, const Step *step,
 					 const TableBefore *before);
 extern void made_table(int32 change, Oid relid, int operation);
-extern void made_index(int32 change, const Step *step);
+extern void made_index(int32 change, ChangeState phase, Oid index);
 
 #endif							/* BG_GUARD_H */

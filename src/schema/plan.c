@@ -468,9 +468,11 @@ static void
 contract_before(Step *step, const Shape *shape, const ShapeTable *table)
 {
 	ListCell   *lc;
+	ListCell   *oid;
 
-	foreach(lc, table->dropped_constraints)
+	forboth(lc, table->dropped_constraints, oid, table->dropped_oids)
 	{
+		guard_constraint(step, table->relid, lfirst_oid(oid), lfirst(lc));
 		step_alter(step, table, psprintf("DROP CONSTRAINT IF EXISTS %s",
 										 quote_identifier(lfirst(lc))));
 	}

@@ -28,7 +28,6 @@
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "commands/tablecmds.h"
 #include "common/pg_prng.h"
@@ -52,7 +51,6 @@
 #include "utils/portal.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
-#include "utils/varlena.h"
 
 #define FIRST_DELAY_MS	100
 #define MAX_DELAY_MS	10000
@@ -125,14 +123,6 @@ run_statement(const char *sql)
 	CommandCounterIncrement();
 }
 
-static Oid
-find_table(const char *qualified)
-{
-	List	   *name = textToQualifiedNameList(cstring_to_text(qualified));
-
-	return RangeVarGetRelid(makeRangeVarFromNameList(name), NoLock, true);
-}
-
 /*
  * A query that finds what must not be, each as a text.
  */
@@ -142,7 +132,7 @@ run_check(const Change *change, const Step *step, const char *sql)
 	StringInfoData found;
 
 	/* the old version was not retired yet */
-	if (get_attnum(find_table(step->relation), step->object) ==
+	if (get_attnum(find_relation(step->relation), step->object) ==
 		InvalidAttrNumber)
 		return;
 	SPI_connect();
@@ -390,8 +380,8 @@ run_concurrently(const Change *change, Step *step)
 		set_path("", GUC_ACTION_SET);
 	}
 	begin();
-	if (step->phase == CHANGE_VALIDATING)
-		made_index(change->id, step);
+	if (step->phase == CHANGE_VALIDATING || step->phase == CHANGE_REVERTING)
+		made_index(change->id, step->phase, find_relation(step->object));
 	step_finish(change->id, step);
 	commit();
 }

@@ -171,6 +171,50 @@ value_is(q{SELECT to_regclass('legacy') IS NULL, count(new) FROM fresh}, 't|1',
 is(things('lamp'), 'lamp_voltage', 'and nothing else');
 
 #
+# The same names within the window of a contract
+#
+$node->safe_psql(<<'SQL');
+CREATE TABLE price (id int PRIMARY KEY, price int, email text,
+	state varchar CHECK (state IN ('open', 'sold')), note text,
+	CONSTRAINT price_check CHECK (price > 0));
+CREATE UNIQUE INDEX price_email ON price (email);
+INSERT INTO price VALUES (1, 1, 'a', 'open', 'open');
+SQL
+change('window', q({"drop_constraint": {"table": "price",
+		"name": "price_check", "up": "price", "down": "price"}}),
+	q({"drop_column": {"table": "price", "column": "state", "down": "note"}}),
+	q({"drop_column": {"table": "price", "column": "email"}}));
+expand('window');
+contract('window', '1h');
+is(things('price') =~ s/bluegreen_\S+//gr, '',
+	'the old constraints are gone for the time being');
+$node->safe_psql(q{ALTER TABLE price
+	ADD CONSTRAINT price_check CHECK (price > -5)});
+my $changed =
+  qr/constraint "price_check" of table "price" is not the same as before/;
+fails(contracts('window', 0), $changed, 'one of that name is not dropped');
+fails(calls('undo', 'window'), $changed, 'nor replaced');
+$node->safe_psql(q{ALTER TABLE price RENAME CONSTRAINT price_check TO mine;
+	ALTER TABLE price ADD CONSTRAINT price_state_check CHECK (state <> '')});
+fails(calls('undo', 'window'),
+	qr/constraint "price_state_check" of table "price" is not the same as before/,
+	'nor one on an old column');
+$node->safe_psql(q{ALTER TABLE price DROP CONSTRAINT price_state_check;
+	UPDATE public_window.price SET note = 'of the new version'});
+fails(calls('undo', 'window'), qr/"price_state_check" .* is violated by some row/,
+	'an old constraint can be restored by half');
+contract('window', '1h');
+$node->safe_psql(q{UPDATE public_window.price SET note = 'open';
+	CREATE INDEX price_email ON price (id)});
+fails(calls('undo', 'window'),
+	qr/index "public\.price_email" is not the same as before/,
+	'an index of that name is not dropped');
+$node->safe_psql('ALTER INDEX price_email RENAME TO my_email');
+undo('window');
+is(things('price'), 'mine my_email price_check price_email price_state_check',
+	'undone, when the names are free');
+
+#
 # An index that goes anyway has no copy
 #
 foreach my $window ('0', '1h')
