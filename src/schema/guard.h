@@ -60,10 +60,19 @@ typedef struct TableBefore
 	char	   *constraints;	/* an array of their OIDs, as text */
 } TableBefore;
 
+/* What an earlier try has left of an index. */
+typedef enum IndexState
+{
+	INDEX_MISSING,
+	INDEX_INVALID,
+	INDEX_VALID
+} IndexState;
+
 extern void made_begin(const Step *step, TableBefore *before);
 extern void made_end(int32 change, const Step *step,
 					 const TableBefore *before);
 extern void made_table(int32 change, Oid relid, int operation);
+extern IndexState made_index_state(const Step *step);
 extern void made_index(int32 change, ChangeState phase, Oid index);
 
 #endif							/* BG_GUARD_H */

@@ -111,6 +111,42 @@ made_table(int32 change, Oid relid, int operation)
 }
 
 /*
+ * What an earlier try has left of an index.  Error if the name is that of
+ * something else.
+ */
+IndexState
+made_index_state(const Step *step)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	IndexState	result = INDEX_MISSING;
+	bool		is_ours = true;
+
+	catalog_begin(&access);
+	catalog_arg_text(&args, step->object);
+	catalog_arg_text(&args, step->relation);
+	if (catalog_run("SELECT coalesce(i.indisvalid, false), "
+					"coalesce(i.indrelid = to_regclass($2) "
+					"OR to_regclass($2) IN (SELECT a.relid "
+					"FROM pg_partition_ancestors(i.indrelid) a), false) "
+					"FROM pg_class c "
+					"LEFT JOIN pg_index i ON i.indexrelid = c.oid "
+					"WHERE c.oid = to_regclass($1)", &args,
+					SPI_OK_SELECT) > 0)
+	{
+		result = DatumGetBool(catalog_value(0, 1, NULL)) ? INDEX_VALID :
+			INDEX_INVALID;
+		is_ours = DatumGetBool(catalog_value(0, 2, NULL));
+	}
+	catalog_end(&access);
+	if (!is_ours)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_TABLE),
+				 errmsg("relation %s already exists", step->object)));
+	return result;
+}
+
+/*
  * A phase has built an index, or InvalidOid.
  */
 void

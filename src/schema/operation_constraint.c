@@ -186,6 +186,18 @@ add_reference(Shape *shape, ShapeTable *table, const Operation *operation,
 }
 
 /*
+ * Name of an index while it is built, which takes several transactions: what has
+ * this name is ours.  It gets its own in the one that says that it is done.
+ */
+static char *
+building_name(const Shape *shape, const ShapeTable *table, const char *name)
+{
+	return shape_hidden_name(shape, table->relid,
+							 psprintf("%d_%s", list_length(table->indexes),
+									  name));
+}
+
+/*
  * A unique constraint over columns of the new version; parameters may be NULL.
  */
 void
@@ -200,6 +212,7 @@ add_unique(Shape *shape, ShapeTable *table, const char *name, List *columns,
 				 errmsg("unique constraint \"%s\" cannot be added to a partitioned table that is in use",
 						name)));
 	index->name = pstrdup(name);
+	index->hidden = building_name(shape, table, name);
 	index->final_name = index->name;
 	index->unique = true;
 	index->constraint = "UNIQUE";
@@ -262,8 +275,8 @@ op_create_index(Shape *shape, const Operation *operation)
 
 	index->name = field_text(fields, "name");
 	require_free_name(shape, operation, index->name);
+	index->hidden = building_name(shape, table, index->name);
 	index->unique = field_bool(fields, "unique", false);
-	index->of_document = true;
 	initStringInfo(&sql);
 	appendStringInfo(&sql, "USING %s (", method ? method : "btree");
 	foreach(lc, field_objects(fields, "columns"))

@@ -321,6 +321,23 @@ index_step(const ShapeTable *table, const Shape *shape, const NewIndex *index,
 	return list_make1(step);
 }
 
+/* An index that is built under a name of ours, and then gets its own. */
+static List *
+table_index_step(const ShapeTable *table, const Shape *shape,
+				 const NewIndex *index)
+{
+	List	   *steps = index_step(table, shape, index, table->qualified,
+								   index->hidden ? index->hidden : index->name);
+	Step	   *step = linitial(steps);
+
+	if (index->hidden == NULL)
+		return steps;
+	step->title = psprintf("create index %s", index->name);
+	step_note(step, psprintf("ALTER INDEX %s RENAME TO %s", step->object,
+							 quote_identifier(index->name)));
+	return steps;
+}
+
 /*
  * An index of a partitioned table: on the table alone, invalid; concurrently
  * on each partition; with the last one attached it is valid.
@@ -337,7 +354,7 @@ partitioned_index_steps(const ShapeTable *table, const Shape *shape,
 	ListCell   *lc;
 
 	step->object = shape_qualified(shape, index->name);
-	step_note(step, psprintf("CREATE %sINDEX IF NOT EXISTS %s ON ONLY %s %s",
+	step_note(step, psprintf("CREATE %sINDEX %s ON ONLY %s %s",
 							 index->unique ? "UNIQUE " : "",
 							 quote_identifier(index->name), table->qualified,
 							 index->definition));
@@ -379,8 +396,7 @@ index_steps(const Shape *shape, const ShapeTable *table)
 
 		steps = list_concat(steps, table->partitioned ?
 							partitioned_index_steps(table, shape, index) :
-							index_step(table, shape, index, table->qualified,
-									   index->name));
+							table_index_step(table, shape, index));
 	}
 	return steps;
 }

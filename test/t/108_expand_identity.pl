@@ -230,4 +230,36 @@ foreach my $window ('0', '1h')
 	is(things('card'), '', "it is gone with its column, window $window");
 }
 
+#
+# An index that somebody else has made under the name of ours
+#
+$node->safe_psql('CREATE TABLE orders (id int PRIMARY KEY, day int, shop int);
+	INSERT INTO orders SELECT i, i, 1 FROM generate_series(1, 10) i');
+change('index', q({"add_column": {"table": "orders", "up": "day",
+		"column": {"name": "no", "type": "int", "unique": true,
+		"nullable": true}}}),
+	q({"create_index": {"table": "orders", "name": "orders_day",
+		"columns": [{"column": "day"}]}}));
+$node->safe_psql(q{SELECT bluegreen.pause_backfill('index')});
+$node->safe_psql(calls('expand', 'index'));
+fails('CREATE UNIQUE INDEX CONCURRENTLY orders_day ON orders (shop)',
+	qr/could not create unique index "orders_day"/, 'an index that is not valid');
+my $before = $node->safe_psql(q{SELECT 'orders_day'::regclass::oid});
+$node->safe_psql(q{SELECT bluegreen.pause_backfill('index', false)});
+fails(filled('index'), qr/relation "orders_day" already exists/,
+	'is not removed');
+value_is(q{SELECT 'orders_day'::regclass::oid}, $before, 'it is still there');
+$node->safe_psql('DROP INDEX orders_day; CREATE INDEX orders_day ON orders (shop)');
+fails(calls('expand', 'index') . '; ' . filled('index'),
+	qr/relation "orders_day" already exists/,
+	'nor taken for ours if it is valid');
+undo('index');
+is(things('orders'), 'orders_day', 'nor dropped by an undo, which drops ours');
+$node->safe_psql('DROP INDEX orders_day');
+expand('index');
+is(things('orders'), 'orders_day orders_no_key', 'ours has that name');
+$node->safe_psql('REINDEX INDEX CONCURRENTLY orders_day');
+undo('index');
+is(things('orders'), '', 'and is known when it was rebuilt');
+
 done_testing();
