@@ -523,7 +523,8 @@ copy_indexes(Shape *shape, ShapeTable *table, Relation relation,
 
 		if (index->rd_index->indisvalid &&
 			index_reads_pair(relation, index, map) &&
-			!list_member_oid(table->dropped_oids, constraint))
+			!list_member_oid(table->dropped_oids, constraint) &&
+			!list_member_oid(shape->dropped_index_oids, lfirst_oid(lc)))
 			copy_index(shape, table, relation, index, map);
 		index_close(index, NoLock);
 	}

@@ -262,6 +262,7 @@ op_create_table(Shape *shape, const Operation *operation)
 	if (!OidIsValid(relid))
 		operation_refuse(operation, "table \"%s\" does not exist any more",
 						 name);
+	meant_table(shape, name, relid);
 	if (shape->phase == CHANGE_EXPANDING)
 		made_table(shape->change->id, relid, operation->number);
 	shape_load(shape, relid)->created = true;

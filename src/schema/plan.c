@@ -30,7 +30,6 @@
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
-#include "utils/varlena.h"
 
 /*
  * Add a statement to a step.
@@ -325,6 +324,23 @@ index_step(const ShapeTable *table, const Shape *shape, const NewIndex *index,
 	return list_make1(step);
 }
 
+/* An index that is built under a name of ours, and then gets its own. */
+static List *
+table_index_step(const ShapeTable *table, const Shape *shape,
+				 const NewIndex *index)
+{
+	List	   *steps = index_step(table, shape, index, table->qualified,
+								   index->hidden ? index->hidden : index->name);
+	Step	   *step = linitial(steps);
+
+	if (index->hidden == NULL)
+		return steps;
+	step->title = psprintf("create index %s", index->name);
+	step_note(step, psprintf("ALTER INDEX %s RENAME TO %s", step->object,
+							 quote_identifier(index->name)));
+	return steps;
+}
+
 /*
  * An index of a partitioned table: on the table alone, invalid; concurrently
  * on each partition; with the last one attached it is valid.
@@ -341,7 +357,7 @@ partitioned_index_steps(const ShapeTable *table, const Shape *shape,
 	ListCell   *lc;
 
 	step->object = shape_qualified(shape, index->name);
-	step_note(step, psprintf("CREATE %sINDEX IF NOT EXISTS %s ON ONLY %s %s",
+	step_note(step, psprintf("CREATE %sINDEX %s ON ONLY %s %s",
 							 index->unique ? "UNIQUE " : "",
 							 quote_identifier(index->name), table->qualified,
 							 index->definition));
@@ -383,8 +399,7 @@ index_steps(const Shape *shape, const ShapeTable *table)
 
 		steps = list_concat(steps, table->partitioned ?
 							partitioned_index_steps(table, shape, index) :
-							index_step(table, shape, index, table->qualified,
-									   index->name));
+							table_index_step(table, shape, index));
 	}
 	return steps;
 }
@@ -473,9 +488,11 @@ static void
 contract_before(Step *step, const Shape *shape, const ShapeTable *table)
 {
 	ListCell   *lc;
+	ListCell   *oid;
 
-	foreach(lc, table->dropped_constraints)
+	forboth(lc, table->dropped_constraints, oid, table->dropped_oids)
 	{
+		guard_constraint(step, table->relid, lfirst_oid(oid), lfirst(lc));
 		step_alter(step, table, psprintf("DROP CONSTRAINT IF EXISTS %s",
 										 quote_identifier(lfirst(lc))));
 	}
@@ -762,19 +779,12 @@ contract_table(Shape *shape, ShapeTable *table)
 		NULL;
 }
 
-static Oid
-dropped_index(const char *qualified)
-{
-	List	   *name = textToQualifiedNameList(cstring_to_text(qualified));
-
-	return RangeVarGetRelid(makeRangeVarFromNameList(name), NoLock, true);
-}
-
 static List *
 plan_contract(Shape *shape)
 {
 	List	   *steps = derivation_end_steps(shape);
 	ListCell   *lc;
+	ListCell   *oid;
 
 	foreach(lc, shape->tables)
 	{
@@ -787,14 +797,14 @@ plan_contract(Shape *shape)
 		if (step != NULL)
 			steps = lappend(steps, step);
 	}
-	foreach(lc, shape->dropped_indexes)
+	forboth(lc, shape->dropped_indexes, oid, shape->dropped_index_oids)
 	{
 		Step	   *step = step_make(STEP_DROP_INDEX,
 									 psprintf("drop index %s",
 											  (char *) lfirst(lc)), NULL);
 
 		step->object = lfirst(lc);
-		guard_index(step, dropped_index(step->object), step->object);
+		guard_index(step, lfirst_oid(oid), step->object);
 		step_note(step, psprintf("DROP INDEX CONCURRENTLY IF EXISTS %s",
 								 (char *) lfirst(lc)));
 		steps = lappend(steps, step);

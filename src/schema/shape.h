@@ -82,7 +82,7 @@ typedef struct NewIndex
 	char	   *name;
 	char	   *definition;		/* SQL after the table: USING ... */
 	bool		unique;
-	bool		of_document;	/* create_index */
+	char	   *hidden;			/* name of ours while it is built, or NULL */
 	char	   *final_name;		/* at the contract, if it is another one */
 	char	   *constraint;		/* SQL: UNIQUE, PRIMARY KEY; or NULL */
 	char	   *deferrable;		/* SQL after the constraint, or NULL */
@@ -130,6 +130,7 @@ typedef struct Shape
 	List	   *expand;			/* of Step *: statements of the document */
 	List	   *contract;		/* of Step *: the same */
 	List	   *dropped_indexes;	/* qualified, SQL */
+	List	   *dropped_index_oids; /* the same */
 	List	   *derivations;	/* of Derivation * */
 } Shape;
 

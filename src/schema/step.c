@@ -122,6 +122,8 @@ steps_delete(int32 change)
 					   &args, SPI_OK_DELETE);
 	(void) catalog_run("DELETE FROM bluegreen.schema_made WHERE change = $1",
 					   &args, SPI_OK_DELETE);
+	(void) catalog_run("DELETE FROM bluegreen.schema_meant WHERE change = $1",
+					   &args, SPI_OK_DELETE);
 	(void) catalog_run("DELETE FROM bluegreen.backfill WHERE change = $1",
 					   &args, SPI_OK_DELETE);
 	catalog_end(&access);

@@ -28,7 +28,6 @@
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "commands/tablecmds.h"
 #include "common/pg_prng.h"
@@ -52,7 +51,6 @@
 #include "utils/portal.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
-#include "utils/varlena.h"
 
 #define FIRST_DELAY_MS	100
 #define MAX_DELAY_MS	10000
@@ -125,14 +123,6 @@ run_statement(const char *sql)
 	CommandCounterIncrement();
 }
 
-static Oid
-find_table(const char *qualified)
-{
-	List	   *name = textToQualifiedNameList(cstring_to_text(qualified));
-
-	return RangeVarGetRelid(makeRangeVarFromNameList(name), NoLock, true);
-}
-
 /*
  * A query that finds what must not be, each as a text.
  */
@@ -142,7 +132,7 @@ run_check(const Change *change, const Step *step, const char *sql)
 	StringInfoData found;
 
 	/* the old version was not retired yet */
-	if (get_attnum(find_table(step->relation), step->object) ==
+	if (get_attnum(find_relation(step->relation), step->object) ==
 		InvalidAttrNumber)
 		return;
 	SPI_connect();
@@ -323,47 +313,20 @@ run_top_level(const char *sql)
 	MemoryContextDelete(context);
 }
 
-typedef enum IndexState
+/* What a step has built gets its name, and is written down, in one transaction. */
+static void
+finish_index(const Change *change, const Step *step)
 {
-	INDEX_MISSING,
-	INDEX_INVALID,
-	INDEX_VALID
-} IndexState;
+	Oid			index = find_relation(step->object);
 
-/*
- * What an earlier try has left of an index.  Error if the name is that of
- * something else.
- */
-static IndexState
-index_state(const Step *step)
-{
-	CatalogAccess access;
-	CatalogArgs args = {0};
-	IndexState	result = INDEX_MISSING;
-	bool		is_ours = true;
-
-	catalog_begin(&access);
-	catalog_arg_text(&args, step->object);
-	catalog_arg_text(&args, step->relation);
-	if (catalog_run("SELECT coalesce(i.indisvalid, false), "
-					"coalesce(i.indrelid = to_regclass($2) "
-					"OR to_regclass($2) IN (SELECT a.relid "
-					"FROM pg_partition_ancestors(i.indrelid) a), false) "
-					"FROM pg_class c "
-					"LEFT JOIN pg_index i ON i.indexrelid = c.oid "
-					"WHERE c.oid = to_regclass($1)", &args,
-					SPI_OK_SELECT) > 0)
+	if (OidIsValid(index))
 	{
-		result = DatumGetBool(catalog_value(0, 1, NULL)) ? INDEX_VALID :
-			INDEX_INVALID;
-		is_ours = DatumGetBool(catalog_value(0, 2, NULL));
+		locks_set_timeout(bg_lock_timeout);
+		for (int i = 1; i < list_length(step->statements); i++)
+			run_statement(list_nth(step->statements, i));
 	}
-	catalog_end(&access);
-	if (!is_ours)
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_TABLE),
-				 errmsg("relation %s already exists", step->object)));
-	return result;
+	if (step->phase == CHANGE_VALIDATING || step->phase == CHANGE_REVERTING)
+		made_index(change->id, step->phase, index);
 }
 
 /*
@@ -379,7 +342,7 @@ run_concurrently(const Change *change, Step *step)
 	begin();
 	wanted = guard_step(change, step);
 	if (wanted && step->kind == STEP_INDEX)
-		state = index_state(step);
+		state = made_index_state(step);
 	commit();
 	if (state == INDEX_INVALID)
 		run_top_level(psprintf("DROP INDEX CONCURRENTLY %s", step->object));
@@ -390,8 +353,8 @@ run_concurrently(const Change *change, Step *step)
 		set_path("", GUC_ACTION_SET);
 	}
 	begin();
-	if (step->phase == CHANGE_VALIDATING)
-		made_index(change->id, step);
+	if (step->kind == STEP_INDEX)
+		finish_index(change, step);
 	step_finish(change->id, step);
 	commit();
 }
