@@ -118,7 +118,11 @@ typedef enum StepKind
 	STEP_INDEX,					/* one statement outside of a transaction */
 	STEP_DROP_INDEX,			/* the same */
 	STEP_CHECK,					/* queries that must not find anything */
-	STEP_VERSION,				/* STEP_SQL that makes the version's schema */
+	STEP_VALIDATE,				/* STEP_SQL that runs the table owner's code */
+	STEP_PARTITIONS,			/* an index of partitions: partition_index.c */
+	STEP_ATTACH,				/* STEP_SQL that attaches one */
+	STEP_REHEARSAL,				/* nothing is done: rehearse.c */
+	STEP_VERSION,				/* makes the version's schema, as it is then */
 	STEP_DROP_VERSION			/* drops a schema of which object is the OID */
 } StepKind;
 

@@ -303,7 +303,12 @@ plan_expand(Shape *shape)
 		if (fill != NIL)
 			backfill_plan(shape->change->id, table->relid, fill);
 	}
-	return list_concat(steps, derivation_steps(shape));
+	steps = list_concat(steps, derivation_steps(shape));
+	if (adds_late(shape))
+		steps = lappend(steps, step_make(STEP_REHEARSAL,
+										 "rehearse constraints and indexes",
+										 NULL));
+	return steps;
 }
 
 /* ---- validate ---- */
@@ -421,8 +426,10 @@ constraint_steps(const Shape *shape, const ShapeTable *table)
 	{
 		NewConstraint *constraint = lfirst(lc);
 
-		step = step_of(STEP_SQL, psprintf("validate constraint %s",
-										  constraint->name), table);
+		if (constraint->not_valid)
+			continue;
+		step = step_of(STEP_VALIDATE, psprintf("validate constraint %s",
+											   constraint->name), table);
 		step_note(step, psprintf("ALTER TABLE %s VALIDATE CONSTRAINT %s",
 								 table->qualified,
 								 quote_identifier(constraint->name)));

@@ -74,6 +74,7 @@ typedef struct NewConstraint
 	char	   *definition;		/* SQL: CHECK (...), FOREIGN KEY ... */
 	char	   *locks;			/* another table, qualified SQL, or NULL */
 	char	   *final_name;		/* at the contract; NULL = drop it then */
+	bool		not_valid;		/* for good, as what it is the copy of */
 } NewConstraint;
 
 /* An index that is built concurrently. */
@@ -212,6 +213,31 @@ extern void require_same_owner(Oid partition, Oid table);
 extern void require_dual_writes(const ShapeTable *table,
 								const char *trigger);
 extern void dependents_copy(Shape *shape, ShapeTable *table);
+
+/* ---- carry.c ---- */
+
+extern void require_carried(const ShapeTable *table);
+extern List *column_settings(const ShapeTable *table,
+							 const ShapeColumn *column);
+extern void note_copied_settings(Step *step, const Shape *shape,
+								 const ShapeTable *table);
+
+/* ---- run.c ---- */
+
+extern void run_statement(const char *sql);
+extern void run_as_table_owner(const char *sql);
+extern void run_as_extension(const char *sql);
+extern void run_check(const Change *change, const Step *step,
+					  const char *sql);
+
+/* ---- rehearse.c ---- */
+
+extern void rehearse(const Change *change);
+
+/* ---- partition_index.c ---- */
+
+extern List *index_steps(const Shape *shape, const ShapeTable *table);
+extern void partitions_run(const Change *change, const Step *step);
 
 /* ---- copy.c: what was made for new columns after the old ones' ---- */
 

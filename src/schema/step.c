@@ -27,6 +27,10 @@ const char *const step_kind_names[] = {
 	[STEP_INDEX] = "index",
 	[STEP_DROP_INDEX] = "drop index",
 	[STEP_CHECK] = "check",
+	[STEP_VALIDATE] = "validate",
+	[STEP_PARTITIONS] = "partitions",
+	[STEP_ATTACH] = "attach",
+	[STEP_REHEARSAL] = "rehearsal",
 	[STEP_VERSION] = "version",
 	[STEP_DROP_VERSION] = "drop version"
 };
