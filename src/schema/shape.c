@@ -216,6 +216,9 @@ shape_table(Shape *shape, const Operation *operation, const char *name)
 		operation_refuse(operation, "table \"%s\" has tables that inherit from it",
 						 name);
 	if (!has_privs_of_role(shape->change->owner, table->owner))
+	if (!table->partitioned && has_superclass(relid))
+		operation_refuse(operation, "table \"%s\" inherits from another one",
+						 name);
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("operation %d (%s): must be owner of table %s",
