@@ -147,6 +147,7 @@ typedef struct Step
 extern Step *step_make(StepKind kind, const char *title,
 					   const char *relation);
 extern void steps_store(int32 change, ChangeState phase, List *steps);
+extern void steps_insert(int32 change, const Step *before, List *steps);
 extern void steps_delete(int32 change);
 extern void steps_renew(int32 change);
 extern void steps_forget(int32 change, ChangeState phase);
@@ -154,6 +155,7 @@ extern Step *step_next(int32 change, ChangeState phase);
 extern bool steps_exist(int32 change, ChangeState phase);
 extern bool steps_untouched(int32 change, ChangeState phase);
 extern void step_finish(int32 change, const Step *step);
+extern void step_store_statements(int32 change, const Step *step);
 extern void step_started(int32 change, const Step *step);
 extern void step_lock(int32 change, const Step *step);
 extern void step_tried(int32 change, const Step *step, const char *waits_for);

@@ -88,6 +88,19 @@ static const char *const dependents_sql =
 	"WHERE p.partrelid = $1 AND $2 = ANY (p.partattrs::int2[])"
 	") all_of_them (what) ORDER BY what LIMIT 1";
 
+/* What depends on a column, or with 0 on the table; NULL if nothing does. */
+static char *
+find_dependent(Oid relid, AttrNumber attnum)
+{
+	CatalogArgs args = {0};
+	List	   *found;
+
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(relid));
+	catalog_arg(&args, INT2OID, Int16GetDatum(attnum));
+	found = query_texts(dependents_sql, &args);
+	return found != NIL ? linitial(found) : NULL;
+}
+
 /*
  * Error if something depends on the column, or with NULL on the table, that is
  * not ours to replace.
@@ -96,16 +109,18 @@ void
 require_no_dependents(const ShapeTable *table, const ShapeColumn *column,
 					  const Operation *operation)
 {
-	CatalogAccess access;
-	CatalogArgs args = {0};
 	char	   *what = NULL;
+	ListCell   *lc;
 
-	catalog_begin(&access);
-	catalog_arg(&args, OIDOID, ObjectIdGetDatum(table->relid));
-	catalog_arg(&args, INT2OID, Int16GetDatum(column ? column->attnum : 0));
-	if (catalog_run(dependents_sql, &args, SPI_OK_SELECT) > 0)
-		what = catalog_text(&access, 0, 1);
-	catalog_end(&access);
+	foreach(lc, find_all_inheritors(table->relid, NoLock, NULL))
+	{
+		Oid			relid = lfirst_oid(lc);
+
+		if (what == NULL && column == NULL)
+			what = find_dependent(relid, 0);
+		else if (what == NULL)
+			what = find_dependent(relid, get_attnum(relid, column->old_name));
+	}
 	if (what == NULL)
 		return;
 	ereport(ERROR,

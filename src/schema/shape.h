@@ -246,7 +246,9 @@ extern void copies_load(Shape *shape, ShapeTable *table);
 
 /* ---- version.c ---- */
 
-extern Step *version_create_step(Shape *shape);
+extern List *query_texts(const char *sql, const CatalogArgs *args);
+extern Step *version_create_step(const Change *change);
+extern void version_prepare_create(const Change *change, Step *step);
 extern List *version_drop_steps(const Change *change, const char *schema);
 extern List *version_views_of(const Change *change, Oid relid, bool previous);
 extern List *version_previous(const Change *change);
@@ -270,6 +272,7 @@ typedef enum TriggerMode
 #define LOCK_TO_DROP	"ACCESS EXCLUSIVE"
 
 extern void change_plan(const Change *change);
+extern bool table_has_pairs(const ShapeTable *table);
 extern List *table_locks(const char *table, List *views, List *others,
 						 const char *mode);
 extern Step *step_of(StepKind kind, const char *title,

@@ -174,6 +174,9 @@ run_transaction(const Change *change, Step *step)
 {
 	TableBefore before;
 
+	locks_set_timeout(bg_lock_timeout);
+	if (step->kind == STEP_VERSION)
+		version_prepare_create(change, step);
 	set_path(change->path, GUC_ACTION_LOCAL);
 	if (step->kind == STEP_DROP_VERSION)
 		version_prepare_drop(step);
@@ -306,6 +309,25 @@ run_concurrently(const Change *change, Step *step)
 		made_index(change->id, step);
 	step_finish(change->id, step);
 	commit();
+}
+
+/* Rehearse what is to be made when all rows are filled. */
+static void
+run_rehearsal(const Change *change, const Step *step)
+{
+	locks_set_timeout(bg_lock_timeout);
+	rehearse(change);
+	step_finish(change->id, step);
+}
+
+/* See which partitions lack an index, and put steps for them before this one. */
+static void
+run_partitions(const Change *change, const Step *step)
+{
+	if (guard_step(change, step))
+		partitions_run(change, step);
+	else
+		step_finish(change->id, step);
 }
 
 static void
