@@ -652,6 +652,7 @@ copy_constraint(const ShapeTable *table, Relation relation, Relation catalog,
 	NewConstraint *copy = palloc0_object(NewConstraint);
 
 	copy->final_name = pstrdup(NameStr(form->conname));
+	copy->not_valid = !form->convalidated;
 	if (form->contype == CONSTRAINT_FOREIGN)
 	{
 		copy->definition = foreign_key_definition(table, catalog, tuple, map);
@@ -661,6 +662,8 @@ copy_constraint(const ShapeTable *table, Relation relation, Relation catalog,
 	}
 	else
 		copy->definition = check_definition(relation, catalog, tuple, map);
+	if (!constraint_is_enforced(form))
+		copy->definition = psprintf("%s NOT ENFORCED", copy->definition);
 	return copy;
 }
 
