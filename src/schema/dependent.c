@@ -102,8 +102,8 @@ find_dependent(Oid relid, AttrNumber attnum)
 }
 
 /*
- * Error if something depends on the column, or with NULL on the table, that is
- * not ours to replace.
+ * Error if something depends on the column, or with NULL on the table, or on
+ * that of a partition, that is not ours to replace.
  */
 void
 require_no_dependents(const ShapeTable *table, const ShapeColumn *column,

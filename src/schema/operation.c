@@ -212,6 +212,7 @@ pair_add(Shape *shape, ShapeTable *table, ShapeColumn *column,
 									   FORMAT_TYPE_FORCE_QUALIFY),
 				  column_collation(table, column)));
 	note_column_grants(table, column);
+	table->expand = list_concat(table->expand, column_settings(table, column));
 }
 
 /*
