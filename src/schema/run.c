@@ -107,6 +107,7 @@ run_check(const Change *change, const Step *step, const char *sql)
 				 errhint("Write values to them that \"down\" can convert and call again, or use CALL bluegreen.contract(%s) to keep the new version.",
 						 quote_literal_cstr(change->name))));
 	SPI_finish();
+	run_as_restore(&saved);
 }
 
 /*

@@ -185,7 +185,7 @@ refused('whole', qr/constraint whole_k_v_key on table (app\.)?whole cannot be ca
 change('orders', alter('orders', 'customer', 'bigint', undef, 'customer::int'));
 if ($version < 180000)
 {
-	refused('orders', qr/constraint orders_customer on table (app\.)?orders cannot be carried over to a new column.*before PostgreSQL 18/s,
+	refused('orders', qr/constraint orders_customer on table (app\.)?orders cannot be carried over to a new column.*Before PostgreSQL 18/s,
 		'a foreign key of a partitioned table');
 }
 else
