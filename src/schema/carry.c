@@ -207,7 +207,10 @@ require_carried(const ShapeTable *table)
 
 /* ---- what comes along ---- */
 
-/* $1 table, $2 column, $3 table as SQL, $4 new column, $5 its type */
+/*
+ * $1 table, $2 column, $3 table as SQL, $4 new column, $5 its type.  Some
+ * servers keep something of their own among the options ("pg_attver" of 15.20).
+ */
 static const char *const column_settings_sql =
 	"SELECT format('ALTER TABLE %s ALTER COLUMN %I SET %s', $3, $4, s.setting) "
 	"FROM pg_attribute a JOIN pg_type t ON t.oid = $5 CROSS JOIN LATERAL ("
@@ -220,8 +223,8 @@ static const char *const column_settings_sql =
 	"SELECT 'COMPRESSION ' || CASE a.attcompression WHEN 'l' THEN 'lz4' "
 	"ELSE 'pglz' END WHERE a.attcompression <> '' AND t.typstorage <> 'p' "
 	"UNION ALL "
-	"SELECT '(' || array_to_string(a.attoptions, ', ') || ')' "
-	"WHERE a.attoptions IS NOT NULL) s (setting) "
+	"SELECT '(' || string_agg(o, ', ') || ')' FROM unnest(a.attoptions) o "
+	"WHERE o ^@ 'n_distinct' HAVING count(*) > 0) s (setting) "
 	"WHERE a.attrelid = $1 AND a.attnum = $2";
 
 /*

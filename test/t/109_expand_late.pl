@@ -346,7 +346,8 @@ SQL
 
 sub tuned
 {
-	return sql(q{SELECT attstattarget, attstorage, attcompression, attoptions
+	return sql(q{SELECT attstattarget, attstorage, attcompression,
+		(SELECT o FROM unnest(attoptions) o WHERE o LIKE 'n\_%')
 		FROM pg_attribute WHERE attrelid = 'tuned'::regclass AND attname = 'v';
 	SELECT attstattarget FROM pg_attribute
 		WHERE attrelid = 'tuned_i'::regclass AND attnum = 1;
