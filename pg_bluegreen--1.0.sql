@@ -276,7 +276,8 @@ CREATE TABLE bluegreen.schema_step (
 	number integer NOT NULL,		-- 0: the phase is planned
 	kind text NOT NULL
 		CHECK (kind IN ('plan', 'sql', 'user', 'index', 'drop index',
-			'check', 'version', 'drop version')),
+			'check', 'validate', 'partitions', 'attach', 'rehearsal',
+			'version', 'drop version')),
 	title text NOT NULL,
 	relation text,
 	relid oid NOT NULL,				-- of the relation, or 0

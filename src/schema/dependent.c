@@ -88,24 +88,39 @@ static const char *const dependents_sql =
 	"WHERE p.partrelid = $1 AND $2 = ANY (p.partattrs::int2[])"
 	") all_of_them (what) ORDER BY what LIMIT 1";
 
+/* What depends on a column, or with 0 on the table; NULL if nothing does. */
+static char *
+find_dependent(Oid relid, AttrNumber attnum)
+{
+	CatalogArgs args = {0};
+	List	   *found;
+
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(relid));
+	catalog_arg(&args, INT2OID, Int16GetDatum(attnum));
+	found = query_texts(dependents_sql, &args);
+	return found != NIL ? linitial(found) : NULL;
+}
+
 /*
- * Error if something depends on the column, or with NULL on the table, that is
- * not ours to replace.
+ * Error if something depends on the column, or with NULL on the table, or on
+ * that of a partition, that is not ours to replace.
  */
 void
 require_no_dependents(const ShapeTable *table, const ShapeColumn *column,
 					  const Operation *operation)
 {
-	CatalogAccess access;
-	CatalogArgs args = {0};
 	char	   *what = NULL;
+	ListCell   *lc;
 
-	catalog_begin(&access);
-	catalog_arg(&args, OIDOID, ObjectIdGetDatum(table->relid));
-	catalog_arg(&args, INT2OID, Int16GetDatum(column ? column->attnum : 0));
-	if (catalog_run(dependents_sql, &args, SPI_OK_SELECT) > 0)
-		what = catalog_text(&access, 0, 1);
-	catalog_end(&access);
+	foreach(lc, find_all_inheritors(table->relid, NoLock, NULL))
+	{
+		Oid			relid = lfirst_oid(lc);
+
+		if (what == NULL && column == NULL)
+			what = find_dependent(relid, 0);
+		else if (what == NULL)
+			what = find_dependent(relid, get_attnum(relid, column->old_name));
+	}
 	if (what == NULL)
 		return;
 	ereport(ERROR,
@@ -644,6 +659,7 @@ copy_constraint(const ShapeTable *table, Relation relation, Relation catalog,
 	NewConstraint *copy = palloc0_object(NewConstraint);
 
 	copy->final_name = pstrdup(NameStr(form->conname));
+	copy->not_valid = !form->convalidated;
 	if (form->contype == CONSTRAINT_FOREIGN)
 	{
 		copy->definition = foreign_key_definition(table, catalog, tuple, map);
@@ -653,6 +669,8 @@ copy_constraint(const ShapeTable *table, Relation relation, Relation catalog,
 	}
 	else
 		copy->definition = check_definition(relation, catalog, tuple, map);
+	if (!constraint_is_enforced(form))
+		copy->definition = psprintf("%s NOT ENFORCED", copy->definition);
 	return copy;
 }
 

@@ -243,8 +243,16 @@ hanging_sql(const ShapeTable *table, const char *attnums)
 					"AND d.refclassid = 'pg_class'::regclass "
 					"AND d.refobjid = '%u' "
 					"AND d.refobjsubid = ANY ('{%s}'::int2[]) "
-					"AND i.indisvalid", table->relid, attnums,
-					index_identity("c.oid"), table->relid, attnums);
+					"AND i.indisvalid "
+					"UNION ALL "
+					"SELECT DISTINCT s.stxname, s.oid, NULL FROM pg_depend d "
+					"JOIN pg_statistic_ext s ON s.oid = d.objid "
+					"WHERE d.classid = 'pg_statistic_ext'::regclass "
+					"AND d.refclassid = 'pg_class'::regclass "
+					"AND d.refobjid = '%u' "
+					"AND d.refobjsubid = ANY ('{%s}'::int2[])",
+					table->relid, attnums, index_identity("c.oid"),
+					table->relid, attnums, table->relid, attnums);
 }
 
 /* Numbers of the columns that second ones replace: 1,2 */

@@ -212,6 +212,7 @@ pair_add(Shape *shape, ShapeTable *table, ShapeColumn *column,
 				  type_sql(column->type, column->typmod),
 				  shape_collation(table, column, column->type)));
 	note_column_grants(table, column);
+	table->expand = list_concat(table->expand, column_settings(table, column));
 }
 
 /*

@@ -20,7 +20,6 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
-#include "catalog/pg_inherits.h"
 #include "commands/dbcommands.h"
 #include "compat.h"
 #include "miscadmin.h"
@@ -274,6 +273,39 @@ derivation_end_steps(const Shape *shape)
 	return step->statements != NIL ? list_make1(step) : NIL;
 }
 
+/*
+ * Has the table columns that get second ones?
+ */
+bool
+table_has_pairs(const ShapeTable *table)
+{
+	ListCell   *lc;
+
+	foreach(lc, table->rules)
+	{
+		if (((Rule *) lfirst(lc))->kind == RULE_PAIR)
+			return true;
+	}
+	return false;
+}
+
+/* Is something to be made when all rows are filled? */
+static bool
+adds_late(const Shape *shape)
+{
+	ListCell   *lc;
+
+	foreach(lc, shape->tables)
+	{
+		ShapeTable *table = lfirst(lc);
+
+		if (table_has_pairs(table) || table->constraints != NIL ||
+			table->indexes != NIL)
+			return true;
+	}
+	return false;
+}
+
 static List *
 plan_expand(Shape *shape)
 {
@@ -288,6 +320,7 @@ plan_expand(Shape *shape)
 		List	   *fill = columns_to_fill(table);
 
 		require_references(shape->change, table);
+		require_carried(table);
 		if (table->expand == NIL && table->rules == NIL)
 			continue;
 		step = step_of(STEP_SQL, psprintf("expand table %s",
@@ -305,104 +338,15 @@ plan_expand(Shape *shape)
 		if (fill != NIL)
 			backfill_plan(shape->change->id, table->relid, fill);
 	}
-	return list_concat(steps, derivation_steps(shape));
+	steps = list_concat(steps, derivation_steps(shape));
+	if (adds_late(shape))
+		steps = lappend(steps, step_make(STEP_REHEARSAL,
+										 "rehearse constraints and indexes",
+										 NULL));
+	return steps;
 }
 
 /* ---- validate ---- */
-
-static List *
-index_step(const ShapeTable *table, const Shape *shape, const NewIndex *index,
-		   const char *relation, const char *name)
-{
-	Step	   *step = step_of(STEP_INDEX, psprintf("create index %s", name),
-							   table);
-
-	step->object = shape_qualified(shape, name);
-	step_note(step, psprintf("CREATE %sINDEX CONCURRENTLY %s ON %s %s",
-							 index->unique ? "UNIQUE " : "",
-							 quote_identifier(name), relation, index->definition));
-	return list_make1(step);
-}
-
-/* An index that is built under a name of ours, and then gets its own. */
-static List *
-table_index_step(const ShapeTable *table, const Shape *shape,
-				 const NewIndex *index)
-{
-	List	   *steps = index_step(table, shape, index, table->qualified,
-								   index->hidden ? index->hidden : index->name);
-	Step	   *step = linitial(steps);
-
-	if (index->hidden == NULL)
-		return steps;
-	step->title = psprintf("create index %s", index->name);
-	step_note(step, psprintf("ALTER INDEX %s RENAME TO %s", step->object,
-							 quote_identifier(index->name)));
-	return steps;
-}
-
-/*
- * An index of a partitioned table: on the table alone, invalid; concurrently
- * on each partition; with the last one attached it is valid.
- */
-static List *
-partitioned_index_steps(const ShapeTable *table, const Shape *shape,
-						const NewIndex *index)
-{
-	Step	   *step = step_of(STEP_SQL, psprintf("create index %s",
-												  index->name), table);
-	List	   *steps = list_make1(step);
-	Step	   *attach = step_of(STEP_SQL, psprintf("attach indexes to %s",
-													index->name), table);
-	ListCell   *lc;
-
-	step->object = shape_qualified(shape, index->name);
-	step_note(step, psprintf("CREATE %sINDEX %s ON ONLY %s %s",
-							 index->unique ? "UNIQUE " : "",
-							 quote_identifier(index->name), table->qualified,
-							 index->definition));
-	foreach(lc, find_inheritance_children(table->relid, NoLock))
-	{
-		Oid			child = lfirst_oid(lc);
-		char	   *schema = get_namespace_name(get_rel_namespace(child));
-		char	   *name = shape_hidden_name(shape, child, index->name);
-		List	   *child_steps;
-
-		if (get_rel_relkind(child) != RELKIND_RELATION)
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("index \"%s\" cannot be built on partitions of partitions",
-							index->name)));
-		child_steps = index_step(table, shape, index,
-								 quote_qualified_identifier(schema,
-															get_rel_name(child)),
-								 name);
-		((Step *) linitial(child_steps))->object =
-			quote_qualified_identifier(schema, name);
-		steps = list_concat(steps, child_steps);
-		step_note(attach, psprintf("ALTER INDEX %s ATTACH PARTITION %s",
-								   shape_qualified(shape, index->name),
-								   quote_qualified_identifier(schema, name)));
-	}
-	return lappend(steps, attach);
-}
-
-static List *
-index_steps(const Shape *shape, const ShapeTable *table)
-{
-	List	   *steps = NIL;
-	ListCell   *lc;
-
-	foreach(lc, table->indexes)
-	{
-		NewIndex   *index = lfirst(lc);
-
-		steps = list_concat(steps, table->partitioned ?
-							partitioned_index_steps(table, shape, index) :
-							table_index_step(table, shape, index));
-	}
-	return steps;
-}
 
 /* From now on all rows are filled: constraints can be believed in. */
 static List *
@@ -440,27 +384,16 @@ constraint_steps(const Shape *shape, const ShapeTable *table)
 	{
 		NewConstraint *constraint = lfirst(lc);
 
-		step = step_of(STEP_SQL, psprintf("validate constraint %s",
-										  constraint->name), table);
+		if (constraint->not_valid)
+			continue;
+		step = step_of(STEP_VALIDATE, psprintf("validate constraint %s",
+											   constraint->name), table);
 		step_note(step, psprintf("ALTER TABLE %s VALIDATE CONSTRAINT %s",
 								 table->qualified,
 								 quote_identifier(constraint->name)));
 		steps = lappend(steps, step);
 	}
 	return steps;
-}
-
-static bool
-has_pairs(const ShapeTable *table)
-{
-	ListCell   *lc;
-
-	foreach(lc, table->rules)
-	{
-		if (((Rule *) lfirst(lc))->kind == RULE_PAIR)
-			return true;
-	}
-	return false;
 }
 
 static List *
@@ -473,12 +406,12 @@ plan_validate(Shape *shape)
 	{
 		ShapeTable *table = lfirst(lc);
 
-		if (has_pairs(table))
+		if (table_has_pairs(table))
 			copies_store(shape, table);
 		steps = list_concat(steps, constraint_steps(shape, table));
 		steps = list_concat(steps, index_steps(shape, table));
 	}
-	return lappend(steps, version_create_step(shape));
+	return lappend(steps, version_create_step(shape->change));
 }
 
 /* ---- contract ---- */
@@ -703,6 +636,7 @@ contract_names(Step *step, const Shape *shape, const ShapeTable *table)
 									 shape_qualified(shape, index->name),
 									 quote_identifier(index->final_name)));
 	}
+	note_copied_settings(step, shape, table);
 	foreach(lc, table->renamed_constraints)
 	{
 		ColumnRead *rename = lfirst(lc);
@@ -791,7 +725,7 @@ plan_contract(Shape *shape)
 		ShapeTable *table = lfirst(lc);
 		Step	   *step;
 
-		if (has_pairs(table))
+		if (table_has_pairs(table))
 			copies_load(shape, table);
 		step = contract_table(shape, table);
 		if (step != NULL)

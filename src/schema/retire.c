@@ -443,7 +443,7 @@ add_not_valid(Step *step, const ShapeTable *table, const char *name,
 static Step *
 validate_step(const ShapeTable *table, const char *name)
 {
-	Step	   *step = step_of(STEP_SQL, psprintf("validate constraint %s",
+	Step	   *step = step_of(STEP_VALIDATE, psprintf("validate constraint %s",
 													name), table);
 
 	step_alter(step, table, psprintf("VALIDATE CONSTRAINT %s",

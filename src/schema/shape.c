@@ -28,6 +28,7 @@
 #include "mb/pg_wchar.h"
 #include "executor/spi.h"
 #include "schema/guard.h"
+#include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -217,6 +218,9 @@ shape_table(Shape *shape, const Operation *operation, const char *name)
 		find_inheritance_children(relid, NoLock) != NIL)
 		operation_refuse(operation, "table \"%s\" has tables that inherit from it",
 						 name);
+	if (!table->partitioned && has_superclass(relid))
+		operation_refuse(operation, "table \"%s\" inherits from another one",
+						 name);
 	if (!has_privs_of_role(shape->change->owner, table->owner))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
@@ -259,6 +263,11 @@ shape_load_all(Shape *shape)
 	{
 		bool		loaded = false;
 		ListCell   *other;
+
+		LockRelationOid(lfirst_oid(lc), AccessShareLock);
+		/* dropped meanwhile */
+		if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(lfirst_oid(lc))))
+			continue;
 
 		foreach(other, shape->tables)
 		{

@@ -74,6 +74,7 @@ typedef struct NewConstraint
 	char	   *definition;		/* SQL: CHECK (...), FOREIGN KEY ... */
 	char	   *locks;			/* another table, qualified SQL, or NULL */
 	char	   *final_name;		/* at the contract; NULL = drop it then */
+	bool		not_valid;		/* for good, as what it is the copy of */
 } NewConstraint;
 
 /* An index that is built concurrently. */
@@ -218,6 +219,31 @@ extern void require_dual_writes(const ShapeTable *table,
 								const char *trigger);
 extern void dependents_copy(Shape *shape, ShapeTable *table);
 
+/* ---- carry.c ---- */
+
+extern void require_carried(const ShapeTable *table);
+extern List *column_settings(const ShapeTable *table,
+							 const ShapeColumn *column);
+extern void note_copied_settings(Step *step, const Shape *shape,
+								 const ShapeTable *table);
+
+/* ---- run.c ---- */
+
+extern void run_statement(const char *sql);
+extern void run_as_table_owner(const char *sql);
+extern void run_as_extension(const char *sql);
+extern void run_check(const Change *change, const Step *step,
+					  const char *sql);
+
+/* ---- rehearse.c ---- */
+
+extern void rehearse(const Change *change);
+
+/* ---- partition_index.c ---- */
+
+extern List *index_steps(const Shape *shape, const ShapeTable *table);
+extern void partitions_run(const Change *change, const Step *step);
+
 /* ---- copy.c: what was made for new columns after the old ones' ---- */
 
 extern void copies_store(Shape *shape, ShapeTable *table);
@@ -225,7 +251,9 @@ extern void copies_load(Shape *shape, ShapeTable *table);
 
 /* ---- version.c ---- */
 
-extern Step *version_create_step(Shape *shape);
+extern List *query_texts(const char *sql, const CatalogArgs *args);
+extern Step *version_create_step(const Change *change);
+extern void version_prepare_create(const Change *change, Step *step);
 extern List *version_drop_steps(const Change *change, const char *schema);
 extern List *version_views_of(const Change *change, Oid relid, bool previous);
 extern List *version_previous(const Change *change);
@@ -249,6 +277,7 @@ typedef enum TriggerMode
 #define LOCK_TO_DROP	"ACCESS EXCLUSIVE"
 
 extern void change_plan(const Change *change);
+extern bool table_has_pairs(const ShapeTable *table);
 extern List *table_locks(const char *table, List *views, List *others,
 						 const char *mode);
 extern Step *step_of(StepKind kind, const char *title,
