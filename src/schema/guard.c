@@ -388,6 +388,9 @@ guard_step(const Change *change, const Step *step)
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("%s", what),
 			 errdetail("That was done when the change was under way already."),
+			 change->state == CHANGE_REVERTING ?
+			 errhint("Use CALL bluegreen.contract(%s) to keep the new version.",
+					 quote_literal_cstr(change->name)) :
 			 errhint("Take it back and call again, or use CALL bluegreen.undo(%s) while that is possible.",
 					 quote_literal_cstr(change->name))));
 }

@@ -302,7 +302,9 @@ note_marking_trigger(Step *step, const Shape *shape, const ShapeTable *table,
 		if (rule->down != NULL)
 			rule->mark = mark_name(shape, table, rule);
 	}
-	guard_trigger(step, table->relid, sync_trigger_name(shape));
+	/* who goes forward again does not need the old columns */
+	if (mode != TRIGGER_LENIENT)
+		guard_trigger(step, table->relid, sync_trigger_name(shape));
 	note_drop_trigger(step, shape, table);
 	note_create_trigger(step, shape, table, mode);
 	foreach(lc, table->rules)
@@ -367,6 +369,23 @@ retire_table(const Shape *shape, const ShapeTable *table)
 	return step->statements != NIL ? step : NULL;
 }
 
+/* Error if a trigger that has kept columns in step is not what it was. */
+static void
+require_triggers(const Shape *shape)
+{
+	Step	   *step = step_make(STEP_CHECK, "check triggers", NULL);
+	ListCell   *lc;
+
+	foreach(lc, shape->tables)
+	{
+		ShapeTable *table = lfirst(lc);
+
+		if (table->name != NULL && table->rules != NIL)
+			guard_trigger(step, table->relid, sync_trigger_name(shape));
+	}
+	(void) guard_step(shape->change, step);
+}
+
 /*
  * The steps after which nothing of the old version binds the new one.
  */
@@ -376,6 +395,7 @@ plan_retire(Shape *shape)
 	List	   *steps = NIL;
 	ListCell   *lc;
 
+	require_triggers(shape);
 	foreach(lc, shape->tables)
 	{
 		ShapeTable *table = lfirst(lc);
