@@ -276,7 +276,8 @@ CREATE TABLE bluegreen.schema_step (
 	number integer NOT NULL,		-- 0: the phase is planned
 	kind text NOT NULL
 		CHECK (kind IN ('plan', 'sql', 'user', 'index', 'drop index',
-			'check', 'version', 'drop version')),
+			'check', 'validate', 'partitions', 'attach', 'rehearsal',
+			'version', 'drop version')),
 	title text NOT NULL,
 	relation text,
 	relid oid NOT NULL,				-- of the relation, or 0
@@ -297,13 +298,26 @@ CREATE TABLE bluegreen.schema_made (
 	change integer NOT NULL
 		REFERENCES bluegreen.schema_change ON DELETE CASCADE,
 	kind text NOT NULL
-		CHECK (kind IN ('table', 'column', 'constraint', 'index')),
+		CHECK (kind IN ('table', 'column', 'constraint', 'index',
+			'restored')),			-- a constraint, or an index with a name
 	relation oid NOT NULL,			-- the table
 	number oid NOT NULL,			-- of the column, constraint or index; of a
 									-- table, the operation
 	name text,						-- of an index, qualified
 	identity text,					-- of an index: what it is
 	PRIMARY KEY (change, kind, relation, number)
+);
+
+CREATE TABLE bluegreen.schema_meant (
+	change integer NOT NULL
+		REFERENCES bluegreen.schema_change ON DELETE CASCADE,
+	kind text NOT NULL
+		CHECK (kind IN ('table', 'column', 'constraint', 'index')),
+	relation oid NOT NULL,			-- the table of a column or constraint, or 0
+	name name NOT NULL,				-- that the document gives
+	number oid NOT NULL,
+	identity text,					-- of a constraint or index: what it is
+	PRIMARY KEY (change, kind, relation, name)
 );
 
 CREATE TABLE bluegreen.schema_copy (
@@ -328,6 +342,7 @@ CREATE TABLE bluegreen.backfill (
 	columns text[] NOT NULL,
 	statement text,					-- that fills a derived table
 	file oid NOT NULL DEFAULT 0,	-- that next_block is of
+	fired oid NOT NULL DEFAULT 0,	-- the trigger, when filling began
 	next_block bigint NOT NULL DEFAULT 0,
 	blocks bigint,
 	batch_blocks integer NOT NULL,
@@ -2294,6 +2309,8 @@ COMMENT ON TABLE bluegreen.schema_step IS
 	'what each phase of a change does; see view change_step';
 COMMENT ON TABLE bluegreen.schema_made IS
 	'what a change has made, and an undo drops';
+COMMENT ON TABLE bluegreen.schema_meant IS
+	'what the names in the document of a change meant when it was expanded';
 COMMENT ON TABLE bluegreen.schema_copy IS
 	'constraints and indexes that a change has made for new columns after those of the old ones';
 COMMENT ON TABLE bluegreen.backfill IS

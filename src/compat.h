@@ -430,4 +430,11 @@ init_range_table(EState *estate, Relation rel, Bitmapset *updated)
 /* 18 can add a foreign key to a partitioned table as NOT VALID. */
 #define HAVE_PARTITIONED_NOT_VALID (PG_VERSION_NUM >= 180000)
 
+/* 18 has constraints that are not enforced. */
+#if PG_VERSION_NUM >= 180000
+#define constraint_is_enforced(form) ((form)->conenforced)
+#else
+#define constraint_is_enforced(form) true
+#endif
+
 #endif							/* BG_COMPAT_H */

@@ -11,7 +11,8 @@
  *
  * Rows that are written meanwhile, wherever they come to lie, are filled by
  * the same trigger.  If the table gets another file (VACUUM FULL), what was
- * behind may be ahead: it begins anew, and skips what is filled.
+ * behind may be ahead: it begins anew, and skips what is filled.  So does a
+ * partition that has got another trigger, since it was detached for a while.
  *
  * The number of blocks follows bluegreen.backfill_batch_time.  A row that
  * somebody else has locked for longer than bluegreen.lock_timeout ends the
@@ -138,9 +139,32 @@ backfill_exists(int32 change)
 	return result;
 }
 
+/* The change's trigger of b.relation, as a number. */
+#define TRIGGER_SQL \
+	"(SELECT t.oid FROM pg_trigger t WHERE t.tgrelid = b.relation " \
+	"AND t.tgname = 'zz_bluegreen_' || b.change)"
+
+/* $1 change */
+static const char *const renew_leaves_sql =
+	"UPDATE bluegreen.backfill b SET done = false, next_block = 0, "
+	"finished_at = NULL WHERE change = $1 AND done AND purpose = '' "
+	"AND fired <> " TRIGGER_SQL;
+
+/* $1 change, $2 blocks */
+static const char *const new_leaves_sql =
+	"INSERT INTO bluegreen.backfill "
+	"(change, root, relation, columns, batch_blocks) "
+	"SELECT DISTINCT b.change, b.root, t.relid::oid, b.columns, $2 "
+	"FROM bluegreen.backfill b "
+	"JOIN pg_partitioned_table p ON p.partrelid = b.root "
+	"CROSS JOIN LATERAL pg_partition_tree(b.root) t "
+	"JOIN pg_class c ON c.oid = t.relid "
+	"WHERE b.change = $1 AND b.purpose = '' AND t.isleaf "
+	"AND c.relkind = 'r' ON CONFLICT DO NOTHING";
+
 /*
- * Note partitions that have come since: their rows may be from before.  True
- * if there are some.
+ * Note partitions that have come since, or come back: their rows may be from
+ * before.  True if there are some.
  */
 static bool
 note_new_leaves(int32 change)
@@ -151,17 +175,9 @@ note_new_leaves(int32 change)
 
 	catalog_begin(&access);
 	catalog_arg_int4(&args, change);
+	n = catalog_run(renew_leaves_sql, &args, SPI_OK_UPDATE);
 	catalog_arg_int4(&args, FIRST_BLOCKS);
-	n = catalog_run("INSERT INTO bluegreen.backfill "
-					"(change, root, relation, columns, batch_blocks) "
-					"SELECT DISTINCT b.change, b.root, t.relid::oid, "
-					"b.columns, $2 FROM bluegreen.backfill b "
-					"JOIN pg_partitioned_table p ON p.partrelid = b.root "
-					"CROSS JOIN LATERAL pg_partition_tree(b.root) t "
-					"JOIN pg_class c ON c.oid = t.relid "
-					"WHERE b.change = $1 AND b.purpose = '' AND t.isleaf "
-					"AND c.relkind = 'r' "
-					"ON CONFLICT DO NOTHING", &args, SPI_OK_INSERT);
+	n += catalog_run(new_leaves_sql, &args, SPI_OK_INSERT);
 	catalog_end(&access);
 	return n > 0;
 }
@@ -236,7 +252,9 @@ note_range(int32 change, const Backfill *backfill, int64 blocks, uint64 rows)
 	catalog_arg(&args, INT8OID, Int64GetDatum((int64) rows));
 	catalog_arg_int4(&args, backfill->batch_blocks);
 	catalog_arg_text(&args, backfill->purpose);
-	(void) catalog_run("UPDATE bluegreen.backfill SET file = $3, "
+	(void) catalog_run("UPDATE bluegreen.backfill b SET file = $3, "
+					   "fired = CASE WHEN next_block = 0 "
+					   "THEN coalesce(" TRIGGER_SQL ", 0) ELSE fired END, "
 					   "next_block = $4, blocks = $5, "
 					   "row_count = row_count + $6, batch_blocks = $7, "
 					   "done = $4 >= $5, waits_for = NULL, "

@@ -117,6 +117,15 @@ change_load(int32 id)
 	return change;
 }
 
+static void
+check_is_owner(const Change *change)
+{
+	if (!has_privs_of_role(GetUserId(), change->owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be owner of change \"%s\"", change->name)));
+}
+
 /*
  * A change by its name.  Errors: there is none; the caller has not the rights
  * of its owner.
@@ -137,16 +146,14 @@ change_by_name(const char *name)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("change \"%s\" does not exist", name)));
-	if (!has_privs_of_role(GetUserId(), change->owner))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("must be owner of change \"%s\"", name)));
+	check_is_owner(change);
 	return change;
 }
 
 /*
  * Lock the change's row until the end of the transaction, and read its state
- * again: the worker marks no step as done meanwhile.
+ * and owner again: the worker marks no step as done meanwhile.  Error: the
+ * caller has not the owner's rights any more, whom he may have waited for.
  */
 void
 change_lock_row(Change *change)
@@ -157,17 +164,21 @@ change_lock_row(Change *change)
 
 	catalog_begin(&access);
 	catalog_arg_int4(&args, change->id);
-	n = catalog_run("SELECT state FROM bluegreen.schema_change WHERE id = $1 "
-					"FOR UPDATE", &args, SPI_OK_SELECT);
+	n = catalog_run("SELECT state, owner FROM bluegreen.schema_change "
+					"WHERE id = $1 FOR UPDATE", &args, SPI_OK_SELECT);
 	if (n > 0)
+	{
 		change->state = enum_lookup(change_state_names,
 									lengthof(change_state_names),
 									catalog_text(&access, 0, 1));
+		change->owner = DatumGetObjectId(catalog_value(0, 2, NULL));
+	}
 	catalog_end(&access);
 	if (n == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("change \"%s\" does not exist", change->name)));
+	check_is_owner(change);
 }
 
 /*
@@ -672,6 +683,7 @@ bluegreen_pause_backfill(PG_FUNCTION_ARGS)
 	require_argument(fcinfo, 1, "paused");
 	require_writable("bluegreen.pause_backfill()");
 	change = change_by_name(NameStr(*PG_GETARG_NAME(0)));
+	change_lock_row(change);
 	catalog_begin(&access);
 	catalog_arg_int4(&args, change->id);
 	catalog_arg(&args, BOOLOID, BoolGetDatum(PG_GETARG_BOOL(1)));
@@ -840,6 +852,7 @@ bluegreen_add_operation(PG_FUNCTION_ARGS)
 	require_argument(fcinfo, 0, "change");
 	require_writable(get_func_name(fcinfo->flinfo->fn_oid));
 	change = change_by_name(NameStr(*PG_GETARG_NAME(0)));
+	change_lock_row(change);
 	require_idle(change);
 	catalog_begin(&access);
 	catalog_arg_int4(&args, change->id);

@@ -118,7 +118,11 @@ typedef enum StepKind
 	STEP_INDEX,					/* one statement outside of a transaction */
 	STEP_DROP_INDEX,			/* the same */
 	STEP_CHECK,					/* queries that must not find anything */
-	STEP_VERSION,				/* STEP_SQL that makes the version's schema */
+	STEP_VALIDATE,				/* STEP_SQL that runs the table owner's code */
+	STEP_PARTITIONS,			/* an index of partitions: partition_index.c */
+	STEP_ATTACH,				/* STEP_SQL that attaches one */
+	STEP_REHEARSAL,				/* nothing is done: rehearse.c */
+	STEP_VERSION,				/* makes the version's schema, as it is then */
 	STEP_DROP_VERSION			/* drops a schema of which object is the OID */
 } StepKind;
 
@@ -143,6 +147,7 @@ typedef struct Step
 extern Step *step_make(StepKind kind, const char *title,
 					   const char *relation);
 extern void steps_store(int32 change, ChangeState phase, List *steps);
+extern void steps_insert(int32 change, const Step *before, List *steps);
 extern void steps_delete(int32 change);
 extern void steps_renew(int32 change);
 extern void steps_forget(int32 change, ChangeState phase);
@@ -150,6 +155,7 @@ extern Step *step_next(int32 change, ChangeState phase);
 extern bool steps_exist(int32 change, ChangeState phase);
 extern bool steps_untouched(int32 change, ChangeState phase);
 extern void step_finish(int32 change, const Step *step);
+extern void step_store_statements(int32 change, const Step *step);
 extern void step_started(int32 change, const Step *step);
 extern void step_lock(int32 change, const Step *step);
 extern void step_tried(int32 change, const Step *step, const char *waits_for);
@@ -204,6 +210,7 @@ extern const struct QueryDesc *dualwrite_statement(void);
 
 /* Run an UPDATE that fills rows of a table; returns the number of rows. */
 extern uint64 dualwrite_fill(Oid relid, const char *sql);
+extern bool dualwrite_is_filling(Oid relid);
 
 /* ---- runas.c ---- */
 
@@ -217,5 +224,7 @@ typedef struct RunAs
 extern void run_as_owner(Oid owner, const char *path, RunAs *saved);
 extern void run_restricted(Oid owner, const char *path, RunAs *saved);
 extern void run_as_restore(const RunAs *saved);
+extern struct _SPI_plan *prepare_as_written(const char *sql, int nargs,
+											Oid *types);
 
 #endif							/* BG_CHANGE_H */

@@ -88,24 +88,39 @@ static const char *const dependents_sql =
 	"WHERE p.partrelid = $1 AND $2 = ANY (p.partattrs::int2[])"
 	") all_of_them (what) ORDER BY what LIMIT 1";
 
+/* What depends on a column, or with 0 on the table; NULL if nothing does. */
+static char *
+find_dependent(Oid relid, AttrNumber attnum)
+{
+	CatalogArgs args = {0};
+	List	   *found;
+
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(relid));
+	catalog_arg(&args, INT2OID, Int16GetDatum(attnum));
+	found = query_texts(dependents_sql, &args);
+	return found != NIL ? linitial(found) : NULL;
+}
+
 /*
- * Error if something depends on the column, or with NULL on the table, that is
- * not ours to replace.
+ * Error if something depends on the column, or with NULL on the table, or on
+ * that of a partition, that is not ours to replace.
  */
 void
 require_no_dependents(const ShapeTable *table, const ShapeColumn *column,
 					  const Operation *operation)
 {
-	CatalogAccess access;
-	CatalogArgs args = {0};
 	char	   *what = NULL;
+	ListCell   *lc;
 
-	catalog_begin(&access);
-	catalog_arg(&args, OIDOID, ObjectIdGetDatum(table->relid));
-	catalog_arg(&args, INT2OID, Int16GetDatum(column ? column->attnum : 0));
-	if (catalog_run(dependents_sql, &args, SPI_OK_SELECT) > 0)
-		what = catalog_text(&access, 0, 1);
-	catalog_end(&access);
+	foreach(lc, find_all_inheritors(table->relid, NoLock, NULL))
+	{
+		Oid			relid = lfirst_oid(lc);
+
+		if (what == NULL && column == NULL)
+			what = find_dependent(relid, 0);
+		else if (what == NULL)
+			what = find_dependent(relid, get_attnum(relid, column->old_name));
+	}
 	if (what == NULL)
 		return;
 	ereport(ERROR,
@@ -181,6 +196,12 @@ require_dual_writes(const ShapeTable *table, const char *trigger)
 
 	foreach(lc, find_all_inheritors(table->relid, AccessShareLock, NULL))
 	{
+		if (get_rel_relkind(lfirst_oid(lc)) == RELKIND_FOREIGN_TABLE)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("partition \"%s\" of table \"%s\" is a foreign table, whose columns are those of another server",
+							get_rel_name(lfirst_oid(lc)), table->old_name),
+					 errhint("Change the table there by itself, and detach the partition until then.")));
 		require_same_owner(lfirst_oid(lc), table->relid);
 		require_last_trigger(lfirst_oid(lc), trigger);
 		/* the backfill would not see all rows */
@@ -517,7 +538,8 @@ copy_indexes(Shape *shape, ShapeTable *table, Relation relation,
 
 		if (index->rd_index->indisvalid &&
 			index_reads_pair(relation, index, map) &&
-			!list_member_oid(table->dropped_oids, constraint))
+			!list_member_oid(table->dropped_oids, constraint) &&
+			!list_member_oid(shape->dropped_index_oids, lfirst_oid(lc)))
 			copy_index(shape, table, relation, index, map);
 		index_close(index, NoLock);
 	}
@@ -637,6 +659,7 @@ copy_constraint(const ShapeTable *table, Relation relation, Relation catalog,
 	NewConstraint *copy = palloc0_object(NewConstraint);
 
 	copy->final_name = pstrdup(NameStr(form->conname));
+	copy->not_valid = !form->convalidated;
 	if (form->contype == CONSTRAINT_FOREIGN)
 	{
 		copy->definition = foreign_key_definition(table, catalog, tuple, map);
@@ -646,6 +669,8 @@ copy_constraint(const ShapeTable *table, Relation relation, Relation catalog,
 	}
 	else
 		copy->definition = check_definition(relation, catalog, tuple, map);
+	if (!constraint_is_enforced(form))
+		copy->definition = psprintf("%s NOT ENFORCED", copy->definition);
 	return copy;
 }
 

@@ -28,7 +28,11 @@
  * triggers are statements of their own, and are carried over like any others.
  *
  * An update that changes nothing has nothing to carry over; but it puts the row
- * to another place, where the backfill may have been already.
+ * to another place, where the backfill may have been already.  That of derived
+ * rows comes after those of columns.
+ *
+ * Foreign keys and triggers of the derived table hold as for any write, also
+ * where rows are applied or filled, in session_replication_role = replica.
  *
  * Its name sorts before those of foreign keys, which may want the derived row.
  *
@@ -49,6 +53,7 @@
 #include "schema/change.h"
 #include "schema/derive.h"
 #include "utils/datum.h"
+#include "utils/guc.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -160,10 +165,9 @@ prepare_statements(Derived *derived, const TriggerData *data)
 
 		if (*sql == '\0')
 			continue;
-		plan = SPI_prepare(sql, both ? 2 * n : n, types);
-		if (plan == NULL || SPI_keepplan(plan) != 0)
-			elog(ERROR, "could not prepare \"%s\": %s", sql,
-				 SPI_result_code_string(SPI_result));
+		plan = prepare_as_written(sql, both ? 2 * n : n, types);
+		if (SPI_keepplan(plan) != 0)
+			elog(ERROR, "SPI_keepplan failed");
 		derived->plans[i] = plan;
 	}
 }
@@ -400,8 +404,9 @@ derive_row(Derived *derived, const TriggerData *data)
 		if (!is_unchanged(derived, RelationGetDescr(data->tg_relation),
 						  values, nulls))
 			leave(derived, DERIVE_MOVE_LOCK, DERIVE_MOVE, values, nulls);
-		else if (is_filled(derived, data))
-			return;
+		else if (dualwrite_is_filling(derived->relid) ||
+				 is_filled(derived, data))
+			return;				/* ... or its own backfill comes to it */
 		else
 			what = DERIVE_KEEP;
 	}
@@ -469,12 +474,28 @@ become_owner(const Derived *derived, const TriggerData *data, RunAs *saved)
 }
 
 /*
+ * Is this a statement that derives rows, and not one that looks like it?
+ */
+bool
+derive_is_statement(const QueryDesc *statement)
+{
+	return statement != NULL &&
+		(deriving > 0 || MyBackendType == B_BG_WORKER) &&
+		strncmp(statement->sourceText, DERIVE_MARK,
+				strlen(DERIVE_MARK)) == 0;
+}
+
+/*
  * bluegreen.derive_rows() returns trigger; see the top.
+ *
+ * session_replication_role is set as a variable, and put back after all
+ * settings that an error has left behind, as in prepared.c.
  */
 Datum
 bluegreen_derive_rows(PG_FUNCTION_ARGS)
 {
 	TriggerData *data = (TriggerData *) fcinfo->context;
+	int			role = SessionReplicationRole;
 	Derived    *derived;
 	RunAs		saved;
 
@@ -485,6 +506,7 @@ bluegreen_derive_rows(PG_FUNCTION_ARGS)
 	become_owner(derived, data, &saved);
 	derived->users++;
 	deriving++;
+	SessionReplicationRole = SESSION_REPLICATION_ROLE_ORIGIN;
 	PG_TRY();
 	{
 		SPI_connect();
@@ -494,12 +516,18 @@ bluegreen_derive_rows(PG_FUNCTION_ARGS)
 			derive_row(derived, data);
 		SPI_finish();
 	}
-	PG_FINALLY();
+	PG_CATCH();
 	{
 		deriving--;
 		derived->users--;
+		AtEOXact_GUC(false, saved.guc_level);
+		SessionReplicationRole = role;
+		PG_RE_THROW();
 	}
 	PG_END_TRY();
+	deriving--;
+	derived->users--;
 	run_as_restore(&saved);
+	SessionReplicationRole = role;
 	return PointerGetDatum(NULL);
 }

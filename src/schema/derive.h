@@ -8,6 +8,13 @@
 #ifndef BG_DERIVE_H
 #define BG_DERIVE_H
 
+/* How all statements that derive rows begin. */
+#define DERIVE_MARK		"/* bluegreen derives: "
+
+struct QueryDesc;
+
+extern bool derive_is_statement(const struct QueryDesc *statement);
+
 /*
  * Arguments of the triggers; the source's columns follow.  Statements for a
  * row have its columns as parameters; those of a move first the row's as it

@@ -41,6 +41,7 @@
 #include "core/shared.h"
 #include "executor/executor.h"
 #include "rewrite/rewriteHandler.h"
+#include "schema/derive.h"
 #include "schema/prepared.h"
 #include "tcop/utility.h"
 #include "utils/builtins.h"
@@ -196,17 +197,20 @@ dualwrite_statement(void)
 /* The table that is filled, by a statement at this depth. */
 static Oid	filled_table = InvalidOid;
 static int	filled_depth = 0;
+static uint64 filled_rows = 0;	/* that the trigger has let through */
 
 /*
  * Run an UPDATE that fills rows of a table: one that stays as it is is not
  * written.  Returns the number of those that were.  The caller is connected to
- * SPI.  Errors: whatever comes of the statement.
+ * SPI.  Errors: whatever comes of the statement; rows were written that the
+ * trigger has not seen.
  */
 uint64
 dualwrite_fill(Oid relid, const char *sql)
 {
 	filled_table = relid;
 	filled_depth = running.depth + 1;
+	filled_rows = 0;
 	PG_TRY();
 	{
 		if (SPI_execute(sql, false, 0) != SPI_OK_UPDATE)
@@ -217,12 +221,19 @@ dualwrite_fill(Oid relid, const char *sql)
 		filled_table = InvalidOid;
 	}
 	PG_END_TRY();
+	if (SPI_processed > filled_rows)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("rows of table \"%s\" are not filled, because its trigger does not fire",
+						get_rel_name(relid))));
 	return SPI_processed;
 }
 
-/* Is it the filling statement that runs, and none within it? */
-static bool
-is_filling(Oid relid)
+/*
+ * Is it the statement that fills this table that runs, and none within it?
+ */
+bool
+dualwrite_is_filling(Oid relid)
 {
 	return relid == filled_table && running.depth == filled_depth;
 }
@@ -276,8 +287,9 @@ targets_version(const PlannedStmt *plan, Oid schema, Oid relid)
 }
 
 /*
- * Rows that are applied were written somewhere else, by whichever version; so
- * settings of a database say nothing about them.
+ * Rows that are applied were written somewhere else, by whichever version, and
+ * those that are derived by a statement of ours; so settings say nothing about
+ * them.
  */
 static Writer
 who_writes(Prepared *prepared)
@@ -286,7 +298,8 @@ who_writes(Prepared *prepared)
 	Oid			schema;
 
 	if (running.depth == 0 ||
-		SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
+		SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA ||
+		derive_is_statement(running.desc))
 		return WRITER_OLD;
 	if (prepared->serial != running.serial)
 	{
@@ -477,6 +490,8 @@ applies_to_update(Prepared *prepared, Direction *direction, const Row *row)
 {
 	if (is_updated(row, direction->target))
 		return false;			/* the application wrote it, or we did */
+	if (direction->source != 0 && row->replaced[direction->source - 1])
+		return false;			/* we did that, from the target */
 	if (direction->source != 0 && is_updated(row, direction->source))
 		return true;
 	if (direction->up && !prepared->set->filled &&
@@ -627,7 +642,7 @@ is_target(const Prepared *prepared, AttrNumber attnum)
 
 /*
  * Has the row that arrives the key of the one that left, or without a primary
- * key all that no rule writes?  A trigger may have stopped the one that left.
+ * key all that no rule writes and nothing generates?  A trigger may have stopped the one that left.
  */
 static bool
 is_moved_row(const Prepared *prepared, Relation relation, const Row *row)
@@ -637,7 +652,8 @@ is_moved_row(const Prepared *prepared, Relation relation, const Row *row)
 
 	for (AttrNumber attnum = 1; attnum <= row->desc->natts; attnum++)
 	{
-		if (key == NULL ? !is_target(prepared, attnum) :
+		if (key == NULL ? !is_target(prepared, attnum) &&
+			TupleDescAttr(row->desc, attnum - 1)->attgenerated == '\0' :
 			bms_is_member(attnum - FirstLowInvalidHeapAttributeNumber, key))
 		{
 			if (is_updated(row, attnum))
@@ -729,7 +745,12 @@ bluegreen_sync_columns(PG_FUNCTION_ARGS)
 	}
 	PG_END_TRY();
 	prepared_leave(prepared, &call, false);
-	if (!row.is_changed && is_filling(prepared->relid))
-		tuple = NULL;
+	if (dualwrite_is_filling(prepared->relid))
+	{
+		if (row.is_changed)
+			filled_rows++;
+		else
+			tuple = NULL;
+	}
 	return PointerGetDatum(tuple);
 }

@@ -63,6 +63,45 @@ type_parse(const char *path, const char *name, Oid *type, int32 *typmod)
 	AtEOXact_GUC(false, guc_level);
 }
 
+/*
+ * A type as SQL, whatever the search_path.
+ */
+char *
+type_sql(Oid type, int32 typmod)
+{
+	return format_type_extended(type, typmod, FORMAT_TYPE_TYPEMOD_GIVEN |
+								FORMAT_TYPE_FORCE_QUALIFY);
+}
+
+/*
+ * " COLLATE ..." of a column of this type, unless it is the type's own; or "".
+ */
+char *
+collation_sql(Oid type, Oid collation)
+{
+	if (!OidIsValid(collation) || collation == get_typcollation(type))
+		return "";
+	return psprintf(" COLLATE %s", generate_collation_name(collation));
+}
+
+/*
+ * The same for a column of the table that there is, where its values are of
+ * this type.
+ */
+char *
+shape_collation(const ShapeTable *table, const ShapeColumn *column, Oid type)
+{
+	Oid			old_type;
+	int32		typmod;
+	Oid			collation;
+
+	if (column->attnum <= 0 || !OidIsValid(get_typcollation(type)))
+		return "";
+	get_atttypetypmodcoll(table->relid, column->attnum, &old_type, &typmod,
+						  &collation);
+	return collation_sql(old_type, collation);
+}
+
 /* Columns of a version, in the order of their numbers in the row of nulls. */
 static List *
 version_columns(const ShapeTable *table, bool new_version)
@@ -98,11 +137,10 @@ select_from_nulls(const ShapeTable *table, bool new_version,
 		Oid			type = new_version ? column->type : column->old_type;
 		int32		typmod = new_version ? column->typmod : column->old_typmod;
 
-		appendStringInfo(&sql, "%sNULL::%s AS %s",
+		appendStringInfo(&sql, "%sNULL::%s%s AS %s",
 						 foreach_current_index(lc) > 0 ? ", " : "",
-						 format_type_extended(type, typmod,
-											  FORMAT_TYPE_TYPEMOD_GIVEN |
-											  FORMAT_TYPE_FORCE_QUALIFY),
+						 type_sql(type, typmod),
+						 shape_collation(table, column, type),
 						 quote_identifier(new_version ? column->name :
 										  column->old_name));
 	}

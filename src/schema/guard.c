@@ -36,6 +36,18 @@
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/resowner.h"
+#include "utils/varlena.h"
+
+/*
+ * What has a qualified name, which is SQL; InvalidOid if nothing has.
+ */
+Oid
+find_relation(const char *qualified)
+{
+	List	   *name = textToQualifiedNameList(cstring_to_text(qualified));
+
+	return RangeVarGetRelid(makeRangeVarFromNameList(name), NoLock, true);
+}
 
 /* ---- guards: SQL that gives NULL, '' for what is gone, or what is wrong ---- */
 
@@ -92,6 +104,37 @@ index_identity(const char *oid)
 }
 
 /*
+ * The same of a constraint, which is not identified by its number alone where it
+ * was made again.  Whether it is valid does not count.
+ */
+char *
+constraint_identity(const char *oid)
+{
+	return psprintf("(SELECT concat_ws('/', k.conrelid, k.contype, k.conkey, "
+					"k.condeferrable, k.condeferred, k.connoinherit, "
+					"k.confrelid, k.confkey, k.confupdtype, k.confdeltype, "
+					"k.confmatchtype, k.confdelsetcols, k.conexclop, "
+					"regexp_replace(k.conbin::text, "
+					"':location -?[0-9]+', '', 'g')) "
+					"FROM pg_constraint k WHERE k.oid = %s)", oid);
+}
+
+/* What an SQL expression gives now, as text. */
+static char *
+read_text(const char *expression)
+{
+	CatalogAccess access;
+	char	   *result = NULL;
+
+	catalog_begin(&access);
+	if (catalog_run(psprintf("SELECT %s", expression), NULL,
+					SPI_OK_SELECT) > 0)
+		result = catalog_text(&access, 0, 1);
+	catalog_end(&access);
+	return result;
+}
+
+/*
  * The index has its name, or one that is just like it.
  */
 void
@@ -99,15 +142,9 @@ guard_index(Step *step, Oid index, const char *qualified)
 {
 	const char *name = quote_literal_cstr(qualified);
 	char	   *now = index_identity(psprintf("to_regclass(%s)", name));
-	CatalogAccess access;
-	char	   *before = NULL;
+	char	   *before = read_text(index_identity(psprintf("'%u'::oid",
+															index)));
 
-	catalog_begin(&access);
-	if (catalog_run(psprintf("SELECT %s",
-							 index_identity(psprintf("'%u'::oid", index))),
-					NULL, SPI_OK_SELECT) > 0)
-		before = catalog_text(&access, 0, 1);
-	catalog_end(&access);
 	step->guards =
 		lappend(step->guards,
 				psprintf("SELECT CASE WHEN to_regclass(%s) = '%u'::oid OR %s = %s THEN NULL "
@@ -120,40 +157,110 @@ guard_index(Step *step, Oid index, const char *qualified)
 						 name, index, name, name));
 }
 
-/* What goes with columns of a table that goes: name, OID. */
+/*
+ * The trigger that keeps columns in step is there, in partitions as well, and
+ * fires always: else rows that were written meanwhile may be out of step.
+ * (ENABLE TRIGGER ALL makes it one that does not fire in replica sessions.)
+ */
+void
+guard_trigger(Step *step, Oid relid, const char *trigger)
+{
+	step->guards =
+		lappend(step->guards,
+				psprintf("SELECT format('trigger \"%%s\" of table \"%%s\" was dropped or disabled for a while, "
+						 "so its rows may be out of step', %s, c.relname) "
+						 "FROM (SELECT '%u'::oid UNION SELECT p.relid "
+						 "FROM pg_partition_tree('%u') p) r (relid) "
+						 "JOIN pg_class c ON c.oid = r.relid "
+						 "WHERE c.relkind IN ('r', 'p') AND NOT EXISTS ("
+						 "SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid "
+						 "AND t.tgname = %s AND t.tgenabled = 'A') LIMIT 1",
+						 quote_literal_cstr(trigger), relid, relid,
+						 quote_literal_cstr(trigger)));
+}
+
+/*
+ * No constraint but this one has its name, nor one that the change has restored,
+ * nor one that is just like it.  None at all may: that is as good.
+ */
+void
+guard_constraint(Step *step, Oid relid, Oid constraint, const char *name)
+{
+	char	   *before = read_text(constraint_identity(psprintf("'%u'::oid",
+																constraint)));
+
+	step->guards =
+		lappend(step->guards,
+				psprintf("SELECT format('constraint \"%%s\" of table \"%%s\" is not the same as before', "
+						 "c.conname, t.relname) FROM pg_constraint c "
+						 "JOIN pg_class t ON t.oid = c.conrelid "
+						 "WHERE c.conrelid = '%u' AND c.conname = %s "
+						 "AND c.oid <> '%u' AND %s IS DISTINCT FROM %s "
+						 "AND NOT EXISTS (SELECT FROM bluegreen.schema_made m "
+						 "WHERE m.kind = 'restored' AND m.name IS NULL "
+						 "AND m.relation = c.conrelid AND m.number = c.oid)",
+						 relid, quote_literal_cstr(name), constraint,
+						 constraint_identity("c.oid"),
+						 quote_literal_cstr(before ? before : "")));
+}
+
+/*
+ * The same for an index, of which no other relation may have the name.
+ */
+void
+guard_index_name(Step *step, Oid index, const char *qualified)
+{
+	char	   *before = read_text(index_identity(psprintf("'%u'::oid",
+															index)));
+
+	step->guards =
+		lappend(step->guards,
+				psprintf("SELECT format('index \"%%s\" is not the same as before', "
+						 "c.oid::regclass) FROM pg_class c "
+						 "WHERE c.oid = to_regclass(%s) AND c.oid <> '%u' "
+						 "AND %s IS DISTINCT FROM %s "
+						 "AND NOT EXISTS (SELECT FROM bluegreen.schema_made m "
+						 "WHERE m.kind = 'restored' AND m.name IS NOT NULL "
+						 "AND m.number = c.oid)",
+						 quote_literal_cstr(qualified), index,
+						 index_identity("c.oid"),
+						 quote_literal_cstr(before ? before : "")));
+}
+
+/* What goes with columns of a table that goes: name, OID, what an index is. */
 static char *
 hanging_sql(const ShapeTable *table, const char *attnums)
 {
-	return psprintf("SELECT k.conname, k.oid FROM pg_constraint k "
+	return psprintf("SELECT k.conname, k.oid, NULL FROM pg_constraint k "
 					"WHERE k.conrelid = '%u' AND k.conparentid = 0 "
 					"AND k.contype IN ('c', 'f', 'u', 'x') "
 					"AND k.conkey && '{%s}'::int2[] "
 					"UNION ALL "
-					"SELECT DISTINCT c.relname, c.oid FROM pg_depend d "
+					"SELECT DISTINCT c.relname, c.oid, %s FROM pg_depend d "
 					"JOIN pg_class c ON c.oid = d.objid "
 					"JOIN pg_index i ON i.indexrelid = c.oid "
 					"WHERE d.classid = 'pg_class'::regclass "
 					"AND d.refclassid = 'pg_class'::regclass "
 					"AND d.refobjid = '%u' "
 					"AND d.refobjsubid = ANY ('{%s}'::int2[]) "
-					"AND i.indisvalid", table->relid, attnums, table->relid,
-					attnums);
+					"AND i.indisvalid "
+					"UNION ALL "
+					"SELECT DISTINCT s.stxname, s.oid, NULL FROM pg_depend d "
+					"JOIN pg_statistic_ext s ON s.oid = d.objid "
+					"WHERE d.classid = 'pg_statistic_ext'::regclass "
+					"AND d.refclassid = 'pg_class'::regclass "
+					"AND d.refobjid = '%u' "
+					"AND d.refobjsubid = ANY ('{%s}'::int2[])",
+					table->relid, attnums, index_identity("c.oid"),
+					table->relid, attnums, table->relid, attnums);
 }
 
-/*
- * Nothing has come to hang on the columns that second ones replace, which would
- * be lost with them: constraints and indexes that are there now were copied, or
- * are meant to go.
- */
-void
-guard_lost(Step *step, const ShapeTable *table)
+/* Numbers of the columns that second ones replace: 1,2 */
+static char *
+replaced_columns(const ShapeTable *table)
 {
 	StringInfoData attnums;
-	CatalogAccess access;
 	ListCell   *lc;
-	char	   *hanging;
-	char	   *names = NULL;
-	char	   *oids = NULL;
 
 	initStringInfo(&attnums);
 	foreach(lc, table->columns)
@@ -164,27 +271,40 @@ guard_lost(Step *step, const ShapeTable *table)
 			appendStringInfo(&attnums, "%s%d", attnums.len > 0 ? "," : "",
 							 column->attnum);
 	}
-	if (attnums.len == 0)
+	return attnums.data;
+}
+
+/*
+ * Nothing has come to hang on the columns that second ones replace, which would
+ * be lost with them: constraints and indexes that are there now were copied, or
+ * are meant to go.  An index may have been built anew.
+ */
+void
+guard_lost(Step *step, const ShapeTable *table)
+{
+	char	   *attnums = replaced_columns(table);
+	char	   *hanging;
+	char	   *oids;
+	char	   *indexes;
+
+	if (*attnums == '\0')
 		return;
-	hanging = hanging_sql(table, attnums.data);
-	catalog_begin(&access);
-	if (catalog_run(psprintf("SELECT coalesce(array_agg(h.conname), '{}')::text, "
-							 "coalesce(array_agg(h.oid), '{}')::text FROM (%s) h",
-							 hanging), NULL, SPI_OK_SELECT) > 0)
-	{
-		names = catalog_text(&access, 0, 1);
-		oids = catalog_text(&access, 0, 2);
-	}
-	catalog_end(&access);
+	hanging = psprintf("(%s) h (name, oid, what)",
+					   hanging_sql(table, attnums));
+	oids = read_text(psprintf("coalesce(array_agg(h.oid), '{}')::text FROM %s",
+							  hanging));
+	indexes = read_text(psprintf("coalesce(array_agg(h.name || ' ' || h.what) "
+								 "FILTER (WHERE h.what IS NOT NULL), '{}')::text FROM %s",
+								 hanging));
 	step->guards =
 		lappend(step->guards,
 				psprintf("SELECT format('\"%%s\" of table \"%%s\" would be lost with the old column', "
-						 "h.conname, %s) FROM (%s) h "
-						 "WHERE h.conname <> ALL (%s::name[]) "
-						 "AND h.oid <> ALL (%s::oid[]) LIMIT 1",
+						 "h.name, %s) FROM %s WHERE h.oid <> ALL (%s::oid[]) "
+						 "AND (h.what IS NULL "
+						 "OR h.name || ' ' || h.what <> ALL (%s::text[])) LIMIT 1",
 						 quote_literal_cstr(table->old_name), hanging,
-						 quote_literal_cstr(names),
-						 quote_literal_cstr(oids)));
+						 quote_literal_cstr(oids),
+						 quote_literal_cstr(indexes)));
 }
 
 /*
@@ -268,6 +388,9 @@ guard_step(const Change *change, const Step *step)
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("%s", what),
 			 errdetail("That was done when the change was under way already."),
+			 change->state == CHANGE_REVERTING ?
+			 errhint("Use CALL bluegreen.contract(%s) to keep the new version.",
+					 quote_literal_cstr(change->name)) :
 			 errhint("Take it back and call again, or use CALL bluegreen.undo(%s) while that is possible.",
 					 quote_literal_cstr(change->name))));
 }

@@ -151,19 +151,22 @@ note_column_grants(ShapeTable *table, const ShapeColumn *column)
 				column->old_name, column->column);
 }
 
-static char *
-column_collation(const ShapeTable *table, const ShapeColumn *column)
+/*
+ * A type that does something to all rows when a column of it is added.  It may
+ * come to that when the column is there; then the change can be undone.
+ */
+static void
+refuse_domain(const ShapeTable *table, const Operation *operation, Oid type,
+			  bool filled)
 {
-	Oid			type;
-	int32		typmod;
-	Oid			collation;
-
-	get_atttypetypmodcoll(table->relid, column->attnum, &type, &typmod,
-						  &collation);
-	if (!OidIsValid(collation) || collation == get_typcollation(type) ||
-		!OidIsValid(get_typcollation(column->type)))
-		return "";
-	return psprintf(" COLLATE %s", generate_collation_name(collation));
+	if (table->planned)
+		return;
+	if (DomainHasConstraints(type))
+		operation_refuse(operation, "type %s is a domain with constraints, which would rewrite the table; use its base type and a check",
+						 format_type_be(type));
+	if (filled && get_typdefault(type) != NULL)
+		operation_refuse(operation, "type %s has a default, which all rows would have before they are filled; use its base type",
+						 format_type_be(type));
 }
 
 /*
@@ -189,6 +192,7 @@ pair_add(Shape *shape, ShapeTable *table, ShapeColumn *column,
 	if (column->is_used)
 		operation_refuse(operation, "column \"%s\" is used by an operation before this one; alter it first",
 						 column->name);
+	refuse_domain(table, operation, column->type, true);
 	require_no_dependents(table, column, operation);
 	column->column = shape_hidden_name(shape, column->attnum,
 									   column->old_name);
@@ -197,9 +201,7 @@ pair_add(Shape *shape, ShapeTable *table, ShapeColumn *column,
 	if (column->default_sql != NULL && column->type != column->old_type)
 		column->default_sql =
 			psprintf("CAST(%s AS %s)", column->default_sql,
-					 format_type_extended(column->type, column->typmod,
-										  FORMAT_TYPE_TYPEMOD_GIVEN |
-										  FORMAT_TYPE_FORCE_QUALIFY));
+					 type_sql(column->type, column->typmod));
 	column->rule = palloc0_object(Rule);
 	column->rule->kind = RULE_PAIR;
 	column->rule->old_column = column->old_name;
@@ -207,11 +209,10 @@ pair_add(Shape *shape, ShapeTable *table, ShapeColumn *column,
 	note(&table->expand,
 		 psprintf("ALTER TABLE %s ADD COLUMN %s %s%s", table->qualified,
 				  quote_identifier(column->column),
-				  format_type_extended(column->type, column->typmod,
-									   FORMAT_TYPE_TYPEMOD_GIVEN |
-									   FORMAT_TYPE_FORCE_QUALIFY),
-				  column_collation(table, column)));
+				  type_sql(column->type, column->typmod),
+				  shape_collation(table, column, column->type)));
 	note_column_grants(table, column);
+	table->expand = list_concat(table->expand, column_settings(table, column));
 }
 
 /*
@@ -262,6 +263,7 @@ op_create_table(Shape *shape, const Operation *operation)
 	if (!OidIsValid(relid))
 		operation_refuse(operation, "table \"%s\" does not exist any more",
 						 name);
+	meant_table(shape, name, relid);
 	if (shape->phase == CHANGE_EXPANDING)
 		made_table(shape->change->id, relid, operation->number);
 	shape_load(shape, relid)->created = true;
@@ -365,16 +367,6 @@ decide_values(Shape *shape, ShapeTable *table, const Operation *operation,
 						 field_text(json, "name"));
 }
 
-/* It may get a constraint when the column is there; then it can be undone. */
-static void
-refuse_domain(const ShapeTable *table, const Operation *operation, Oid type,
-			  const char *name)
-{
-	if (!table->planned && DomainHasConstraints(type))
-		operation_refuse(operation, "type %s is a domain with constraints, which would rewrite the table; use its base type and a check",
-						 name);
-}
-
 /* The column in the shape; one that is there was made by an earlier phase. */
 static ShapeColumn *
 added_shape_column(Shape *shape, ShapeTable *table,
@@ -398,7 +390,8 @@ added_shape_column(Shape *shape, ShapeTable *table,
 	column->column = name;
 	column->attnum = 0;
 	type_parse(table->path, added->type, &column->type, &column->typmod);
-	refuse_domain(table, operation, column->type, added->type);
+	refuse_domain(table, operation, column->type,
+				  field_text(operation->fields, "up") != NULL);
 	return column;
 }
 
@@ -515,9 +508,7 @@ default_expression(const char *name, Oid type, int32 typmod, bool same_type)
 	if (same_type)
 		return name;
 	return psprintf("CAST(%s AS %s)", name,
-					format_type_extended(type, typmod,
-										 FORMAT_TYPE_TYPEMOD_GIVEN |
-										 FORMAT_TYPE_FORCE_QUALIFY));
+					type_sql(type, typmod));
 }
 
 /* Make a pair if the operation needs one. */
@@ -535,8 +526,6 @@ alter_needs_pair(Shape *shape, ShapeTable *table, ShapeColumn *column,
 		type_parse(table->path, type, &column->type, &column->typmod);
 		same = column->type == column->old_type &&
 			column->typmod == column->old_typmod;
-		if (!same)
-			refuse_domain(table, operation, column->type, type);
 	}
 	if (up == NULL)
 		up = default_expression(column->old_name ? column->old_name :

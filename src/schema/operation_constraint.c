@@ -18,7 +18,7 @@
 #include "catalog/pg_constraint.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
-#include "schema/shape.h"
+#include "schema/guard.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -186,6 +186,18 @@ add_reference(Shape *shape, ShapeTable *table, const Operation *operation,
 }
 
 /*
+ * Name of an index while it is built, which takes several transactions: what has
+ * this name is ours.  It gets its own in the one that says that it is done.
+ */
+static char *
+building_name(const Shape *shape, const ShapeTable *table, const char *name)
+{
+	return shape_hidden_name(shape, table->relid,
+							 psprintf("%d_%s", list_length(table->indexes),
+									  name));
+}
+
+/*
  * A unique constraint over columns of the new version; parameters may be NULL.
  */
 void
@@ -200,6 +212,7 @@ add_unique(Shape *shape, ShapeTable *table, const char *name, List *columns,
 				 errmsg("unique constraint \"%s\" cannot be added to a partitioned table that is in use",
 						name)));
 	index->name = pstrdup(name);
+	index->hidden = building_name(shape, table, name);
 	index->final_name = index->name;
 	index->unique = true;
 	index->constraint = "UNIQUE";
@@ -262,8 +275,8 @@ op_create_index(Shape *shape, const Operation *operation)
 
 	index->name = field_text(fields, "name");
 	require_free_name(shape, operation, index->name);
+	index->hidden = building_name(shape, table, index->name);
 	index->unique = field_bool(fields, "unique", false);
-	index->of_document = true;
 	initStringInfo(&sql);
 	appendStringInfo(&sql, "USING %s (", method ? method : "btree");
 	foreach(lc, field_objects(fields, "columns"))
@@ -303,8 +316,10 @@ op_drop_index(Shape *shape, const Operation *operation)
 	if (OidIsValid(get_index_constraint(relid)))
 		operation_refuse(operation, "index \"%s\" belongs to a constraint; drop that",
 						 name);
+	meant_index(shape, name, relid);
 	shape->dropped_indexes = lappend(shape->dropped_indexes,
 									 shape_qualified(shape, name));
+	shape->dropped_index_oids = lappend_oid(shape->dropped_index_oids, relid);
 }
 
 /* ---- constraints ---- */
@@ -456,7 +471,8 @@ op_create_constraint(Shape *shape, const Operation *operation)
 
 /* The columns of a constraint that is dropped, which is noted. */
 static List *
-note_dropped(ShapeTable *table, const Operation *operation, const char *name)
+note_dropped(const Shape *shape, ShapeTable *table, const Operation *operation,
+			 const char *name)
 {
 	Oid			oid = get_relation_constraint_oid(table->relid, name, true);
 	HeapTuple	tuple;
@@ -471,6 +487,7 @@ note_dropped(ShapeTable *table, const Operation *operation, const char *name)
 		operation_refuse(operation,
 						 psprintf("constraint \"%%s\" of table \"%s\" does not exist",
 								  table->name), name);
+	meant_constraint(shape, table, name, oid);
 	tuple = SearchSysCache1(CONSTROID, ObjectIdGetDatum(oid));
 	if (!HeapTupleIsValid(tuple))
 		elog(ERROR, "cache lookup failed for constraint %u", oid);
@@ -511,7 +528,7 @@ op_drop_constraint(Shape *shape, const Operation *operation)
 	ShapeTable *table = shape_table(shape, operation,
 									field_text(fields, "table"));
 	char	   *name = field_text(fields, "name");
-	List	   *columns = note_dropped(table, operation, name);
+	List	   *columns = note_dropped(shape, table, operation, name);
 	GivenExpressions given = {
 		field_text(fields, "up"), field_text(fields, "down")
 	};
@@ -527,7 +544,7 @@ op_drop_multicolumn(Shape *shape, const Operation *operation)
 {
 	ShapeTable *table = shape_table(shape, operation,
 									field_text(operation->fields, "table"));
-	List	   *columns = note_dropped(table, operation,
+	List	   *columns = note_dropped(shape, table, operation,
 									   field_text(operation->fields, "name"));
 
 	constraint_pairs(shape, table, operation, columns);
@@ -539,14 +556,16 @@ op_rename_constraint(Shape *shape, const Operation *operation)
 	ShapeTable *table = shape_table(shape, operation,
 									field_text(operation->fields, "table"));
 	ColumnRead *rename = palloc0_object(ColumnRead);
+	Oid			oid;
 
 	rename->name = field_text(operation->fields, "from");
 	rename->column = field_text(operation->fields, "to");
-	if (!OidIsValid(get_relation_constraint_oid(table->relid, rename->name,
-												true)))
+	oid = get_relation_constraint_oid(table->relid, rename->name, true);
+	if (!OidIsValid(oid))
 		operation_refuse(operation,
 						 psprintf("constraint \"%%s\" of table \"%s\" does not exist",
 								  table->name), rename->name);
+	meant_constraint(shape, table, rename->name, oid);
 	require_new_constraint(table, operation, rename->column);
 	table->renamed_constraints = lappend(table->renamed_constraints, rename);
 }

@@ -33,6 +33,7 @@
 #include "nodes/nodeFuncs.h"
 #include "optimizer/optimizer.h"
 #include "parser/analyze.h"
+#include "parser/parse_coerce.h"
 #include "parser/parser.h"
 #include "schema/derive.h"
 #include "schema/shape.h"
@@ -53,6 +54,7 @@ typedef struct DeriveWork
 	char	   *transform;
 	List	   *key;			/* of char * */
 	List	   *columns;		/* that the transform gives: char * */
+	List	   *types;			/* of these, as it gives them: OIDs */
 	Query	   *query;			/* the transform */
 	const char *trigger;		/* its name, which is also in statements */
 	const char *opposite;		/* how those of the other one begin, or "" */
@@ -133,6 +135,7 @@ analyze_transform(DeriveWork *work)
 	ListCell   *lc;
 
 	work->columns = NIL;
+	work->types = NIL;
 	initStringInfo(&sql);
 	appendStringInfo(&sql, "SELECT * FROM (WITH %s AS (SELECT ",
 					 quote_identifier(name));
@@ -140,12 +143,11 @@ analyze_transform(DeriveWork *work)
 	{
 		ShapeColumn *column = lfirst(lc);
 
-		appendStringInfo(&sql, "%sNULL::%s AS %s",
+		appendStringInfo(&sql, "%sNULL::%s%s AS %s",
 						 foreach_current_index(lc) > 0 ? ", " : "",
-						 format_type_extended(column->old_type,
-											  column->old_typmod,
-											  FORMAT_TYPE_TYPEMOD_GIVEN |
-											  FORMAT_TYPE_FORCE_QUALIFY),
+						 type_sql(column->old_type, column->old_typmod),
+						 shape_collation(work->source, column,
+										 column->old_type),
 						 quote_identifier(column->old_name));
 	}
 	appendStringInfo(&sql, ") %s\n) AS derived", work->transform);
@@ -168,8 +170,11 @@ analyze_transform(DeriveWork *work)
 						 work->transform);
 	foreach(lc, query->targetList)
 	{
-		work->columns = lappend(work->columns,
-								pstrdup(lfirst_node(TargetEntry, lc)->resname));
+		TargetEntry *entry = lfirst_node(TargetEntry, lc);
+
+		work->columns = lappend(work->columns, pstrdup(entry->resname));
+		work->types = lappend_oid(work->types,
+								  exprType((Node *) entry->expr));
 	}
 }
 
@@ -325,6 +330,34 @@ require_complete_row(const DeriveWork *work)
 	}
 }
 
+/* The column's type in the table as it is, or will be. */
+static Oid
+stored_type(const ShapeColumn *column, int32 *typmod)
+{
+	*typmod = column->attnum > 0 ? column->old_typmod : column->typmod;
+	return column->attnum > 0 ? column->old_type : column->type;
+}
+
+/*
+ * What the transform gives must become the column's type by itself.  Of a key
+ * without losing anything: rows are found by what the transform gives.
+ */
+static void
+require_type(const DeriveWork *work, const char *name, Oid given)
+{
+	int32		typmod;
+	Oid			type = stored_type(shape_require_column(work->target,
+														work->operation, name),
+								   &typmod);
+
+	if (!can_coerce_type(1, &given, &type, has_name(work->key, name) ?
+						 COERCION_IMPLICIT : COERCION_ASSIGNMENT))
+		operation_refuse(work->operation,
+						 psprintf("column \"%%s\" is of type %s, but the transform gives type %s; write a cast",
+								  format_type_be(type), format_type_be(given)),
+						 name);
+}
+
 /* The target's primary key, unless a key is given. */
 static void
 find_key(DeriveWork *work)
@@ -352,8 +385,8 @@ find_key(DeriveWork *work)
 	}
 	foreach(lc, work->columns)
 	{
-		(void) shape_require_column(work->target, work->operation,
-									lfirst(lc));
+		require_type(work, lfirst(lc),
+					 list_nth_oid(work->types, foreach_current_index(lc)));
 	}
 	require_immediate_key(work);
 	if (is_patch(work))
@@ -431,10 +464,14 @@ row_sql(const DeriveWork *work, int first)
 	initStringInfo(&sql);
 	foreach(lc, source_columns(work->source))
 	{
-		appendStringInfo(&sql, "%s$%d AS %s",
+		const ShapeColumn *column = lfirst(lc);
+
+		appendStringInfo(&sql, "%s$%d%s AS %s",
 						 foreach_current_index(lc) > 0 ? ", " : "SELECT ",
 						 first + foreach_current_index(lc),
-						 quote_identifier(((ShapeColumn *) lfirst(lc))->old_name));
+						 shape_collation(work->source, column,
+										 column->old_type),
+						 quote_identifier(column->old_name));
 	}
 	return derived_sql(work, sql.data);
 }
@@ -478,17 +515,47 @@ moved_sql(const DeriveWork *work)
 static char *
 mark(const char *trigger)
 {
-	return psprintf("/* bluegreen derives: %s */ ", trigger);
+	return psprintf(DERIVE_MARK "%s */ ", trigger);
 }
 
-/* Do both rows differ?  Bit by bit, so that each type will do. */
+/*
+ * Does the row t differ from these values, of the same types?  Bit by bit, so
+ * that each type will do.
+ */
 static char *
-differs_sql(const DeriveWork *work, const char *a, const char *b)
+differs_sql(const DeriveWork *work, const char *values)
 {
-	List	   *others = other_columns(work);
-
 	return psprintf("ROW(%s)::record OPERATOR(pg_catalog.*<>) ROW(%s)::record",
-					name_list(others, a), name_list(others, b));
+					name_list(other_columns(work), "t."), values);
+}
+
+/*
+ * What the transform gives for other columns than the key, as the table would
+ * have it: n.a::numeric(10,2).  But a text that is too long is not cut, which is
+ * an error when it is written.
+ */
+static char *
+stored_list(const DeriveWork *work)
+{
+	StringInfoData sql;
+	ListCell   *lc;
+
+	initStringInfo(&sql);
+	foreach(lc, other_columns(work))
+	{
+		int32		typmod;
+		Oid			type = stored_type(shape_column(work->target, lfirst(lc)),
+									   &typmod);
+		char		category;
+		bool		preferred;
+
+		get_type_category_preferred(type, &category, &preferred);
+		if (category == TYPCATEGORY_STRING || category == TYPCATEGORY_BITSTRING)
+			typmod = -1;
+		appendStringInfo(&sql, "%sn.%s::%s", sql.len > 0 ? ", " : "",
+						 quote_identifier(lfirst(lc)), type_sql(type, typmod));
+	}
+	return sql.data;
 }
 
 /* a = prefix.a, b = prefix.b */
@@ -524,7 +591,7 @@ conflict_sql(const DeriveWork *work, bool update)
 		return psprintf("UPDATE SET %s = excluded.%s WHERE false", first,
 						first);
 	return psprintf("UPDATE SET %s WHERE %s", assignments(work, "excluded."),
-					differs_sql(work, "t.", "excluded."));
+					differs_sql(work, name_list(other_columns(work), "excluded.")));
 }
 
 /* Write the rows of a FROM item called n; with update, also those there. */
@@ -538,7 +605,7 @@ write_sql(const DeriveWork *work, const char *rows, bool update)
 			psprintf("%sUPDATE %s AS t SET %s FROM %s AS n WHERE %s AND %s",
 					 mark(work->trigger), target, assignments(work, "n."),
 					 rows, same_key(work, "t", "n"),
-					 differs_sql(work, "t.", "n."));
+					 differs_sql(work, stored_list(work)));
 	return psprintf("%sINSERT INTO %s AS t (%s) SELECT %s FROM %s AS n ON CONFLICT (%s) DO %s",
 					mark(work->trigger), target,
 					name_list(work->columns, ""),

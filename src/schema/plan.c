@@ -20,7 +20,6 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
-#include "catalog/pg_inherits.h"
 #include "commands/dbcommands.h"
 #include "compat.h"
 #include "miscadmin.h"
@@ -30,7 +29,6 @@
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
-#include "utils/varlena.h"
 
 /*
  * Add a statement to a step.
@@ -116,8 +114,11 @@ referenced_tables(Oid relid)
 
 /* ---- the trigger ---- */
 
-static char *
-trigger_name(const Shape *shape)
+/*
+ * The trigger that keeps columns of a change's tables in step.
+ */
+char *
+sync_trigger_name(const Shape *shape)
 {
 	return psprintf("zz_bluegreen_%d", shape->change->id);
 }
@@ -129,7 +130,7 @@ void
 note_drop_trigger(Step *step, const Shape *shape, const ShapeTable *table)
 {
 	step_note(step, psprintf("DROP TRIGGER IF EXISTS %s ON %s",
-							 trigger_name(shape), table->qualified));
+							 sync_trigger_name(shape), table->qualified));
 }
 
 /*
@@ -153,14 +154,14 @@ note_create_trigger(Step *step, const Shape *shape, const ShapeTable *table,
 
 	step_note(step, psprintf("%s %s BEFORE INSERT OR UPDATE ON %s FOR EACH ROW "
 						"EXECUTE FUNCTION bluegreen.sync_columns(%s)",
-						TRIGGER_STATEMENT, trigger_name(shape),
+						TRIGGER_STATEMENT, sync_trigger_name(shape),
 						table->qualified,
 						quote_literal_cstr(rules_write(&set))));
 	step_note(step, psprintf("ALTER TRIGGER %s ON %s DEPENDS ON EXTENSION "
-						"pg_bluegreen", trigger_name(shape),
+						"pg_bluegreen", sync_trigger_name(shape),
 						table->qualified));
 	step_note(step, psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER %s",
-						table->qualified, trigger_name(shape)));
+						table->qualified, sync_trigger_name(shape)));
 }
 
 /* ---- expand ---- */
@@ -272,6 +273,39 @@ derivation_end_steps(const Shape *shape)
 	return step->statements != NIL ? list_make1(step) : NIL;
 }
 
+/*
+ * Has the table columns that get second ones?
+ */
+bool
+table_has_pairs(const ShapeTable *table)
+{
+	ListCell   *lc;
+
+	foreach(lc, table->rules)
+	{
+		if (((Rule *) lfirst(lc))->kind == RULE_PAIR)
+			return true;
+	}
+	return false;
+}
+
+/* Is something to be made when all rows are filled? */
+static bool
+adds_late(const Shape *shape)
+{
+	ListCell   *lc;
+
+	foreach(lc, shape->tables)
+	{
+		ShapeTable *table = lfirst(lc);
+
+		if (table_has_pairs(table) || table->constraints != NIL ||
+			table->indexes != NIL)
+			return true;
+	}
+	return false;
+}
+
 static List *
 plan_expand(Shape *shape)
 {
@@ -286,6 +320,7 @@ plan_expand(Shape *shape)
 		List	   *fill = columns_to_fill(table);
 
 		require_references(shape->change, table);
+		require_carried(table);
 		if (table->expand == NIL && table->rules == NIL)
 			continue;
 		step = step_of(STEP_SQL, psprintf("expand table %s",
@@ -295,7 +330,7 @@ plan_expand(Shape *shape)
 		step->undo = list_copy(table->expand_undo);
 		if (table->rules != NIL)
 		{
-			require_dual_writes(table, trigger_name(shape));
+			require_dual_writes(table, sync_trigger_name(shape));
 			note_create_trigger(step, shape, table, fill == NIL ?
 								TRIGGER_FILLED : TRIGGER_FILLING);
 		}
@@ -303,88 +338,15 @@ plan_expand(Shape *shape)
 		if (fill != NIL)
 			backfill_plan(shape->change->id, table->relid, fill);
 	}
-	return list_concat(steps, derivation_steps(shape));
+	steps = list_concat(steps, derivation_steps(shape));
+	if (adds_late(shape))
+		steps = lappend(steps, step_make(STEP_REHEARSAL,
+										 "rehearse constraints and indexes",
+										 NULL));
+	return steps;
 }
 
 /* ---- validate ---- */
-
-static List *
-index_step(const ShapeTable *table, const Shape *shape, const NewIndex *index,
-		   const char *relation, const char *name)
-{
-	Step	   *step = step_of(STEP_INDEX, psprintf("create index %s", name),
-							   table);
-
-	step->object = shape_qualified(shape, name);
-	step_note(step, psprintf("CREATE %sINDEX CONCURRENTLY %s ON %s %s",
-							 index->unique ? "UNIQUE " : "",
-							 quote_identifier(name), relation, index->definition));
-	return list_make1(step);
-}
-
-/*
- * An index of a partitioned table: on the table alone, invalid; concurrently
- * on each partition; with the last one attached it is valid.
- */
-static List *
-partitioned_index_steps(const ShapeTable *table, const Shape *shape,
-						const NewIndex *index)
-{
-	Step	   *step = step_of(STEP_SQL, psprintf("create index %s",
-												  index->name), table);
-	List	   *steps = list_make1(step);
-	Step	   *attach = step_of(STEP_SQL, psprintf("attach indexes to %s",
-													index->name), table);
-	ListCell   *lc;
-
-	step->object = shape_qualified(shape, index->name);
-	step_note(step, psprintf("CREATE %sINDEX IF NOT EXISTS %s ON ONLY %s %s",
-							 index->unique ? "UNIQUE " : "",
-							 quote_identifier(index->name), table->qualified,
-							 index->definition));
-	foreach(lc, find_inheritance_children(table->relid, NoLock))
-	{
-		Oid			child = lfirst_oid(lc);
-		char	   *schema = get_namespace_name(get_rel_namespace(child));
-		char	   *name = shape_hidden_name(shape, child, index->name);
-		List	   *child_steps;
-
-		if (get_rel_relkind(child) != RELKIND_RELATION)
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("index \"%s\" cannot be built on partitions of partitions",
-							index->name)));
-		child_steps = index_step(table, shape, index,
-								 quote_qualified_identifier(schema,
-															get_rel_name(child)),
-								 name);
-		((Step *) linitial(child_steps))->object =
-			quote_qualified_identifier(schema, name);
-		steps = list_concat(steps, child_steps);
-		step_note(attach, psprintf("ALTER INDEX %s ATTACH PARTITION %s",
-								   shape_qualified(shape, index->name),
-								   quote_qualified_identifier(schema, name)));
-	}
-	return lappend(steps, attach);
-}
-
-static List *
-index_steps(const Shape *shape, const ShapeTable *table)
-{
-	List	   *steps = NIL;
-	ListCell   *lc;
-
-	foreach(lc, table->indexes)
-	{
-		NewIndex   *index = lfirst(lc);
-
-		steps = list_concat(steps, table->partitioned ?
-							partitioned_index_steps(table, shape, index) :
-							index_step(table, shape, index, table->qualified,
-									   index->name));
-	}
-	return steps;
-}
 
 /* From now on all rows are filled: constraints can be believed in. */
 static List *
@@ -410,6 +372,7 @@ constraint_steps(const Shape *shape, const ShapeTable *table)
 	}
 	if (columns_to_fill(table) != NIL)
 	{
+		guard_trigger(step, table->relid, sync_trigger_name(shape));
 		note_drop_trigger(step, shape, table);
 		note_create_trigger(step, shape, table, TRIGGER_FILLED);
 	}
@@ -421,27 +384,16 @@ constraint_steps(const Shape *shape, const ShapeTable *table)
 	{
 		NewConstraint *constraint = lfirst(lc);
 
-		step = step_of(STEP_SQL, psprintf("validate constraint %s",
-										  constraint->name), table);
+		if (constraint->not_valid)
+			continue;
+		step = step_of(STEP_VALIDATE, psprintf("validate constraint %s",
+											   constraint->name), table);
 		step_note(step, psprintf("ALTER TABLE %s VALIDATE CONSTRAINT %s",
 								 table->qualified,
 								 quote_identifier(constraint->name)));
 		steps = lappend(steps, step);
 	}
 	return steps;
-}
-
-static bool
-has_pairs(const ShapeTable *table)
-{
-	ListCell   *lc;
-
-	foreach(lc, table->rules)
-	{
-		if (((Rule *) lfirst(lc))->kind == RULE_PAIR)
-			return true;
-	}
-	return false;
 }
 
 static List *
@@ -454,12 +406,12 @@ plan_validate(Shape *shape)
 	{
 		ShapeTable *table = lfirst(lc);
 
-		if (has_pairs(table))
+		if (table_has_pairs(table))
 			copies_store(shape, table);
 		steps = list_concat(steps, constraint_steps(shape, table));
 		steps = list_concat(steps, index_steps(shape, table));
 	}
-	return lappend(steps, version_create_step(shape));
+	return lappend(steps, version_create_step(shape->change));
 }
 
 /* ---- contract ---- */
@@ -469,9 +421,11 @@ static void
 contract_before(Step *step, const Shape *shape, const ShapeTable *table)
 {
 	ListCell   *lc;
+	ListCell   *oid;
 
-	foreach(lc, table->dropped_constraints)
+	forboth(lc, table->dropped_constraints, oid, table->dropped_oids)
 	{
+		guard_constraint(step, table->relid, lfirst_oid(oid), lfirst(lc));
 		step_alter(step, table, psprintf("DROP CONSTRAINT IF EXISTS %s",
 										 quote_identifier(lfirst(lc))));
 	}
@@ -682,6 +636,7 @@ contract_names(Step *step, const Shape *shape, const ShapeTable *table)
 									 shape_qualified(shape, index->name),
 									 quote_identifier(index->final_name)));
 	}
+	note_copied_settings(step, shape, table);
 	foreach(lc, table->renamed_constraints)
 	{
 		ColumnRead *rename = lfirst(lc);
@@ -739,7 +694,12 @@ contract_table(Shape *shape, ShapeTable *table)
 		return step;
 	}
 	if (table->rules != NIL)
+	{
+		/* at the end of a window nobody needs the old columns any more */
+		if (shape->phase == CHANGE_CONTRACTING)
+			guard_trigger(step, table->relid, sync_trigger_name(shape));
 		note_drop_trigger(step, shape, table);
+	}
 	guard_lost(step, table);
 	contract_before(step, shape, table);
 	contract_columns(step, shape, table);
@@ -753,39 +713,32 @@ contract_table(Shape *shape, ShapeTable *table)
 		NULL;
 }
 
-static Oid
-dropped_index(const char *qualified)
-{
-	List	   *name = textToQualifiedNameList(cstring_to_text(qualified));
-
-	return RangeVarGetRelid(makeRangeVarFromNameList(name), NoLock, true);
-}
-
 static List *
 plan_contract(Shape *shape)
 {
 	List	   *steps = derivation_end_steps(shape);
 	ListCell   *lc;
+	ListCell   *oid;
 
 	foreach(lc, shape->tables)
 	{
 		ShapeTable *table = lfirst(lc);
 		Step	   *step;
 
-		if (has_pairs(table))
+		if (table_has_pairs(table))
 			copies_load(shape, table);
 		step = contract_table(shape, table);
 		if (step != NULL)
 			steps = lappend(steps, step);
 	}
-	foreach(lc, shape->dropped_indexes)
+	forboth(lc, shape->dropped_indexes, oid, shape->dropped_index_oids)
 	{
 		Step	   *step = step_make(STEP_DROP_INDEX,
 									 psprintf("drop index %s",
 											  (char *) lfirst(lc)), NULL);
 
 		step->object = lfirst(lc);
-		guard_index(step, dropped_index(step->object), step->object);
+		guard_index(step, lfirst_oid(oid), step->object);
 		step_note(step, psprintf("DROP INDEX CONCURRENTLY IF EXISTS %s",
 								 (char *) lfirst(lc)));
 		steps = lappend(steps, step);

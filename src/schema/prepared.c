@@ -30,6 +30,7 @@
 #include "access/table.h"
 #include "catalog/dependency.h"
 #include "catalog/pg_trigger.h"
+#include "catalog/pg_type.h"
 #include "commands/extension.h"
 #include "compat.h"
 #include "core/catalog.h"
@@ -166,6 +167,36 @@ create_execution(Expr *expr)
 	return execution;
 }
 
+/* Executions that have failed in a transaction, and wait for being freed. */
+static Execution *failed = NULL;
+static LocalTransactionId failed_in = InvalidLocalTransactionId;
+
+static void
+note_failed(Execution *execution)
+{
+	LocalTransactionId transaction = proc_lxid(MyProc);
+
+	if (failed_in != transaction)
+		failed = NULL;			/* gone with their transaction */
+	failed_in = transaction;
+	execution->next = failed;
+	failed = execution;
+}
+
+/* The subtransactions that they have failed in are over. */
+static void
+free_failed(LocalTransactionId transaction)
+{
+	while (failed != NULL && failed_in == transaction)
+	{
+		Execution  *execution = failed;
+
+		failed = execution->next;
+		MemoryContextDelete(execution->context);
+	}
+	failed = NULL;
+}
+
 /*
  * The execution that the transaction has; or a new one that replaces it, or
  * that is only for a call within the one that runs it.
@@ -175,6 +206,7 @@ find_execution(Code *code)
 {
 	LocalTransactionId transaction = proc_lxid(MyProc);
 
+	free_failed(transaction);
 	if (code->transaction != transaction)
 		code->execution = NULL;
 	code->transaction = transaction;
@@ -209,6 +241,7 @@ run_code(Code *code, NullableDatum given, TupleTableSlot *slot)
 		/* what it has kept may be rolled back with a subtransaction */
 		if (code->execution == execution)
 			code->execution = NULL;
+		note_failed(execution);
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
@@ -254,6 +287,20 @@ require_attribute(const Prepared *prepared, const char *name)
 
 	if (name != NULL && attnum == InvalidAttrNumber)
 		missing_attribute(prepared, name);
+	return attnum;
+}
+
+/* The column that says why an expression failed, which is a text. */
+static AttrNumber
+require_mark(const Prepared *prepared, const char *name)
+{
+	AttrNumber	attnum = require_attribute(prepared, name);
+
+	if (attnum != InvalidAttrNumber &&
+		TupleDescAttr(prepared->desc, attnum - 1)->atttypid != TEXTOID)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("column \"%s\" is not of type text", name)));
 	return attnum;
 }
 
@@ -313,6 +360,15 @@ require_one_expression(SPIPlanPtr plan, const char *text)
 				 errmsg("\"%s\" is not one expression", text)));
 }
 
+/* " COLLATE ..." of a column, if it is not its type's; else "". */
+static char *
+column_collation(const Prepared *prepared, AttrNumber attnum)
+{
+	Form_pg_attribute attribute = TupleDescAttr(prepared->desc, attnum - 1);
+
+	return collation_sql(attribute->atttypid, attribute->attcollation);
+}
+
 /* The caller runs as the table's owner, and is connected to SPI. */
 static void
 prepare_expression(Prepared *prepared, Direction *direction)
@@ -338,18 +394,16 @@ prepare_expression(Prepared *prepared, Direction *direction)
 			missing_attribute(prepared, read->column);
 		types[i] = TupleDescAttr(prepared->desc,
 								 expression->args[i] - 1)->atttypid;
-		appendStringInfo(&sql, "%s$%d AS %s",
+		appendStringInfo(&sql, "%s$%d%s AS %s",
 						 i == 0 ? " FROM (SELECT " : ", ", i + 1,
+						 column_collation(prepared, expression->args[i]),
 						 quote_identifier(read->name));
 	}
 	if (reads != NIL)
 		appendStringInfo(&sql, ") AS %s",
 						 quote_identifier(direction->up || !set->new_alias ?
 										  set->old_alias : set->new_alias));
-	plan = SPI_prepare(sql.data, expression->nargs, types);
-	if (plan == NULL)
-		elog(ERROR, "could not prepare \"%s\": %s", sql.data,
-			 SPI_result_code_string(SPI_result));
+	plan = prepare_as_written(sql.data, expression->nargs, types);
 	require_one_expression(plan, text);
 	if (SPI_keepplan(plan) != 0)
 		elog(ERROR, "SPI_keepplan failed");
@@ -372,7 +426,7 @@ prepare_direction(Prepared *prepared, Direction *direction)
 		require_attribute(prepared, direction->up ? rule->new_column :
 						  rule->old_column);
 	if (!direction->up)
-		direction->mark = require_attribute(prepared, rule->mark);
+		direction->mark = require_mark(prepared, rule->mark);
 	expression->nargs = list_length(reads);
 	expression->args = MemoryContextAlloc(prepared->context,
 										  sizeof(AttrNumber) *

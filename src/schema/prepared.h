@@ -24,6 +24,7 @@ typedef struct Execution
 	ExprContext *econtext;
 	ExprState  *state;
 	bool		busy;			/* a call is in the midst of it */
+	struct Execution *next;		/* of those that have failed */
 } Execution;
 
 /* A planned expression. */

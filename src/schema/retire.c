@@ -19,7 +19,8 @@
  * All three are planned when the contract is called, while the catalogs have
  * everything; what others have done since is looked for under the locks of each
  * step (guard.c).  Steps that retire and restore can be repeated, in any order:
- * whoever undoes may change his mind.
+ * whoever undoes may change his mind.  So what they drop by its name is what was
+ * there at first, or what one of them has restored (made.c), and nobody else's.
  *
  *-------------------------------------------------------------------------
  */
@@ -43,6 +44,7 @@
 typedef struct Obstacle
 {
 	char		kind;
+	Oid			oid;			/* of the constraint or index */
 	char	   *name;
 	char	   *definition;		/* SQL: of the constraint, or of the index from
 								 * USING on */
@@ -108,9 +110,9 @@ read_obstacle(const Shape *shape, const CatalogAccess *access, uint64 row)
 	obstacle->definition = catalog_text(access, row, 3);
 	obstacle->deferrable = catalog_text(access, row, 4);
 	obstacle->target = catalog_text(access, row, 5);
-	obstacle->hidden =
-		shape_hidden_name(shape, DatumGetObjectId(catalog_value(row, 6, NULL)),
-						  psprintf("old_%s", obstacle->name));
+	obstacle->oid = DatumGetObjectId(catalog_value(row, 6, NULL));
+	obstacle->hidden = shape_hidden_name(shape, obstacle->oid,
+										 psprintf("old_%s", obstacle->name));
 	obstacle->valid = DatumGetBool(catalog_value(row, 7, NULL));
 	MemoryContextSwitchTo(oldcontext);
 	return obstacle;
@@ -229,6 +231,18 @@ old_step(StepKind kind, const char *title, const ShapeTable *table)
 	return step;
 }
 
+/* Nobody else has made something of the name that an obstacle has, or had. */
+static void
+guard_obstacle(Step *step, const Shape *shape, const ShapeTable *table,
+			   const Obstacle *obstacle)
+{
+	if (obstacle->kind == UNIQUE_INDEX)
+		guard_index_name(step, obstacle->oid,
+						 shape_qualified(shape, obstacle->name));
+	else
+		guard_constraint(step, table->relid, obstacle->oid, obstacle->name);
+}
+
 /* ---- marks ---- */
 
 static char *
@@ -288,6 +302,9 @@ note_marking_trigger(Step *step, const Shape *shape, const ShapeTable *table,
 		if (rule->down != NULL)
 			rule->mark = mark_name(shape, table, rule);
 	}
+	/* who goes forward again does not need the old columns */
+	if (mode != TRIGGER_LENIENT)
+		guard_trigger(step, table->relid, sync_trigger_name(shape));
 	note_drop_trigger(step, shape, table);
 	note_create_trigger(step, shape, table, mode);
 	foreach(lc, table->rules)
@@ -311,6 +328,7 @@ static void
 retire_obstacle(Step *step, const Shape *shape, const ShapeTable *table,
 				const Obstacle *obstacle)
 {
+	guard_obstacle(step, shape, table, obstacle);
 	if (obstacle->kind == UNIQUE_INDEX)
 		step_note(step, psprintf("DROP INDEX IF EXISTS %s",
 								 shape_qualified(shape, obstacle->name)));
@@ -351,6 +369,23 @@ retire_table(const Shape *shape, const ShapeTable *table)
 	return step->statements != NIL ? step : NULL;
 }
 
+/* Error if a trigger that has kept columns in step is not what it was. */
+static void
+require_triggers(const Shape *shape)
+{
+	Step	   *step = step_make(STEP_CHECK, "check triggers", NULL);
+	ListCell   *lc;
+
+	foreach(lc, shape->tables)
+	{
+		ShapeTable *table = lfirst(lc);
+
+		if (table->name != NULL && table->rules != NIL)
+			guard_trigger(step, table->relid, sync_trigger_name(shape));
+	}
+	(void) guard_step(shape->change, step);
+}
+
 /*
  * The steps after which nothing of the old version binds the new one.
  */
@@ -360,6 +395,7 @@ plan_retire(Shape *shape)
 	List	   *steps = NIL;
 	ListCell   *lc;
 
+	require_triggers(shape);
 	foreach(lc, shape->tables)
 	{
 		ShapeTable *table = lfirst(lc);
@@ -427,7 +463,7 @@ add_not_valid(Step *step, const ShapeTable *table, const char *name,
 static Step *
 validate_step(const ShapeTable *table, const char *name)
 {
-	Step	   *step = step_of(STEP_SQL, psprintf("validate constraint %s",
+	Step	   *step = step_of(STEP_VALIDATE, psprintf("validate constraint %s",
 													name), table);
 
 	step_alter(step, table, psprintf("VALIDATE CONSTRAINT %s",
@@ -453,6 +489,7 @@ restore_constraints(const Shape *shape, const ShapeTable *table,
 		if (obstacle->kind != CONSTRAINT_CHECK &&
 			obstacle->kind != CONSTRAINT_FOREIGN)
 			continue;
+		guard_obstacle(step, shape, table, obstacle);
 		add_not_valid(step, table, obstacle->name, obstacle->definition,
 					  obstacle->valid);
 		if (obstacle->valid)
@@ -499,27 +536,37 @@ restore_indexes(const Shape *shape, const ShapeTable *table, List *obstacles)
 }
 
 /* NOT NULL, from version 18 on under the name that it had. */
-static char *
-restore_not_null(const ShapeTable *table, const ShapeColumn *column)
+static void
+restore_not_null(Step *step, const ShapeTable *table,
+				 const ShapeColumn *column)
 {
 	CatalogAccess access;
 	CatalogArgs args = {0};
 	char	   *name = NULL;
+	Oid			oid = InvalidOid;
 
 	catalog_begin(&access);
 	catalog_arg(&args, OIDOID, ObjectIdGetDatum(table->relid));
 	catalog_arg(&args, INT2OID, Int16GetDatum(column->attnum));
-	if (catalog_run("SELECT conname::text FROM pg_constraint "
+	if (catalog_run("SELECT conname::text, oid FROM pg_constraint "
 					"WHERE conrelid = $1 AND contype = 'n' "
 					"AND conkey = ARRAY[$2]", &args, SPI_OK_SELECT) > 0)
+	{
 		name = catalog_text(&access, 0, 1);
+		oid = DatumGetObjectId(catalog_value(0, 2, NULL));
+	}
 	catalog_end(&access);
-	return name == NULL ?
-		psprintf("ALTER COLUMN %s SET NOT NULL",
-				 quote_identifier(column->old_name)) :
-		psprintf("DROP CONSTRAINT IF EXISTS %s, ADD CONSTRAINT %s NOT NULL %s",
-				 quote_identifier(name), quote_identifier(name),
-				 quote_identifier(column->old_name));
+	if (name == NULL)
+	{
+		step_alter(step, table, psprintf("ALTER COLUMN %s SET NOT NULL",
+										 quote_identifier(column->old_name)));
+		return;
+	}
+	guard_constraint(step, table->relid, oid, name);
+	step_alter(step, table,
+			   psprintf("DROP CONSTRAINT IF EXISTS %s, ADD CONSTRAINT %s NOT NULL %s",
+						quote_identifier(name), quote_identifier(name),
+						quote_identifier(column->old_name)));
 }
 
 /* The last step: the table is what it was when it was expanded. */
@@ -535,6 +582,9 @@ restore_table(const Shape *shape, const ShapeTable *table, List *obstacles)
 	{
 		Obstacle   *obstacle = lfirst(lc);
 
+		if (obstacle->kind == UNIQUE_INDEX ||
+			obstacle->kind == CONSTRAINT_UNIQUE)
+			guard_obstacle(step, shape, table, obstacle);
 		if (obstacle->kind == UNIQUE_INDEX)
 		{
 			step_note(step, psprintf("DROP INDEX IF EXISTS %s",
@@ -557,7 +607,7 @@ restore_table(const Shape *shape, const ShapeTable *table, List *obstacles)
 
 		if (!relaxes_not_null(column))
 			continue;
-		step_alter(step, table, restore_not_null(table, column));
+		restore_not_null(step, table, column);
 		step_alter(step, table, psprintf("DROP CONSTRAINT IF EXISTS %s",
 										 quote_identifier(not_null_name(shape, column))));
 	}

@@ -8,6 +8,7 @@
 #include "postgres.h"
 
 #include "compat.h"
+#include "executor/spi.h"
 #include "miscadmin.h"
 #include "schema/change.h"
 #include "utils/guc.h"
@@ -49,4 +50,26 @@ run_as_restore(const RunAs *saved)
 {
 	AtEOXact_GUC(false, saved->guc_level);
 	SetUserIdAndSecContext(saved->userid, saved->sec_context);
+}
+
+/*
+ * SPI_prepare() of what somebody has written at another time: to the parser it
+ * is what it was then, however this session reads strings.
+ */
+SPIPlanPtr
+prepare_as_written(const char *sql, int nargs, Oid *types)
+{
+	int			guc_level = NewGUCNestLevel();
+	SPIPlanPtr	plan;
+
+	(void) set_config_option("standard_conforming_strings", "on", PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	(void) set_config_option("transform_null_equals", "off", PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	plan = SPI_prepare(sql, nargs, types);
+	if (plan == NULL)
+		elog(ERROR, "could not prepare \"%s\": %s", sql,
+			 SPI_result_code_string(SPI_result));
+	AtEOXact_GUC(false, guc_level);
+	return plan;
 }

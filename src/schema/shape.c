@@ -11,7 +11,8 @@
  * step, and each phase can be planned from it alone.
  *
  * The operations are gone through in their order, and each changes the shape
- * as the next one finds it (operation.c).
+ * as the next one finds it (operation.c).  What has the names that they give is
+ * the same in each phase, or an error (meant.c).
  *
  *-------------------------------------------------------------------------
  */
@@ -26,7 +27,8 @@
 #include "compat.h"
 #include "mb/pg_wchar.h"
 #include "executor/spi.h"
-#include "schema/shape.h"
+#include "schema/guard.h"
+#include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -210,10 +212,14 @@ shape_table(Shape *shape, const Operation *operation, const char *name)
 		operation_refuse(operation,
 						 psprintf("table \"%%s\" does not exist in schema \"%s\"",
 								  shape->change->schema), name);
+	meant_table(shape, name, relid);
 	table = shape_load(shape, relid);
 	if (!table->partitioned &&
 		find_inheritance_children(relid, NoLock) != NIL)
 		operation_refuse(operation, "table \"%s\" has tables that inherit from it",
+						 name);
+	if (!table->partitioned && has_superclass(relid))
+		operation_refuse(operation, "table \"%s\" inherits from another one",
 						 name);
 	if (!has_privs_of_role(shape->change->owner, table->owner))
 		ereport(ERROR,
@@ -257,6 +263,11 @@ shape_load_all(Shape *shape)
 	{
 		bool		loaded = false;
 		ListCell   *other;
+
+		LockRelationOid(lfirst_oid(lc), AccessShareLock);
+		/* dropped meanwhile */
+		if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(lfirst_oid(lc))))
+			continue;
 
 		foreach(other, shape->tables)
 		{
@@ -372,6 +383,7 @@ shape_build(const Change *change, ChangeState phase)
 	foreach(lc, shape->tables)
 	{
 		resolve_rules(lfirst(lc));
+		meant_columns(shape, lfirst(lc));
 	}
 	return shape;
 }

@@ -74,6 +74,7 @@ typedef struct NewConstraint
 	char	   *definition;		/* SQL: CHECK (...), FOREIGN KEY ... */
 	char	   *locks;			/* another table, qualified SQL, or NULL */
 	char	   *final_name;		/* at the contract; NULL = drop it then */
+	bool		not_valid;		/* for good, as what it is the copy of */
 } NewConstraint;
 
 /* An index that is built concurrently. */
@@ -82,7 +83,7 @@ typedef struct NewIndex
 	char	   *name;
 	char	   *definition;		/* SQL after the table: USING ... */
 	bool		unique;
-	bool		of_document;	/* create_index */
+	char	   *hidden;			/* name of ours while it is built, or NULL */
 	char	   *final_name;		/* at the contract, if it is another one */
 	char	   *constraint;		/* SQL: UNIQUE, PRIMARY KEY; or NULL */
 	char	   *deferrable;		/* SQL after the constraint, or NULL */
@@ -130,6 +131,7 @@ typedef struct Shape
 	List	   *expand;			/* of Step *: statements of the document */
 	List	   *contract;		/* of Step *: the same */
 	List	   *dropped_indexes;	/* qualified, SQL */
+	List	   *dropped_index_oids; /* the same */
 	List	   *derivations;	/* of Derivation * */
 } Shape;
 
@@ -141,6 +143,10 @@ extern ShapeTable *shape_table(Shape *shape, const Operation *operation,
 							   const char *name);
 extern ShapeTable *shape_load(Shape *shape, Oid relid);
 extern ShapeColumn *shape_column(const ShapeTable *table, const char *name);
+extern char *type_sql(Oid type, int32 typmod);
+extern char *collation_sql(Oid type, Oid collation);
+extern char *shape_collation(const ShapeTable *table,
+							 const ShapeColumn *column, Oid type);
 extern ShapeColumn *shape_require_column(const ShapeTable *table,
 										 const Operation *operation,
 										 const char *name);
@@ -213,6 +219,31 @@ extern void require_dual_writes(const ShapeTable *table,
 								const char *trigger);
 extern void dependents_copy(Shape *shape, ShapeTable *table);
 
+/* ---- carry.c ---- */
+
+extern void require_carried(const ShapeTable *table);
+extern List *column_settings(const ShapeTable *table,
+							 const ShapeColumn *column);
+extern void note_copied_settings(Step *step, const Shape *shape,
+								 const ShapeTable *table);
+
+/* ---- run.c ---- */
+
+extern void run_statement(const char *sql);
+extern void run_as_table_owner(const char *sql);
+extern void run_as_extension(const char *sql);
+extern void run_check(const Change *change, const Step *step,
+					  const char *sql);
+
+/* ---- rehearse.c ---- */
+
+extern void rehearse(const Change *change);
+
+/* ---- partition_index.c ---- */
+
+extern List *index_steps(const Shape *shape, const ShapeTable *table);
+extern void partitions_run(const Change *change, const Step *step);
+
 /* ---- copy.c: what was made for new columns after the old ones' ---- */
 
 extern void copies_store(Shape *shape, ShapeTable *table);
@@ -220,7 +251,9 @@ extern void copies_load(Shape *shape, ShapeTable *table);
 
 /* ---- version.c ---- */
 
-extern Step *version_create_step(Shape *shape);
+extern List *query_texts(const char *sql, const CatalogArgs *args);
+extern Step *version_create_step(const Change *change);
+extern void version_prepare_create(const Change *change, Step *step);
 extern List *version_drop_steps(const Change *change, const char *schema);
 extern List *version_views_of(const Change *change, Oid relid, bool previous);
 extern List *version_previous(const Change *change);
@@ -244,6 +277,7 @@ typedef enum TriggerMode
 #define LOCK_TO_DROP	"ACCESS EXCLUSIVE"
 
 extern void change_plan(const Change *change);
+extern bool table_has_pairs(const ShapeTable *table);
 extern List *table_locks(const char *table, List *views, List *others,
 						 const char *mode);
 extern Step *step_of(StepKind kind, const char *title,
@@ -252,6 +286,7 @@ extern void step_note(Step *step, char *sql);
 extern void step_alter(Step *step, const ShapeTable *table, char *action);
 extern void note_drop_trigger(Step *step, const Shape *shape,
 							  const ShapeTable *table);
+extern char *sync_trigger_name(const Shape *shape);
 extern void note_create_trigger(Step *step, const Shape *shape,
 								const ShapeTable *table, TriggerMode mode);
 

@@ -27,6 +27,10 @@ const char *const step_kind_names[] = {
 	[STEP_INDEX] = "index",
 	[STEP_DROP_INDEX] = "drop index",
 	[STEP_CHECK] = "check",
+	[STEP_VALIDATE] = "validate",
+	[STEP_PARTITIONS] = "partitions",
+	[STEP_ATTACH] = "attach",
+	[STEP_REHEARSAL] = "rehearsal",
 	[STEP_VERSION] = "version",
 	[STEP_DROP_VERSION] = "drop version"
 };
@@ -106,6 +110,38 @@ steps_store(int32 change, ChangeState phase, List *steps)
 }
 
 /*
+ * Put steps before one that is not done, of the same phase.  It is not that one
+ * any more for the caller: its number is another one.
+ */
+void
+steps_insert(int32 change, const Step *before, List *steps)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	ListCell   *lc;
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, change);
+	catalog_arg_text(&args, change_state_names[before->phase]);
+	catalog_arg_int4(&args, before->number);
+	catalog_arg_int4(&args, list_length(steps));
+	/* by way of numbers that no step has */
+	(void) catalog_run("UPDATE bluegreen.schema_step "
+					   "SET number = -number - $4 "
+					   "WHERE change = $1 AND phase = $2 AND number >= $3",
+					   &args, SPI_OK_UPDATE);
+	(void) catalog_run("UPDATE bluegreen.schema_step SET number = -number "
+					   "WHERE change = $1 AND phase = $2 "
+					   "AND number < 0", &args, SPI_OK_UPDATE);
+	foreach(lc, steps)
+	{
+		store_step(change, before->phase,
+				   before->number + foreach_current_index(lc), lfirst(lc));
+	}
+	catalog_end(&access);
+}
+
+/*
  * Forget the steps of an earlier expansion that is undone.
  */
 void
@@ -121,6 +157,8 @@ steps_delete(int32 change)
 	(void) catalog_run("DELETE FROM bluegreen.schema_copy WHERE change = $1",
 					   &args, SPI_OK_DELETE);
 	(void) catalog_run("DELETE FROM bluegreen.schema_made WHERE change = $1",
+					   &args, SPI_OK_DELETE);
+	(void) catalog_run("DELETE FROM bluegreen.schema_meant WHERE change = $1",
 					   &args, SPI_OK_DELETE);
 	(void) catalog_run("DELETE FROM bluegreen.backfill WHERE change = $1",
 					   &args, SPI_OK_DELETE);
@@ -344,6 +382,26 @@ step_finish(int32 change, const Step *step)
 					 "tries = tries + 1, finished_at = clock_timestamp()",
 					 NULL))
 		not_wanted("it is done already");
+}
+
+/*
+ * Store the statements of a step that were made when it is run.
+ */
+void
+step_store_statements(int32 change, const Step *step)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, change);
+	catalog_arg_text(&args, change_state_names[step->phase]);
+	catalog_arg_int4(&args, step->number);
+	catalog_arg(&args, TEXTARRAYOID, texts_datum(step->statements));
+	(void) catalog_run("UPDATE bluegreen.schema_step SET statements = $4 "
+					   "WHERE change = $1 AND phase = $2 AND number = $3",
+					   &args, SPI_OK_UPDATE);
+	catalog_end(&access);
 }
 
 /*

@@ -158,8 +158,8 @@ undo_table(const Change *change, const UndoTable *table)
 /* ---- indexes ---- */
 
 /*
- * Those that steps have built, or may have left behind.  One that was built anew
- * has another number, but is the same.
+ * Those that steps have built, and what one may have left behind under a name of
+ * ours.  One that was built anew has another number, but is the same.
  */
 static char *
 indexes_sql(void)
@@ -167,26 +167,29 @@ indexes_sql(void)
 	return psprintf("SELECT c.oid, format('%%I.%%I', n.nspname, c.relname), "
 					"c.relname::text, c.relkind = 'I', "
 					"format('%%I.%%I', tn.nspname, tc.relname) "
-					"FROM (SELECT s.relid, CASE "
-					"WHEN m.number IS NULL THEN to_regclass(s.object)::oid "
-					"WHEN EXISTS (SELECT FROM pg_class WHERE oid = m.number) "
-					"THEN m.number::oid "
-					"WHEN %s = m.identity THEN to_regclass(s.object)::oid "
-					"END AS oid FROM bluegreen.schema_step s "
-					"LEFT JOIN bluegreen.schema_made m ON m.change = s.change "
-					"AND m.kind = 'index' AND m.name = s.object "
+					"FROM (SELECT m.relation, "
+					"CASE WHEN EXISTS (SELECT FROM pg_class WHERE oid = m.number) "
+					"THEN m.number "
+					"WHEN %s = m.identity THEN to_regclass(m.name)::oid "
+					"END AS oid FROM bluegreen.schema_made m "
+					"WHERE m.change = $1 AND m.kind = 'index' "
+					"UNION "
+					"SELECT i.indrelid, i.indexrelid "
+					"FROM bluegreen.schema_step s "
+					"JOIN pg_index i ON i.indexrelid = to_regclass(s.object) "
 					"WHERE s.change = $1 AND s.phase = 'validating' "
-					"AND s.object IS NOT NULL AND (s.done "
-					"OR s.kind = 'index' AND s.started_at IS NOT NULL)) x "
+					"AND s.kind = 'index' AND NOT s.done "
+					"AND s.started_at IS NOT NULL "
+					"AND (i.indrelid = s.relid OR s.relid IN (SELECT a.relid "
+					"FROM pg_partition_ancestors(i.indrelid) a))) x "
 					"JOIN pg_index i ON i.indexrelid = x.oid "
+					"AND i.indrelid = x.relation "
 					"JOIN pg_class c ON c.oid = i.indexrelid "
 					"JOIN pg_namespace n ON n.oid = c.relnamespace "
 					"JOIN pg_class tc ON tc.oid = i.indrelid "
 					"JOIN pg_namespace tn ON tn.oid = tc.relnamespace "
-					"WHERE i.indrelid = x.relid OR x.relid IN (SELECT a.relid "
-					"FROM pg_partition_ancestors(i.indrelid) a) "
 					"ORDER BY c.relkind = 'I' DESC, c.oid",
-					index_identity("to_regclass(s.object)"));
+					index_identity("to_regclass(m.name)"));
 }
 
 /*

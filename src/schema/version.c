@@ -7,7 +7,9 @@
  * simple enough to be written to.  Its columns are in the table's order, which
  * is that of their numbers; a column that has a second one keeps its place.
  * Who may do something with the table may do it with the view, the table's
- * owner as well, who need not be the view's.
+ * owner as well, who need not be the view's; nobody else, whatever the default
+ * privileges are.  All that is looked up when the views are made, not hours
+ * before, when that is planned.
  *
  * The schema is the extension's: its views are dropped without a question.  It
  * is known by its OID, which is stored when it is made, so nothing happens to
@@ -34,7 +36,7 @@
  * Run a query over the catalogs that gives one text each, as a list in the
  * current memory context.
  */
-static List *
+List *
 query_texts(const char *sql, const CatalogArgs *args)
 {
 	CatalogAccess access;
@@ -316,10 +318,7 @@ view_defaults(const Shape *shape, const ShapeTable *table)
 		/* SET DEFAULT NULL would mean the column's default */
 		if (value == NULL)
 			value = psprintf("CASE WHEN true THEN NULL::%s END",
-							 format_type_extended(column->type,
-												  column->typmod,
-												  FORMAT_TYPE_TYPEMOD_GIVEN |
-												  FORMAT_TYPE_FORCE_QUALIFY));
+							 type_sql(column->type, column->typmod));
 		result = lappend(result,
 						 psprintf("ALTER VIEW %s ALTER COLUMN %s SET DEFAULT %s",
 								  view_name(shape, table),
@@ -426,41 +425,90 @@ schema_grants(const Change *change)
 }
 
 /*
- * The step that makes the version's schema with all of its views.
+ * What default privileges gave: $1 owner, $2 kind of object, $3 "TABLE" or
+ * "SCHEMA" with its name, as SQL.
+ */
+static const char *const default_grants_sql =
+	"SELECT DISTINCT format('REVOKE ALL ON %s FROM %s', $3, "
+	"CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE x.grantee::regrole::text END) "
+	"FROM pg_default_acl d CROSS JOIN aclexplode(d.defaclacl) x "
+	"WHERE d.defaclrole = $1 AND d.defaclnamespace = 0 "
+	"AND d.defaclobjtype::text = $2 AND x.grantee <> $1";
+
+static List *
+revoke_defaults(Oid owner, const char *kind, const char *object)
+{
+	CatalogArgs args = {0};
+
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(owner));
+	catalog_arg_text(&args, kind);
+	catalog_arg_text(&args, object);
+	return query_texts(default_grants_sql, &args);
+}
+
+/* All about one view. */
+static List *
+view_statements(const Shape *shape, const ShapeTable *table)
+{
+	List	   *result = list_make1(create_view(shape, table));
+
+	result = list_concat(result, view_defaults(shape, table));
+	result = list_concat(result, view_comments(shape, table));
+	result = list_concat(result,
+						 revoke_defaults(shape->change->owner, "r",
+										 psprintf("TABLE %s",
+												  view_name(shape, table))));
+	return list_concat(result, view_grants(shape, table));
+}
+
+static List *
+schema_statements(const Change *change)
+{
+	const char *name = quote_identifier(change->version_schema);
+	char	   *comment = psprintf("schema %s as change %s leaves it",
+								   change->schema, change->name);
+	List	   *result = NIL;
+
+	result = lappend(result, psprintf("CREATE SCHEMA %s", name));
+	result = lappend(result, psprintf("COMMENT ON SCHEMA %s IS %s", name,
+									  quote_literal_cstr(comment)));
+	result = list_concat(result,
+						 revoke_defaults(change->owner, "n",
+										 psprintf("SCHEMA %s", name)));
+	return list_concat(result, schema_grants(change));
+}
+
+/*
+ * The step that makes the version's schema with all of its views, without
+ * statements yet.
  */
 Step *
-version_create_step(Shape *shape)
+version_create_step(const Change *change)
 {
-	const Change *change = shape->change;
-	Step	   *step = step_make(STEP_VERSION, psprintf("create schema %s",
-														change->version_schema),
-								 NULL);
+	return step_make(STEP_VERSION, psprintf("create schema %s",
+											change->version_schema), NULL);
+}
+
+/*
+ * Set the statements of a step of kind STEP_VERSION to what makes views of the
+ * tables that there are now, and store them for people to see.  The tables stay
+ * locked, in ACCESS SHARE mode.  Errors: the document names what is gone.
+ */
+void
+version_prepare_create(const Change *change, Step *step)
+{
+	Shape	   *shape = shape_build(change, step->phase);
 	ListCell   *lc;
 
 	shape_load_all(shape);
-	step->statements =
-		list_make2(psprintf("CREATE SCHEMA %s",
-							quote_identifier(change->version_schema)),
-				   psprintf("COMMENT ON SCHEMA %s IS %s",
-							quote_identifier(change->version_schema),
-							quote_literal_cstr(psprintf("schema %s as change %s leaves it",
-														change->schema,
-														change->name))));
-	step->statements = list_concat(step->statements, schema_grants(change));
+	step->statements = schema_statements(change);
 	foreach(lc, shape->tables)
 	{
 		ShapeTable *table = lfirst(lc);
 
-		if (table->name == NULL)
-			continue;
-		step->statements = lappend(step->statements,
-								   create_view(shape, table));
-		step->statements = list_concat(step->statements,
-									   view_defaults(shape, table));
-		step->statements = list_concat(step->statements,
-									   view_comments(shape, table));
-		step->statements = list_concat(step->statements,
-									   view_grants(shape, table));
+		if (table->name != NULL)
+			step->statements = list_concat(step->statements,
+										   view_statements(shape, table));
 	}
-	return step;
+	step_store_statements(change->id, step);
 }

@@ -28,7 +28,6 @@
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "commands/tablecmds.h"
 #include "common/pg_prng.h"
@@ -52,7 +51,6 @@
 #include "utils/portal.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
-#include "utils/varlena.h"
 
 #define FIRST_DELAY_MS	100
 #define MAX_DELAY_MS	10000
@@ -109,96 +107,6 @@ set_path(const char *path, GucAction action)
 
 /* ---- steps ---- */
 
-static void
-run_statement(const char *sql)
-{
-	int			rc;
-
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
-	rc = SPI_execute(sql, false, 0);
-	if (rc < 0)
-		elog(ERROR, "unexpected result of \"%s\": %s", sql,
-			 SPI_result_code_string(rc));
-	if (SPI_finish() != SPI_OK_FINISH)
-		elog(ERROR, "SPI_finish failed");
-	CommandCounterIncrement();
-}
-
-static Oid
-find_table(const char *qualified)
-{
-	List	   *name = textToQualifiedNameList(cstring_to_text(qualified));
-
-	return RangeVarGetRelid(makeRangeVarFromNameList(name), NoLock, true);
-}
-
-/*
- * A query that finds what must not be, each as a text.
- */
-static void
-run_check(const Change *change, const Step *step, const char *sql)
-{
-	StringInfoData found;
-
-	/* the old version was not retired yet */
-	if (get_attnum(find_table(step->relation), step->object) ==
-		InvalidAttrNumber)
-		return;
-	SPI_connect();
-	if (SPI_execute(sql, true, 0) != SPI_OK_SELECT)
-		elog(ERROR, "unexpected result of \"%s\"", sql);
-	initStringInfo(&found);
-	for (uint64 i = 0; i < SPI_processed; i++)
-		appendStringInfo(&found, "%s%s", i > 0 ? "\n" : "",
-						 SPI_getvalue(SPI_tuptable->vals[i],
-									  SPI_tuptable->tupdesc, 1));
-	if (SPI_processed > 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("rows of table %s have no value for the old version",
-						step->relation),
-				 errdetail_internal("%s", found.data),
-				 errhint("Write values to them that \"down\" can convert and call again, or use CALL bluegreen.contract(%s) to keep the new version.",
-						 quote_literal_cstr(change->name))));
-	SPI_finish();
-}
-
-/*
- * Create a trigger of ours, whose function is granted to nobody.  It is on the
- * table that has the name now: not on one that is no business of the change's
- * owner, whom its schema may have been renamed for.  (It was made by this
- * transaction or a subtransaction; who makes one of that name since is an error.)
- */
-static void
-run_as_extension(const char *sql)
-{
-	RawStmt    *raw = linitial_node(RawStmt,
-									raw_parser(sql, RAW_PARSE_DEFAULT));
-	CreateTrigStmt *stmt = castNode(CreateTrigStmt, raw->stmt);
-	CatalogAccess access;
-	CatalogArgs args = {0};
-
-	catalog_begin(&access);
-	(void) catalog_run(sql, NULL, SPI_OK_UTILITY);
-	catalog_arg(&args, OIDOID, ObjectIdGetDatum(access.userid));
-	catalog_arg_text(&args, stmt->trigname);
-	if (catalog_run("SELECT t.tgrelid::regclass::text FROM pg_trigger t "
-					"JOIN pg_class c ON c.oid = t.tgrelid "
-					"WHERE t.tgname = $2::name AND "
-					"age(t.xmin) <= age(pg_current_xact_id()::xid) "
-					"AND NOT t.tgisinternal AND t.tgparentid = 0 "
-					"AND NOT pg_has_role($1, c.relowner, 'USAGE')", &args,
-					SPI_OK_SELECT) > 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("must be owner of table %s",
-						catalog_text(&access, 0, 1))));
-	catalog_end(&access);
-	CommandCounterIncrement();
-	guard_trigger_columns(sql);
-}
-
 /*
  * What the document's own statements set is not for those after them.
  */
@@ -221,7 +129,7 @@ run_user_statements(const Change *change, const Step *step)
 static bool
 is_lenient(const Change *change, const Step *step)
 {
-	return step->kind == STEP_SQL &&
+	return (step->kind == STEP_SQL || step->kind == STEP_VALIDATE) &&
 		(change->state == CHANGE_RETIRING ||
 		 change->state == CHANGE_REVERTING ||
 		 change->state == CHANGE_UNDOING);
@@ -235,6 +143,8 @@ run_step_statement(const Change *change, const Step *step, const char *sql)
 	if (step->kind == STEP_SQL &&
 		strncmp(sql, TRIGGER_STATEMENT, strlen(TRIGGER_STATEMENT)) == 0)
 		run = run_as_extension;
+	if (step->kind == STEP_VALIDATE)
+		run = run_as_table_owner;
 	if (step->kind == STEP_CHECK)
 		run_check(change, step, sql);
 	else if (is_lenient(change, step))
@@ -262,6 +172,9 @@ run_transaction(const Change *change, Step *step)
 {
 	TableBefore before;
 
+	locks_set_timeout(bg_lock_timeout);
+	if (step->kind == STEP_VERSION)
+		version_prepare_create(change, step);
 	set_path(change->path, GUC_ACTION_LOCAL);
 	if (step->kind == STEP_DROP_VERSION)
 		version_prepare_drop(step);
@@ -323,47 +236,20 @@ run_top_level(const char *sql)
 	MemoryContextDelete(context);
 }
 
-typedef enum IndexState
+/* What a step has built gets its name, and is written down, in one transaction. */
+static void
+finish_index(const Change *change, const Step *step)
 {
-	INDEX_MISSING,
-	INDEX_INVALID,
-	INDEX_VALID
-} IndexState;
+	Oid			index = find_relation(step->object);
 
-/*
- * What an earlier try has left of an index.  Error if the name is that of
- * something else.
- */
-static IndexState
-index_state(const Step *step)
-{
-	CatalogAccess access;
-	CatalogArgs args = {0};
-	IndexState	result = INDEX_MISSING;
-	bool		is_ours = true;
-
-	catalog_begin(&access);
-	catalog_arg_text(&args, step->object);
-	catalog_arg_text(&args, step->relation);
-	if (catalog_run("SELECT coalesce(i.indisvalid, false), "
-					"coalesce(i.indrelid = to_regclass($2) "
-					"OR to_regclass($2) IN (SELECT a.relid "
-					"FROM pg_partition_ancestors(i.indrelid) a), false) "
-					"FROM pg_class c "
-					"LEFT JOIN pg_index i ON i.indexrelid = c.oid "
-					"WHERE c.oid = to_regclass($1)", &args,
-					SPI_OK_SELECT) > 0)
+	if (OidIsValid(index))
 	{
-		result = DatumGetBool(catalog_value(0, 1, NULL)) ? INDEX_VALID :
-			INDEX_INVALID;
-		is_ours = DatumGetBool(catalog_value(0, 2, NULL));
+		locks_set_timeout(bg_lock_timeout);
+		for (int i = 1; i < list_length(step->statements); i++)
+			run_statement(list_nth(step->statements, i));
 	}
-	catalog_end(&access);
-	if (!is_ours)
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_TABLE),
-				 errmsg("relation %s already exists", step->object)));
-	return result;
+	if (step->phase == CHANGE_VALIDATING || step->phase == CHANGE_REVERTING)
+		made_index(change->id, step->phase, index);
 }
 
 /*
@@ -379,7 +265,7 @@ run_concurrently(const Change *change, Step *step)
 	begin();
 	wanted = guard_step(change, step);
 	if (wanted && step->kind == STEP_INDEX)
-		state = index_state(step);
+		state = made_index_state(step);
 	commit();
 	if (state == INDEX_INVALID)
 		run_top_level(psprintf("DROP INDEX CONCURRENTLY %s", step->object));
@@ -390,10 +276,29 @@ run_concurrently(const Change *change, Step *step)
 		set_path("", GUC_ACTION_SET);
 	}
 	begin();
-	if (step->phase == CHANGE_VALIDATING)
-		made_index(change->id, step);
+	if (step->kind == STEP_INDEX)
+		finish_index(change, step);
 	step_finish(change->id, step);
 	commit();
+}
+
+/* Rehearse what is to be made when all rows are filled. */
+static void
+run_rehearsal(const Change *change, const Step *step)
+{
+	locks_set_timeout(bg_lock_timeout);
+	rehearse(change);
+	step_finish(change->id, step);
+}
+
+/* See which partitions lack an index, and put steps for them before this one. */
+static void
+run_partitions(const Change *change, const Step *step)
+{
+	if (guard_step(change, step))
+		partitions_run(change, step);
+	else
+		step_finish(change->id, step);
 }
 
 static void
@@ -410,7 +315,12 @@ run_step(const Change *change, Step *step)
 		return;
 	}
 	begin();
-	run_transaction(change, step);
+	if (step->kind == STEP_PARTITIONS)
+		run_partitions(change, step);
+	else if (step->kind == STEP_REHEARSAL)
+		run_rehearsal(change, step);
+	else
+		run_transaction(change, step);
 	commit();
 }
 

@@ -30,7 +30,7 @@ SELECT set_eq($$SELECT relname::text FROM pg_class
 		'chunk_log', 'preflight_result', 'accepted', 'applied_stream', 'applied_table',
 		'applied_chunk', 'saved_index', 'conflict_log', 'verify_run', 'verify_table',
 		'verify_difference', 'repair_row', 'schema_change', 'schema_step',
-		'schema_made', 'schema_copy', 'backfill', 'fence', 'fence_target', 'fence_local',
+		'schema_made', 'schema_meant', 'schema_copy', 'backfill', 'fence', 'fence_target', 'fence_local',
 		'switch', 'drain_condition', 'sequence_move', 'router_route'],
 	'tables of the extension');
 SELECT set_eq($$SELECT relname::text FROM pg_class

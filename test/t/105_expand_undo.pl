@@ -598,8 +598,11 @@ expand('room');
 fails('ALTER TABLE room DROP COLUMN code',
 	qr/trigger zz_bluegreen_\d+ on table room depends on column code/,
 	'a column that a version needs is not dropped by the way');
+$node->safe_psql('ALTER TABLE room DROP COLUMN code CASCADE');
+fails('SET bluegreen.revert_window = 0; ' . calls('contract', 'room'),
+	qr/column "code" of table "room" does not exist/,
+	'if it is dropped with CASCADE, there is no way on');
 $node->safe_psql(<<'SQL');
-ALTER TABLE room DROP COLUMN code CASCADE;
 REINDEX INDEX CONCURRENTLY room_note;
 ALTER TABLE room RENAME TO chamber;
 ALTER TABLE chamber RENAME more TO most;
@@ -608,9 +611,6 @@ CREATE TABLE stale (mine int);
 ALTER TABLE fresh RENAME TO renamed;
 ALTER TABLE stale RENAME TO fresh;
 SQL
-fails('SET bluegreen.revert_window = 0; ' . calls('contract', 'room'),
-	qr/column "code" of table "room" does not exist/,
-	'if it is dropped with CASCADE, there is no way on');
 undo('room');
 is( $node->safe_psql(<<'SQL'),
 SELECT string_agg(c.relname || '.' || a.attname, ' ' ORDER BY 1, a.attnum)
@@ -688,7 +688,7 @@ SQL
 	"0\ncode bigint, id integer, note text\n0",
 	'contracted, and what is new is there');
 
-# undone when an old column and a table are gone
+# undone when a table is gone; not when an old column is, and its trigger with it
 $node->safe_psql('UPDATE room SET note = id;
 	ALTER TABLE room ADD UNIQUE (note), ADD old text UNIQUE');
 change('back',
@@ -697,15 +697,25 @@ change('back',
 		"type": "varchar(9)"}}), q({"drop_table": {"name": "plug"}}));
 expand('back');
 contract('back', '1h');
-$node->safe_psql(q{DROP TABLE plug; ALTER TABLE room DROP COLUMN old CASCADE;
-	UPDATE room SET note = id});
+$node->safe_psql(q{DROP TABLE plug; UPDATE room SET note = id});
 undo('back');
 is( $node->safe_psql(q{SELECT string_agg(conname, ' ' ORDER BY conname)
 		FROM pg_constraint WHERE conrelid = 'room'::regclass
 		AND contype = 'u' AND conname NOT LIKE '%during%';
 	SELECT count(*) FROM pg_attribute WHERE attname LIKE 'bluegreen\_%'
 		AND attrelid = 'room'::regclass}),
-	"room_code_key room_note_key\n0", 'what is there is restored');
+	"room_code_key room_note_key room_old_key\n0", 'what is there is restored');
+change('gone', q({"drop_column": {"table": "room", "column": "old", "down": "'?' || id"}}),
+	q({"alter_column": {"table": "room", "column": "note", "type": "varchar(9)"}}));
+expand('gone');
+contract('gone', '1h');
+$node->safe_psql('ALTER TABLE room DROP COLUMN old CASCADE');
+fails(q{CALL bluegreen.undo('gone')},
+	qr/trigger .* was dropped or disabled.*\nDETAIL:.*\nHINT:  Use CALL bluegreen\.contract\('gone'\) to keep the new version/,
+	'nothing kept the old column in step that is left');
+contract('gone', 0);
+is($node->safe_psql(q{SELECT state FROM bluegreen.change WHERE change = 'gone'}),
+	'contracted', 'so the new one is kept');
 
 #
 # The window on another server
