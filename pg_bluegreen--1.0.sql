@@ -610,6 +610,26 @@ LANGUAGE C STRICT
 SET search_path = pg_catalog, pg_temp;
 
 --
+-- Tokens: for applications
+--
+CREATE FUNCTION bluegreen.token(deployment name DEFAULT NULL)
+RETURNS text
+AS 'MODULE_PATHNAME', 'bluegreen_token'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE PROCEDURE bluegreen.wait_for_token(token text, timeout interval,
+	INOUT reached boolean)
+AS 'MODULE_PATHNAME', 'bluegreen_call_wait_for_token'
+LANGUAGE C;
+
+CREATE FUNCTION bluegreen.wait_for_token(token text, timeout interval)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'bluegreen_wait_for_token'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+--
 -- For blue, on green: the deployment's second row and its derived mappings
 --
 CREATE FUNCTION bluegreen.join_deployment(deployment name, opposite text,
@@ -665,6 +685,12 @@ SET search_path = pg_catalog, pg_temp;
 CREATE FUNCTION bluegreen.begin_apply()
 RETURNS void
 AS 'MODULE_PATHNAME', 'bluegreen_begin_apply'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.note_reached(lsn pg_lsn)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_note_reached'
 LANGUAGE C STRICT
 SET search_path = pg_catalog, pg_temp;
 
@@ -1533,6 +1559,7 @@ REVOKE ALL ON FUNCTION bluegreen.update_rows(regclass, name[], name[], bytea,
 	bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.delete_rows(regclass, name[], bytea, bigint)
 	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.note_reached(pg_lsn) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_create(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_setup(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_progress() FROM PUBLIC;
@@ -1740,6 +1767,14 @@ COMMENT ON FUNCTION bluegreen.check_rows(bigint[]) IS
 	'for streams, on a target: error unless the statements since the last check affected as many rows each';
 COMMENT ON FUNCTION bluegreen.begin_apply() IS
 	'for streams, on a target: make this session one that applies changes, for good';
+COMMENT ON FUNCTION bluegreen.note_reached(pg_lsn) IS
+	'for streams, on a target: let who waits know how far the stream is, with nothing to apply';
+COMMENT ON FUNCTION bluegreen.token(name) IS
+	'after a commit: where this side is, for wait_for_token() on the other side; null if no deployment was started';
+COMMENT ON PROCEDURE bluegreen.wait_for_token(text, interval, boolean) IS
+	'wait until what a token stands for can be seen here; reached: is it, or did the time pass';
+COMMENT ON FUNCTION bluegreen.wait_for_token(text, interval) IS
+	'the same as a function: it holds its statement''s snapshot, and the next statement sees what came';
 COMMENT ON FUNCTION bluegreen.origin_create(text) IS
 	'for streams, on a target: create a stream''s replication origin, if it does not exist';
 COMMENT ON FUNCTION bluegreen.origin_setup(text) IS

@@ -396,6 +396,14 @@ init_range_table(EState *estate, Relation rel, Bitmapset *updated)
 #endif
 }
 
+/* How many sessions may have an origin: 18 has a setting of its own. */
+#include "replication/origin.h"
+#if PG_VERSION_NUM >= 180000
+#define max_origin_sessions() (max_active_replication_origins)
+#else
+#define max_origin_sessions() (max_replication_slots)
+#endif
+
 /* ALTER TABLE ... SET EXPRESSION is new in 17. */
 #if PG_VERSION_NUM >= 170000
 #define IS_SET_EXPRESSION(subtype) ((subtype) == AT_SetExpression)

@@ -31,9 +31,10 @@
 #include "compat.h"
 
 #include "access/xact.h"
+#include "core/reached.h"
+#include "core/shared.h"
 #include "fmgr.h"
 #include "replication/origin.h"
-#include "core/shared.h"
 #include "storage/ipc.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
@@ -72,6 +73,10 @@ position_at_transaction_end(XactEvent event, void *arg)
 			replorigin_session_origin_timestamp = position_time;
 			break;
 		case XACT_EVENT_COMMIT:
+			/* others can see it now, not before */
+			reached_commit(position_lsn);
+			forget_position(0, (Datum) 0);
+			break;
 		case XACT_EVENT_ABORT:
 		case XACT_EVENT_PREPARE:
 			forget_position(0, (Datum) 0);
@@ -153,9 +158,12 @@ bluegreen_origin_create(PG_FUNCTION_ARGS)
 Datum
 bluegreen_origin_setup(PG_FUNCTION_ARGS)
 {
-	check_origin_name(text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
+
+	check_origin_name(name);
 	(void) DirectFunctionCall1(pg_replication_origin_session_setup,
 							   PG_GETARG_DATUM(0));
+	reached_attach(name);
 	PG_RETURN_VOID();
 }
 

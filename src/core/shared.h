@@ -141,6 +141,8 @@ typedef struct StreamShared
 	XLogRecPtr	decoded_lsn;	/* read and decoded up to here */
 	XLogRecPtr	applied_lsn;	/* durable on the target up to here */
 	XLogRecPtr	confirmed_lsn;	/* slot confirmed up to here */
+	XLogRecPtr	told_lsn;		/* the target's sessions know of this */
+	XLogRecPtr	token_lsn;		/* ... and should know of this */
 	TimestampTz applied_commit_time;	/* source commit time of the last
 										 * applied transaction */
 	TimestampTz applied_at;		/* when that was acknowledged */
@@ -243,6 +245,7 @@ extern int	stream_shared_index(const StreamShared *s);
 
 extern void stream_set_state(StreamShared *s, StreamState state);
 extern void stream_wake(StreamShared *s);
+extern void stream_want_told(StreamShared *s, XLogRecPtr lsn);
 extern void launcher_wake(void);
 extern bool launcher_is_running(void);
 extern void launcher_attach(void);	/* by the launcher itself */

@@ -112,6 +112,9 @@ apply_create(Peer *peer, StreamShared *shared, const char *origin,
 							  "$3::pg_catalog.timestamptz, "
 							  "$4::pg_catalog.pg_lsn), "
 							  "pg_catalog.pg_current_xact_id()", 4, NULL);
+	apply->note_reached =
+		peer_statement_create("SELECT bluegreen.note_reached("
+							  "$1::pg_catalog.pg_lsn)", 1, NULL);
 	peer_pipeline_enter(peer);
 	return apply;
 }
@@ -278,6 +281,7 @@ committed(Apply *apply, const ApplyPosition *position)
 	apply->applied = *position;
 	SpinLockAcquire(&shared->mutex);
 	shared->applied_lsn = Max(shared->applied_lsn, position->end_lsn);
+	shared->told_lsn = Max(shared->told_lsn, position->end_lsn);
 	if (position->commit_time != 0)
 		shared->applied_commit_time = position->commit_time;
 	shared->applied_at = GetCurrentTimestamp();
@@ -409,6 +413,23 @@ apply_ping(Apply *apply)
 {
 	Assert(apply_is_idle(apply));
 	memset(&apply->position, 0, sizeof(apply->position));
+	launch(apply, false);
+}
+
+/*
+ * Let the target's sessions know, when idle, that there is nothing up to lsn
+ * that is not there.  Nothing is written.  Does not wait.
+ */
+void
+apply_tell(Apply *apply, XLogRecPtr lsn)
+{
+	char		text[32];
+	const char *values[1] = {text};
+
+	Assert(apply_is_idle(apply));
+	snprintf(text, sizeof(text), "%X/%X", LSN_FORMAT_ARGS(lsn));
+	memset(&apply->position, 0, sizeof(apply->position));
+	peer_send(apply->peer, apply->note_reached, values, NULL, NULL);
 	launch(apply, false);
 }
 

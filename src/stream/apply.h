@@ -50,6 +50,7 @@ typedef struct Apply
 	MemoryContext param_context;	/* parameters being encoded */
 	PeerStatement *commit_position;
 	PeerStatement *check_rows;
+	PeerStatement *note_reached;
 
 	/* what is being sent */
 	bool		open;			/* BEGIN was queued, COMMIT was not */
@@ -95,6 +96,9 @@ extern Batch *apply_send(Apply *apply, Batch *batch,
 
 /* Ask an idle peer for a sign of life; an answer is due then. */
 extern void apply_ping(Apply *apply);
+
+/* Tell an idle peer's sessions how far the stream is (core/reached.c). */
+extern void apply_tell(Apply *apply, XLogRecPtr lsn);
 
 /* Send and take answers without blocking; true if nothing is on its way. */
 extern bool apply_poll(Apply *apply);

@@ -128,6 +128,28 @@ mark_progress(StreamWorker *worker, TimestampTz now)
 }
 
 /*
+ * A token was given for a position at which there is nothing to apply: tell the
+ * target that we have passed it.  What is applied tells by itself.
+ */
+static void
+tell_reached(StreamWorker *worker)
+{
+	StreamShared *shared = worker->shared;
+	bool		tell;
+
+	if (!is_idle(worker))
+		return;
+	SpinLockAcquire(&shared->mutex);
+	tell = shared->told_lsn < shared->token_lsn &&
+		shared->token_lsn <= worker->decoded;
+	if (tell)
+		shared->told_lsn = worker->decoded;
+	SpinLockRelease(&shared->mutex);
+	if (tell)
+		apply_tell(worker->apply, worker->decoded);
+}
+
+/*
  * A peer that we have nothing to ask for may have gone without our notice.
  */
 static void
@@ -218,6 +240,7 @@ reader_tick(StreamWorker *worker)
 		gate_reached(worker->gate, worker->apply->applied.end_lsn);
 	update_state(worker);
 	mark_progress(worker, now);
+	tell_reached(worker);
 	if (now < worker->next_tick)
 		return;
 	worker->next_tick = TimestampTzPlusMilliseconds(now, TICK_MS);

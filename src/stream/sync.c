@@ -370,6 +370,13 @@ begin_decoding(StreamWorker *worker)
 				  MyReplicationSlot->data.restart_lsn);
 	worker->confirmed = MyReplicationSlot->data.confirmed_flush;
 	worker->decoded = Max(worker->progress, worker->confirmed);
+
+	/* the target may have been restarted, or we: it knows what it has */
+	SpinLockAcquire(&worker->shared->mutex);
+	worker->shared->told_lsn = worker->progress;
+	worker->shared->token_lsn = Max(worker->shared->token_lsn,
+									GetFlushRecPtr(NULL));
+	SpinLockRelease(&worker->shared->mutex);
 }
 
 /*

@@ -116,6 +116,7 @@ FROM (VALUES
 		$$SELECT bluegreen.update_rows('pg_class', '{}', '{}', '', 0)$$),
 	('function', 'delete_rows',
 		$$SELECT bluegreen.delete_rows('pg_class', '{}', '', 0)$$),
+	('function', 'note_reached', $$SELECT bluegreen.note_reached('0/1')$$),
 	('function', 'origin_create',
 		$$SELECT bluegreen.origin_create('bluegreen_x')$$),
 	('function', 'origin_setup',
