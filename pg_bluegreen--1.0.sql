@@ -373,6 +373,27 @@ CREATE TABLE bluegreen.fence_local (
 );
 
 --
+-- Sessions of users, for applications without a store of their own.  Both sides
+-- may write them; what is newer the rows say by themselves (src/app/session.c).
+-- Stamps are [microseconds, writer].
+--
+CREATE TABLE bluegreen.session (
+	id text COLLATE "C" PRIMARY KEY CHECK (id <> ''),
+	data jsonb NOT NULL CHECK (jsonb_typeof(data) = 'object'),
+	written jsonb NOT NULL,			-- stamp of the data as a whole
+	attributes jsonb NOT NULL DEFAULT '{}',	-- ... of what was written by itself
+	stamp bigint NOT NULL,			-- the last one's microseconds
+	lifetime interval NOT NULL,
+	created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+	expires_at timestamptz NOT NULL,
+	deleted_at timestamptz			-- a tombstone: no data any more
+);
+CREATE INDEX ON bluegreen.session (expires_at);
+-- A change must carry the whole row: the other side may not have it.
+ALTER TABLE bluegreen.session REPLICA IDENTITY FULL;
+SELECT pg_extension_config_dump('bluegreen.session', '');
+
+--
 -- The peer: a foreign server, so that secrets sit in its user mapping
 --
 CREATE FUNCTION bluegreen.fdw_validator(options text[], catalog oid)
@@ -610,8 +631,69 @@ LANGUAGE C STRICT
 SET search_path = pg_catalog, pg_temp;
 
 --
--- Tokens: for applications
+-- Sessions and tokens: for applications
 --
+CREATE FUNCTION bluegreen.create_session(lifetime interval,
+	data jsonb DEFAULT '{}', id text DEFAULT NULL)
+RETURNS text
+AS 'MODULE_PATHNAME', 'bluegreen_create_session'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.read_session(id text)
+RETURNS jsonb
+AS 'MODULE_PATHNAME', 'bluegreen_read_session'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.touch_session(id text,
+	lifetime interval DEFAULT NULL)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'bluegreen_touch_session'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.write_session(id text, data jsonb)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'bluegreen_write_session'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.write_session_attribute(id text, name text,
+	value jsonb)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'bluegreen_write_session_attribute'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.delete_session(id text)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'bluegreen_delete_session'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.expire_sessions(max_rows bigint DEFAULT 1000)
+RETURNS bigint
+AS 'MODULE_PATHNAME', 'bluegreen_expire_sessions'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.session_state(OUT missing bigint, OUT late bigint,
+	OUT purged bigint)
+AS 'MODULE_PATHNAME', 'bluegreen_session_state'
+LANGUAGE C VOLATILE STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.session_merge()
+RETURNS trigger
+AS 'MODULE_PATHNAME', 'bluegreen_session_merge'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE TRIGGER session_merge BEFORE UPDATE ON bluegreen.session
+	FOR EACH ROW EXECUTE FUNCTION bluegreen.session_merge();
+ALTER TABLE bluegreen.session ENABLE REPLICA TRIGGER session_merge;
+
 CREATE FUNCTION bluegreen.token(deployment name DEFAULT NULL)
 RETURNS text
 AS 'MODULE_PATHNAME', 'bluegreen_token'
@@ -1445,6 +1527,23 @@ FROM bluegreen.fence f
 		FROM bluegreen.fence_writer) w
 ORDER BY f.name, f.side;
 
+CREATE VIEW bluegreen.stat_session AS
+SELECT s.live,
+	s.expired,
+	s.deleted,
+	s.oldest_expiry,
+	c.missing,
+	c.late,
+	c.purged
+FROM (SELECT count(*) FILTER (WHERE deleted_at IS NULL
+			AND expires_at > clock_timestamp()) AS live,
+		count(*) FILTER (WHERE deleted_at IS NULL
+			AND expires_at <= clock_timestamp()) AS expired,
+		count(*) FILTER (WHERE deleted_at IS NOT NULL) AS deleted,
+		min(expires_at) AS oldest_expiry
+	FROM bluegreen.session) s
+	CROSS JOIN bluegreen.session_state() c;
+
 CREATE VIEW bluegreen.drain AS
 SELECT d.name AS deployment,
 	c.name,
@@ -1559,6 +1658,17 @@ REVOKE ALL ON FUNCTION bluegreen.update_rows(regclass, name[], name[], bytea,
 	bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.delete_rows(regclass, name[], bytea, bigint)
 	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.create_session(interval, jsonb, text)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.read_session(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.touch_session(text, interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.write_session(text, jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.write_session_attribute(text, text, jsonb)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.delete_session(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.expire_sessions(bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.session_state() FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.session_merge() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.note_reached(pg_lsn) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_create(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_setup(text) FROM PUBLIC;
@@ -1607,12 +1717,14 @@ REVOKE ALL ON FUNCTION bluegreen.slot_state(name) FROM PUBLIC;
 
 -- A view's functions run with its reader's rights.
 GRANT EXECUTE ON FUNCTION bluegreen.stream_state(), bluegreen.table_state(),
-	bluegreen.copy_state(), bluegreen.slot_state(name) TO pg_monitor;
+	bluegreen.copy_state(), bluegreen.slot_state(name),
+	bluegreen.session_state() TO pg_monitor;
 GRANT SELECT ON bluegreen.status, bluegreen.stat_stream, bluegreen.stat_table,
 	bluegreen.copy_progress, bluegreen.chunk, bluegreen.conflict,
 	bluegreen.event, bluegreen.mapping, bluegreen.verification,
 	bluegreen.difference, bluegreen.fence_state, bluegreen.fence_writer,
-	bluegreen.switch_state, bluegreen.drain, bluegreen.router TO pg_monitor;
+	bluegreen.switch_state, bluegreen.drain, bluegreen.router,
+	bluegreen.stat_session TO pg_monitor;
 
 --
 -- Comments
@@ -1669,6 +1781,8 @@ COMMENT ON TABLE bluegreen.switch IS
 	'the last switchover or rollback that began on this side; see view switch_state';
 COMMENT ON TABLE bluegreen.drain_condition IS
 	'what a switchover waits for; see view drain';
+COMMENT ON TABLE bluegreen.session IS
+	'sessions of users, read and written by functions; see view stat_session';
 COMMENT ON TABLE bluegreen.fence_target IS
 	'on a target: the tables that streams write to, as the fence reads them';
 COMMENT ON TABLE bluegreen.fence_local IS
@@ -1767,6 +1881,24 @@ COMMENT ON FUNCTION bluegreen.check_rows(bigint[]) IS
 	'for streams, on a target: error unless the statements since the last check affected as many rows each';
 COMMENT ON FUNCTION bluegreen.begin_apply() IS
 	'for streams, on a target: make this session one that applies changes, for good';
+COMMENT ON FUNCTION bluegreen.create_session(interval, jsonb, text) IS
+	'begin a session that expires so long after it was last touched; returns its id, random unless given';
+COMMENT ON FUNCTION bluegreen.read_session(text) IS
+	'data of a session; null if there is none that has not expired or been deleted';
+COMMENT ON FUNCTION bluegreen.touch_session(text, interval) IS
+	'let a session expire later: its lifetime from now, or the one given; false if there is none';
+COMMENT ON FUNCTION bluegreen.write_session(text, jsonb) IS
+	'replace the data of a session and touch it; false if there is none';
+COMMENT ON FUNCTION bluegreen.write_session_attribute(text, text, jsonb) IS
+	'set one attribute of a session''s data, null: remove it, and touch the session; false if there is none';
+COMMENT ON FUNCTION bluegreen.delete_session(text) IS
+	'log out: end a session on both sides; false if there is none';
+COMMENT ON FUNCTION bluegreen.expire_sessions(bigint) IS
+	'remove sessions that expired longer than bluegreen.session_retention ago, which also happens by itself; returns how many';
+COMMENT ON FUNCTION bluegreen.session_state() IS
+	'what is counted of sessions; see view stat_session';
+COMMENT ON FUNCTION bluegreen.session_merge() IS
+	'trigger in sessions that apply: the other side''s row of a session meets the one that is here';
 COMMENT ON FUNCTION bluegreen.note_reached(pg_lsn) IS
 	'for streams, on a target: let who waits know how far the stream is, with nothing to apply';
 COMMENT ON FUNCTION bluegreen.token(name) IS
@@ -1904,6 +2036,14 @@ COMMENT ON VIEW bluegreen.fence_state IS
 	'does this side take writes, and who is held or waited for if a fence is raised';
 COMMENT ON VIEW bluegreen.switch_state IS
 	'which side is the active one, since when, what moves are under way and what a rollback would do';
+COMMENT ON VIEW bluegreen.stat_session IS
+	'how many sessions there are, and what was counted since the server was started';
+COMMENT ON COLUMN bluegreen.stat_session.missing IS
+	'changes for a session that is not there';
+COMMENT ON COLUMN bluegreen.stat_session.late IS
+	'changes of the other side for a session that is deleted';
+COMMENT ON COLUMN bluegreen.stat_session.purged IS
+	'expired and deleted sessions that were removed';
 COMMENT ON VIEW bluegreen.drain IS
 	'conditions that a switchover waits for';
 COMMENT ON VIEW bluegreen.fence_writer IS

@@ -64,7 +64,8 @@ const int	apply_privilege_count = lengthof(apply_privileges);
 static const char granted_tables[] =
 "SELECT c.oid FROM pg_catalog.pg_class c "
 "WHERE c.relkind IN ('r', 'p') AND c.relowner <> $1 "
-"AND c.relnamespace <> 'bluegreen'::pg_catalog.regnamespace "
+"AND (c.relnamespace <> 'bluegreen'::pg_catalog.regnamespace "
+" OR c.relname = 'session') "
 "AND EXISTS (SELECT FROM pg_catalog.aclexplode(c.relacl) a "
 " WHERE a.grantee = $1 AND a.privilege_type = 'TRUNCATE') "
 "ORDER BY c.oid::pg_catalog.regclass::text";

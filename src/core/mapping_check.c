@@ -134,6 +134,15 @@ check_readable(Relation source, const char *name, Oid owner)
 }
 
 /*
+ * Our own tables are not mapped; but sessions are users' data.
+ */
+static bool
+is_own_table(const char *schema, const char *table)
+{
+	return strcmp(schema, BG_SCHEMA) == 0 && strcmp(table, "session") != 0;
+}
+
+/*
  * Error unless the relation can be the source of a mapping of this owner.
  * Takes AccessShareLock on it and keeps it until the end of the transaction.
  */
@@ -154,8 +163,8 @@ source_check(Oid source, Oid owner)
 	relation = table_open(source, AccessShareLock);
 	check_not_system(source < FirstNormalObjectId ||
 					 IsCatalogRelation(relation) ||
-					 namespace == get_namespace_oid(BG_SCHEMA, true),
-					 name, "");
+					 is_own_table(get_namespace_name(namespace),
+								  get_rel_name(source)), name, "");
 	check_persistence(relation->rd_rel->relpersistence, name, "");
 	check_not_partition(relation, name);
 	check_readable(relation, name, owner);
@@ -218,7 +227,8 @@ target_require(Peer *peer, const MapRequest *request)
 				 errhint("Create it there, or name another with \"target\".")));
 	check_kind(target->kind, name, where);
 	check_not_system(target->is_system ||
-					 strcmp(target->schema, BG_SCHEMA) == 0, name, where);
+					 is_own_table(target->schema, request->target_table),
+					 name, where);
 	check_persistence(target->persistence, name, where);
 	if (target->key_is_deferrable)
 		ereport(ERROR,

@@ -36,6 +36,8 @@ int			bg_restart_delay = 1000;
 int			bg_restart_delay_max = 60000;
 int			bg_idle_progress_interval = 10000;
 int			bg_event_retention = 43200;
+int			bg_session_purge_interval = 60000;
+int			bg_session_retention = 3600;
 int			bg_long_transaction = 60;
 bool		bg_allow_target_writes = false;
 char	   *bg_switchover_stop_at = NULL;
@@ -147,6 +149,19 @@ static const Setting settings[] = {
 		PGC_SIGHUP, GUC_UNIT_MIN,
 		"Deletes events and conflicts that are older than this.",
 		"0 keeps them for ever."
+	},
+	{
+		"bluegreen.session_purge_interval", &bg_session_purge_interval,
+		0, 24 * 3600 * 1000,
+		PGC_SIGHUP, GUC_UNIT_MS,
+		"Sets the time between removals of expired sessions.",
+		"0 removes none but by bluegreen.expire_sessions()."
+	},
+	{
+		"bluegreen.session_retention", &bg_session_retention, 0, 366 * 24 * 3600,
+		PGC_SIGHUP, GUC_UNIT_S,
+		"Keeps sessions this long after they have expired.",
+		"Longer than a change of the other side may be under way."
 	},
 	{
 		"bluegreen.long_transaction", &bg_long_transaction, 0, INT_MAX,

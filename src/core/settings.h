@@ -42,6 +42,10 @@ extern bool bg_allow_target_writes;
 /* switchover */
 extern char *bg_switchover_stop_at; /* for tests: name of a step */
 
+/* sessions */
+extern int	bg_session_purge_interval;	/* ms, 0 = never by itself */
+extern int	bg_session_retention;	/* seconds after the expiry */
+
 /* history */
 extern int	bg_event_retention; /* minutes */
 extern int	bg_long_transaction;	/* seconds */
