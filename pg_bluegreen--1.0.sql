@@ -711,6 +711,38 @@ AS 'MODULE_PATHNAME', 'bluegreen_wait_for_token'
 LANGUAGE C
 SET search_path = pg_catalog, pg_temp;
 
+CREATE FUNCTION bluegreen.prepare_sessions(source regclass, preset text,
+	side text, options jsonb DEFAULT NULL)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_prepare_sessions'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.adopt_sessions(deployment name, source regclass,
+	preset text, options jsonb DEFAULT NULL)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_adopt_sessions'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.release_sessions(source regclass)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_release_sessions'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.session_rules()
+RETURNS trigger
+AS 'MODULE_PATHNAME', 'bluegreen_session_rules'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.session_gone()
+RETURNS trigger
+AS 'MODULE_PATHNAME', 'bluegreen_session_gone'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
 --
 -- For blue, on green: the deployment's second row and its derived mappings
 --
@@ -1669,6 +1701,13 @@ REVOKE ALL ON FUNCTION bluegreen.delete_session(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.expire_sessions(bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.session_state() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.session_merge() FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.prepare_sessions(regclass, text, text, jsonb)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.adopt_sessions(name, regclass, text, jsonb)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.release_sessions(regclass) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.session_rules() FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.session_gone() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.note_reached(pg_lsn) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_create(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_setup(text) FROM PUBLIC;
@@ -1899,6 +1938,16 @@ COMMENT ON FUNCTION bluegreen.session_state() IS
 	'what is counted of sessions; see view stat_session';
 COMMENT ON FUNCTION bluegreen.session_merge() IS
 	'trigger in sessions that apply: the other side''s row of a session meets the one that is here';
+COMMENT ON FUNCTION bluegreen.prepare_sessions(regclass, text, text, jsonb) IS
+	'have the session table of a framework follow the rules of sessions on this side, blue or green';
+COMMENT ON FUNCTION bluegreen.adopt_sessions(name, regclass, text, jsonb) IS
+	'prepare the session table of a framework on blue and map it in both directions; returns the number of mappings';
+COMMENT ON FUNCTION bluegreen.release_sessions(regclass) IS
+	'take away from a session table what prepare_sessions() has added';
+COMMENT ON FUNCTION bluegreen.session_rules() IS
+	'trigger of adopted session tables: stamps, tombstones, and rows of both sides that meet';
+COMMENT ON FUNCTION bluegreen.session_gone() IS
+	'trigger of tombstones in sessions that apply: what the other side has deleted is deleted';
 COMMENT ON FUNCTION bluegreen.note_reached(pg_lsn) IS
 	'for streams, on a target: let who waits know how far the stream is, with nothing to apply';
 COMMENT ON FUNCTION bluegreen.token(name) IS

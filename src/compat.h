@@ -396,6 +396,16 @@ init_range_table(EState *estate, Relation rel, Bitmapset *updated)
 #endif
 }
 
+/* 16 has one function for the owners of all kinds of objects. */
+#include "catalog/pg_class_d.h"
+#include "utils/acl.h"
+#if PG_VERSION_NUM >= 160000
+#define owns_table(relid) \
+	object_ownercheck(RelationRelationId, relid, GetUserId())
+#else
+#define owns_table(relid) pg_class_ownercheck(relid, GetUserId())
+#endif
+
 /* How many sessions may have an origin: 18 has a setting of its own. */
 #include "replication/origin.h"
 #if PG_VERSION_NUM >= 180000

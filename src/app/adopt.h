@@ -8,8 +8,6 @@
 #ifndef BG_ADOPT_H
 #define BG_ADOPT_H
 
-#include "nodes/pg_list.h"
-
 /* What an adopted table gets, and its table of tombstones. */
 #define STORE_STAMP		"bluegreen_stamp"
 #define STORE_UNTIL		"bluegreen_until"
@@ -19,18 +17,24 @@
 /* The stamp of a tombstone that nothing is newer than. */
 #define STAMP_FOR_GOOD	PG_INT64_MAX
 
-/* What a table of sessions is like; lists of char *, names of columns. */
+/*
+ * What a table of sessions is like.  Several columns are a text[] literal.
+ */
 typedef struct SessionStore
 {
-	List	   *key;			/* the natural one */
-	List	   *touch;			/* the later value counts, each by itself */
-	List	   *own;			/* not carried: each side has its own */
-	char	   *expiry;			/* column that tells when a session ends */
-	char	   *kind;			/* ... and how: see expiry_sql() */
-	char	   *lifetime;		/* interval, added to it */
-	char	   *rows;			/* table of rows that belong to a session: what
+	const char *name;			/* of a preset */
+	const char *key;			/* the natural one */
+	const char *touch;			/* the later value counts, each by itself */
+	const char *own;			/* not carried: each side has its own */
+	const char *expiry;			/* column that tells when a session ends */
+	const char *kind;			/* ... and how: see expiry_sql() */
+	const char *lifetime;		/* interval, added to it */
+	const char *rows;			/* table of rows that belong to a session: what
 								 * follows on the table's name; NULL = none */
-	List	   *rows_key;		/* its key, which begins with the session's */
+	const char *rows_key;		/* its key ... */
+	const char *rows_session;	/* ... and the column of it that is the session's
+								 * key, of one column then */
+	const char *session;
 } SessionStore;
 
 /* Arguments of trigger session_rules(), as they stand in pg_trigger. */
@@ -58,7 +62,7 @@ typedef enum GoneArgument
 	GONE_ARGUMENTS
 } GoneArgument;
 
-extern SessionStore *session_store_preset(const char *name);
+extern const SessionStore *session_store_preset(const char *name);
 extern const char *expiry_sql(const char *kind);	/* NULL: no such kind */
 
 #endif							/* BG_ADOPT_H */

@@ -25,58 +25,37 @@ static const char *const expiry_kinds[][2] = {
 	"to_timestamp((least($1, 32503680000000) / 1000.0)::float8)"},
 };
 
-/* A preset; lists are columns with blanks between. */
-typedef struct Preset
-{
-	const char *name;
-	const char *key;
-	const char *touch;
-	const char *own;
-	const char *expiry;
-	const char *kind;
-	const char *lifetime;
-	const char *rows;
-	const char *rows_key;
-} Preset;
-
-static const Preset presets[] = {
+static const SessionStore presets[] = {
 	{
-		"connect-pg-simple", "sid", "expire", "",
-		"expire", "timestamp", "0", NULL, NULL
+		"connect-pg-simple", "{sid}", "{expire}", "{}",
+		"expire", "timestamp", "0"
 	},
 	{
-		"spring-session", "primary_id", "last_access_time expiry_time", "",
-		"expiry_time", "milliseconds", "0",
-		"_attributes", "session_primary_id attribute_name"
+		"spring-session", "{primary_id}", "{last_access_time,expiry_time}",
+		"{}", "expiry_time", "milliseconds", "0",
+		"_attributes", "{session_primary_id,attribute_name}",
+		"session_primary_id", "primary_id"
 	},
 	{
-		"django", "session_key", "expire_date", "",
-		"expire_date", "timestamptz", "0", NULL, NULL
+		"django", "{session_key}", "{expire_date}", "{}",
+		"expire_date", "timestamptz", "0"
 	},
 	{							/* db:sessions:trim removes after 30 days */
-		"rails", "session_id", "updated_at", "id",
-		"updated_at", "utc", "30 days", NULL, NULL
+		"rails", "{session_id}", "{updated_at}", "{id}",
+		"updated_at", "utc", "30 days"
 	},
 	{							/* config/session.php: lifetime 120 */
-		"laravel", "id", "last_activity", "",
-		"last_activity", "seconds", "120 minutes", NULL, NULL
+		"laravel", "{id}", "{last_activity}", "{}",
+		"last_activity", "seconds", "120 minutes"
 	},
 	{
-		"symfony", "sess_id", "sess_lifetime sess_time", "",
-		"sess_lifetime", "seconds", "0", NULL, NULL
+		"symfony", "{sess_id}", "{sess_lifetime,sess_time}", "{}",
+		"sess_lifetime", "seconds", "0"
+	},
+	{							/* all of it by options */
+		"custom", "{}", "{}", "{}", NULL, "timestamptz", "0"
 	}
 };
-
-static List *
-words(const char *text)
-{
-	List	   *result = NIL;
-	char	   *copy = pstrdup(text ? text : "");
-
-	for (char *word = strtok(copy, " "); word; word = strtok(NULL, " "))
-		result = lappend(result, pstrdup(word));
-	return result;
-}
 
 /*
  * SQL of a kind of that name, or NULL.
@@ -93,27 +72,12 @@ expiry_sql(const char *kind)
 /*
  * A preset; error if there is none of that name.
  */
-SessionStore *
+const SessionStore *
 session_store_preset(const char *name)
 {
 	for (int i = 0; i < lengthof(presets); i++)
-	{
-		const Preset *p = &presets[i];
-		SessionStore *store;
-
-		if (strcmp(p->name, name) != 0)
-			continue;
-		store = palloc0_object(SessionStore);
-		store->key = words(p->key);
-		store->touch = words(p->touch);
-		store->own = words(p->own);
-		store->expiry = pstrdup(p->expiry);
-		store->kind = pstrdup(p->kind);
-		store->lifetime = pstrdup(p->lifetime);
-		store->rows = p->rows ? pstrdup(p->rows) : NULL;
-		store->rows_key = words(p->rows_key);
-		return store;
-	}
+		if (strcmp(presets[i].name, name) == 0)
+			return &presets[i];
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg("unknown preset of session tables: \"%s\"", name),

@@ -28,7 +28,6 @@
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
-#include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/timestamp.h"
@@ -48,27 +47,33 @@ typedef struct RuleCall
 	char	   *schema;
 	char	   *gone;			/* quoted */
 	List	   *key;
+	List	   *touch;
+	List	   *own;
 	Oid			userid;			/* to return to */
 	int			sec_context;
 } RuleCall;
 
 /* ---- helpers ---- */
 
+/* A text[] literal as names. */
 static List *
 names(const char *array)
 {
-	Datum		value = OidInputFunctionCall(F_ARRAY_IN, unconstify(char *, array),
-											 TEXTOID, -1);
+	Oid			input;
+	Oid			ioparam;
+	Datum		value;
 
+	getTypeInputInfo(TEXTARRAYOID, &input, &ioparam);
+	value = OidInputFunctionCall(input, unconstify(char *, array), ioparam, -1);
 	return mapping_names_argument(DatumGetArrayTypeP(value), TEXTOID);
 }
 
 static bool
-is_among(const char *name, const char *array)
+is_among(const char *name, List *list)
 {
 	ListCell   *lc;
 
-	foreach(lc, names(array))
+	foreach(lc, list)
 	{
 		if (strcmp(lfirst(lc), name) == 0)
 			return true;
@@ -348,10 +353,10 @@ column_rule(const RuleCall *call, int i)
 
 	if (att->attisdropped || att->attgenerated != '\0' ||
 		strcmp(name, STORE_STAMP) == 0 ||
-		is_among(name, call->args[RULE_KEY]) ||
-		is_among(name, call->args[RULE_OWN]))
+		is_among(name, call->key) ||
+		is_among(name, call->own))
 		return COLUMN_STAYS;
-	return is_among(name, call->args[RULE_TOUCH]) ? COLUMN_LATER :
+	return is_among(name, call->touch) ? COLUMN_LATER :
 		COLUMN_PAYLOAD;
 }
 
@@ -527,6 +532,8 @@ bluegreen_session_rules(PG_FUNCTION_ARGS)
 
 	begin_call(&call, fcinfo, RULE_ARGUMENTS);
 	call.key = names(call.args[RULE_KEY]);
+	call.touch = names(call.args[RULE_TOUCH]);
+	call.own = names(call.args[RULE_OWN]);
 	call.gone = table_name(&call,
 						   psprintf("%s" STORE_GONE,
 									RelationGetRelationName(call.trigger->tg_relation)));

@@ -1,0 +1,540 @@
+/*-------------------------------------------------------------------------
+ *
+ * adopt.c
+ *		Session tables of frameworks: what makes them follow the rules of
+ *		sessions on both sides, and their mappings.
+ *
+ * The application goes on as it is.  Its table gets
+ *
+ *		a column	bluegreen_stamp: when, and on which side, what is in the row
+ *					was written (times of a touch excepted)
+ *		a trigger	session_rules(), which keeps the stamp and merges rows that
+ *					meet (adopt_rules.c)
+ *		a table		of tombstones, beside it and of the same owner, for sessions
+ *					that were logged out, until they would have expired
+ *
+ * and REPLICA IDENTITY FULL, so that a change carries the whole row: a touch
+ * does not carry data that is stored out of line, and the other side may not
+ * have the row.  Both tables are mapped in both directions as upserts, with
+ * deletes ignored: a logout comes as a tombstone, the removal of what has
+ * expired does not come at all.
+ *
+ * The stamp is in the row because it must come with it, and is compared when it
+ * has come; a table beside it is another row of another statement.
+ *
+ * Each side is prepared by the table's owner; no role of the other side could.
+ * What is done is fixed DDL with the table's names, run as the bootstrap
+ * superuser: the triggers are for nobody else to make, since they act as the
+ * table's owner.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "app/adopt.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
+#include "compat.h"
+#include "core/definition.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+
+PG_FUNCTION_INFO_V1(bluegreen_prepare_sessions);
+PG_FUNCTION_INFO_V1(bluegreen_adopt_sessions);
+PG_FUNCTION_INFO_V1(bluegreen_release_sessions);
+
+/* A table that gets or loses what the rules need. */
+typedef struct Adoption
+{
+	char	   *schema;
+	char	   *table;
+	char	   *owner;			/* quoted */
+	const char *key;			/* text[] */
+	const char *own;			/* text[] */
+	const char *rules[RULE_ARGUMENTS];
+	const char *rows;			/* table, or "" */
+	const char *rows_session;
+} Adoption;
+
+/* ---- arguments ---- */
+
+static void
+check_table(Oid relid)
+{
+	char	   *name = get_rel_name(relid);
+
+	if (name == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation with OID %u does not exist", relid)));
+	if (!owns_table(relid))
+		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_TABLE, name);
+	if (get_rel_relkind(relid) != RELKIND_RELATION)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("\"%s\" is not an ordinary table", name)));
+	if (get_rel_persistence(relid) != RELPERSISTENCE_PERMANENT)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("cannot adopt table \"%s\" because it is unlogged or temporary",
+						name),
+				 errhint("Use ALTER TABLE %s SET LOGGED.",
+						 quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
+													name))));
+	if (strlen(name) + strlen(STORE_GONE) >= NAMEDATALEN)
+		ereport(ERROR,
+				(errcode(ERRCODE_NAME_TOO_LONG),
+				 errmsg("name of table \"%s\" is too long to put \"%s\" behind it",
+						name, STORE_GONE)));
+}
+
+/* An option, or what the preset says. */
+static const char *
+option(const CatalogAccess *access, int column, const char *preset)
+{
+	char	   *value = catalog_text(access, 0, column);
+
+	return value != NULL ? value : preset;
+}
+
+/*
+ * Options replace what the preset says.
+ */
+static SessionStore
+read_store(FunctionCallInfo fcinfo, int preset, int options)
+{
+	SessionStore store;
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	require_argument(fcinfo, preset, "preset");
+	store = *session_store_preset(text_to_cstring(PG_GETARG_TEXT_PP(preset)));
+	catalog_arg(&args, JSONBOID,
+				PG_ARGISNULL(options) ? (Datum) 0 : PG_GETARG_DATUM(options));
+	if (PG_ARGISNULL(options))
+		args.nulls[0] = 'n';
+	catalog_begin(&access);
+	catalog_run("SELECT (SELECT array_agg(e)::text "
+				" FROM jsonb_array_elements_text($1 -> 'key') e), "
+				"(SELECT array_agg(e)::text "
+				" FROM jsonb_array_elements_text($1 -> 'touch') e), "
+				"(SELECT array_agg(e)::text "
+				" FROM jsonb_array_elements_text($1 -> 'own') e), "
+				"$1 ->> 'expiry', $1 ->> 'kind', "
+				"($1 ->> 'lifetime')::interval::text, "
+				"(SELECT string_agg(k, ', ') FROM jsonb_object_keys($1) k "
+				" WHERE k NOT IN ('key', 'touch', 'own', 'expiry', 'kind', "
+				" 'lifetime'))", &args, SPI_OK_SELECT);
+	store.key = option(&access, 1, store.key);
+	store.touch = option(&access, 2, store.touch);
+	store.own = option(&access, 3, store.own);
+	store.expiry = option(&access, 4, store.expiry);
+	store.kind = option(&access, 5, store.kind);
+	store.lifetime = option(&access, 6, store.lifetime);
+	if (catalog_text(&access, 0, 7) != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("unknown option of a session table: %s",
+						catalog_text(&access, 0, 7)),
+				 errhint("Valid options are key, touch, own, expiry, kind and lifetime.")));
+	catalog_end(&access);
+	if (store.expiry == NULL || strcmp(store.key, "{}") == 0 ||
+		expiry_sql(store.kind) == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("options of the session table are not complete"),
+				 errdetail("A custom table needs a key and the column of its expiry; its kind is timestamptz, timestamp, utc, seconds or milliseconds.")));
+	return store;
+}
+
+static Adoption
+describe(Oid relid)
+{
+	Adoption	a = {0};
+	Relation	relation = table_open(relid, AccessShareLock);
+
+	a.schema = get_namespace_name(RelationGetNamespace(relation));
+	a.table = pstrdup(RelationGetRelationName(relation));
+	a.owner = pstrdup(quote_identifier(GetUserNameFromId(relation->rd_rel->relowner,
+														  false)));
+	table_close(relation, NoLock);
+	return a;
+}
+
+static Adoption
+sessions_of(Oid relid, const SessionStore *store, const char *side)
+{
+	Adoption	a = describe(relid);
+
+	a.key = store->key;
+	a.own = store->own;
+	a.rules[RULE_SIDE] = side;
+	a.rules[RULE_KEY] = store->key;
+	a.rules[RULE_TOUCH] = store->touch;
+	a.rules[RULE_OWN] = store->own;
+	a.rules[RULE_EXPIRY] = store->expiry;
+	a.rules[RULE_KIND] = store->kind;
+	a.rules[RULE_LIFETIME] = store->lifetime;
+	a.rules[RULE_PARENT] = "";
+	a.rules[RULE_PARENT_KEY] = "";
+	a.rows = store->rows == NULL ? "" : psprintf("%s%s", a.table, store->rows);
+	a.rows_session = store->rows_session ? store->rows_session : "";
+	return a;
+}
+
+static Adoption
+rows_of(Oid relid, const SessionStore *store, const Adoption *sessions)
+{
+	Adoption	a = describe(relid);
+
+	a.key = store->rows_key;
+	a.own = "{}";
+	a.rules[RULE_SIDE] = sessions->rules[RULE_SIDE];
+	a.rules[RULE_KEY] = store->rows_key;
+	a.rules[RULE_TOUCH] = "{}";
+	a.rules[RULE_OWN] = "{}";
+	a.rules[RULE_EXPIRY] = "";
+	a.rules[RULE_KIND] = "timestamptz";
+	a.rules[RULE_LIFETIME] = "0";
+	a.rules[RULE_PARENT] = sessions->table;
+	a.rules[RULE_PARENT_KEY] = store->session;
+	a.rows = "";
+	a.rows_session = "";
+	return a;
+}
+
+/*
+ * The table of rows that belong to sessions; invalid if there is to be none.
+ */
+static Oid
+rows_table(Oid relid, const Adoption *sessions)
+{
+	Oid			rows;
+
+	if (sessions->rows[0] == '\0')
+		return InvalidOid;
+	rows = get_relname_relid(sessions->rows, get_rel_namespace(relid));
+	if (!OidIsValid(rows))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation \"%s.%s\" does not exist", sessions->schema,
+						sessions->rows)));
+	check_table(rows);
+	return rows;
+}
+
+/* ---- preparing a table ---- */
+
+static char *
+quoted(const Adoption *a, const char *suffix)
+{
+	return quote_qualified_identifier(a->schema,
+									  psprintf("%s%s", a->table, suffix));
+}
+
+/* "a, b", quoted, of a text[] literal */
+static char *
+column_list(const CatalogAccess *access, const char *array)
+{
+	CatalogArgs args = {0};
+
+	catalog_arg_text(&args, array);
+	catalog_run("SELECT string_agg(quote_ident(c), ', ' ORDER BY o) "
+				"FROM unnest($1::text[]) WITH ORDINALITY u (c, o)", &args,
+				SPI_OK_SELECT);
+	return catalog_text(access, 0, 1);
+}
+
+/*
+ * Error if the table lacks one of the columns.
+ */
+static void
+check_columns(const CatalogAccess *access, Oid relid, const Adoption *a)
+{
+	CatalogArgs args = {0};
+
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(relid));
+	catalog_arg_text(&args, a->rules[RULE_KEY]);
+	catalog_arg_text(&args, a->rules[RULE_TOUCH]);
+	catalog_arg_text(&args, a->rules[RULE_OWN]);
+	catalog_arg_text(&args, a->rules[RULE_EXPIRY]);
+	catalog_run("SELECT min(c) FROM unnest($2::text[] || $3::text[] || "
+				"$4::text[] || nullif($5, '')) c WHERE c IS NOT NULL "
+				"AND NOT EXISTS (SELECT FROM pg_attribute a "
+				"WHERE a.attrelid = $1 AND a.attname = c AND a.attnum > 0 "
+				"AND NOT a.attisdropped)", &args, SPI_OK_SELECT);
+	if (catalog_text(access, 0, 1) != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_COLUMN),
+				 errmsg("column \"%s\" of table \"%s\" does not exist",
+						catalog_text(access, 0, 1), a->table),
+				 errhint("Is it the preset of this framework? Names of columns are given as options.")));
+}
+
+static void
+ddl(const char *sql)
+{
+	if (SPI_execute(sql, false, 0) < 0)
+		elog(ERROR, "could not execute \"%s\"", sql);
+}
+
+static void
+drop_triggers(const Adoption *a)
+{
+	ddl(psprintf("DROP TRIGGER IF EXISTS " STORE_TRIGGER " ON %s",
+				 quoted(a, "")));
+	if (OidIsValid(get_relname_relid(psprintf("%s" STORE_GONE, a->table),
+									 get_namespace_oid(a->schema, false))))
+		ddl(psprintf("DROP TRIGGER IF EXISTS " STORE_TRIGGER " ON %s",
+					 quoted(a, STORE_GONE)));
+}
+
+static void
+create_triggers(const Adoption *a)
+{
+	StringInfoData arguments;
+
+	initStringInfo(&arguments);
+	for (int i = 0; i < RULE_ARGUMENTS; i++)
+		appendStringInfo(&arguments, "%s%s", i > 0 ? ", " : "",
+						 quote_literal_cstr(a->rules[i]));
+	ddl(psprintf("CREATE TRIGGER " STORE_TRIGGER " BEFORE INSERT OR UPDATE "
+				 "OR DELETE ON %s FOR EACH ROW "
+				 "EXECUTE FUNCTION bluegreen.session_rules(%s)",
+				 quoted(a, ""), arguments.data));
+	ddl(psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER " STORE_TRIGGER,
+				 quoted(a, "")));
+	ddl(psprintf("CREATE TRIGGER " STORE_TRIGGER " BEFORE INSERT OR UPDATE "
+				 "ON %s FOR EACH ROW "
+				 "EXECUTE FUNCTION bluegreen.session_gone(%s, %s, %s, %s)",
+				 quoted(a, STORE_GONE), quote_literal_cstr(a->table),
+				 quote_literal_cstr(a->key), quote_literal_cstr(a->rows),
+				 quote_literal_cstr(a->rows_session)));
+	ddl(psprintf("ALTER TABLE %s ENABLE REPLICA TRIGGER " STORE_TRIGGER,
+				 quoted(a, STORE_GONE)));
+}
+
+/*
+ * Give a table what it needs; again, if some of it is there.
+ */
+static void
+prepare_table(Oid relid, const Adoption *a)
+{
+	CatalogAccess access;
+	char	   *key;
+
+	catalog_begin(&access);
+	check_columns(&access, relid, a);
+	key = column_list(&access, a->key);
+	drop_triggers(a);
+	ddl(psprintf("ALTER TABLE %s ADD COLUMN IF NOT EXISTS " STORE_STAMP
+				 " bigint NOT NULL DEFAULT 0, REPLICA IDENTITY FULL",
+				 quoted(a, "")));
+	if (!OidIsValid(get_relname_relid(psprintf("%s" STORE_GONE, a->table),
+									  get_rel_namespace(relid))))
+	{
+		ddl(psprintf("CREATE TABLE %s AS SELECT %s FROM %s WITH NO DATA",
+					 quoted(a, STORE_GONE), key, quoted(a, "")));
+		ddl(psprintf("ALTER TABLE %s ADD COLUMN " STORE_UNTIL
+					 " timestamptz NOT NULL, ADD COLUMN " STORE_STAMP
+					 " bigint NOT NULL, ADD PRIMARY KEY (%s)",
+					 quoted(a, STORE_GONE), key));
+		ddl(psprintf("ALTER TABLE %s OWNER TO %s", quoted(a, STORE_GONE),
+					 a->owner));
+	}
+	create_triggers(a);
+	catalog_end(&access);
+}
+
+static void
+prepare(Oid relid, const SessionStore *store, const char *side)
+{
+	Adoption	sessions = sessions_of(relid, store, side);
+	Oid			rows = rows_table(relid, &sessions);
+
+	prepare_table(relid, &sessions);
+	if (OidIsValid(rows))
+	{
+		Adoption	a = rows_of(rows, store, &sessions);
+
+		prepare_table(rows, &a);
+	}
+}
+
+/*
+ * bluegreen.prepare_sessions(source regclass, preset text, side text, options
+ * jsonb): have a framework's session table follow the rules of sessions on this
+ * side.  For its owner.  Locks it exclusively until the end of the transaction.
+ */
+Datum
+bluegreen_prepare_sessions(PG_FUNCTION_ARGS)
+{
+	SessionStore store;
+	char	   *side;
+
+	require_argument(fcinfo, 0, "source");
+	require_argument(fcinfo, 2, "side");
+	require_writable("bluegreen.prepare_sessions");
+	side = text_to_cstring(PG_GETARG_TEXT_PP(2));
+	if (strcmp(side, "blue") != 0 && strcmp(side, "green") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for argument \"%s\": \"%s\"", "side",
+						side),
+				 errhint("Valid values are \"%s\" and \"%s\".", "blue",
+						 "green")));
+	check_table(PG_GETARG_OID(0));
+	store = read_store(fcinfo, 1, 3);
+	prepare(PG_GETARG_OID(0), &store, side);
+	PG_RETURN_VOID();
+}
+
+/*
+ * bluegreen.release_sessions(source regclass): take all of that away again.
+ * Errors: the table is mapped.
+ */
+Datum
+bluegreen_release_sessions(PG_FUNCTION_ARGS)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	Adoption	a;
+
+	require_argument(fcinfo, 0, "source");
+	require_writable("bluegreen.release_sessions");
+	check_table(PG_GETARG_OID(0));
+	a = describe(PG_GETARG_OID(0));
+	catalog_begin(&access);
+	catalog_arg(&args, OIDOID, PG_GETARG_DATUM(0));
+	if (catalog_run("SELECT FROM bluegreen.table_mapping WHERE source = $1",
+					&args, SPI_OK_SELECT) > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("table \"%s\" is mapped", a.table),
+				 errhint("Use bluegreen.unmap_table() first, or release it when the deployment is gone.")));
+	drop_triggers(&a);
+	ddl(psprintf("ALTER TABLE %s DROP COLUMN IF EXISTS " STORE_STAMP,
+				 quoted(&a, "")));
+	ddl(psprintf("DROP TABLE IF EXISTS %s", quoted(&a, STORE_GONE)));
+	catalog_end(&access);
+	PG_RETURN_VOID();
+}
+
+/* ---- mappings ---- */
+
+/*
+ * Map one table in both directions.
+ */
+static void
+map_both(const char *deployment, const Adoption *a, const char *suffix)
+{
+	Oid			types[] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID};
+	const char *const directions[] = {"forward", "backward"};
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	char	   *transform;
+	Datum		values[5];
+
+	catalog_begin(&access);
+	catalog_arg_text(&args, quoted(a, suffix));
+	catalog_arg_text(&args, a->own);
+	catalog_run("SELECT format('SELECT %s FROM %s', string_agg("
+				"quote_ident(attname), ', ' ORDER BY attnum), $1) "
+				"FROM pg_attribute WHERE attrelid = $1::regclass "
+				"AND attnum > 0 AND NOT attisdropped AND attgenerated = '' "
+				"AND attname <> ALL ($2::name[])", &args, SPI_OK_SELECT);
+	transform = catalog_text(&access, 0, 1);
+	catalog_end(&access);
+	values[0] = CStringGetTextDatum(deployment);
+	values[1] = CStringGetTextDatum(quoted(a, suffix));
+	values[2] = CStringGetTextDatum(transform);
+	values[3] = CStringGetTextDatum(a->key);
+	for (int i = 0; i < lengthof(directions); i++)
+	{
+		values[4] = CStringGetTextDatum(directions[i]);
+		if (SPI_execute_with_args("SELECT bluegreen.map_table($1::name, $2, "
+								  "transform => $3, key => $4::text[], "
+								  "on_write => 'merge', on_delete => 'ignore', "
+								  "direction => $5)", 5, types, values, NULL,
+								  false, 0) != SPI_OK_SELECT)
+			elog(ERROR, "could not map sessions");
+	}
+}
+
+/*
+ * Error unless green's table was prepared.
+ */
+static void
+check_green(const Deployment *deployment, const Adoption *a)
+{
+	Peer	   *peer = registry_connect(deployment, false);
+	const char *args[] = {quoted(a, "")};
+	PeerResult *result;
+
+	result = peer_query(peer,
+						"SELECT pg_catalog.encode(tgargs, 'escape') "
+						"LIKE 'green%' FROM pg_catalog.pg_trigger "
+						"WHERE tgrelid = pg_catalog.to_regclass($1) "
+						"AND tgname = '" STORE_TRIGGER "' AND tgenabled = 'A'",
+						1, args);
+	peer_close(peer);
+	if (result->ntuples == 1 && result->values[0][0][0] == 't')
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("table %s on green is not prepared for sessions", args[0]),
+			 errhint("As its owner, on green: SELECT bluegreen.prepare_sessions(%s, preset, 'green');",
+					 quote_literal_cstr(args[0]))));
+}
+
+/*
+ * bluegreen.adopt_sessions(deployment name, source regclass, preset text,
+ * options jsonb) returns integer: prepare a framework's session table on blue
+ * and map it, with its tombstones, in both directions; how many mappings.
+ * Errors: those of prepare_sessions() and map_table(); green's is not prepared.
+ */
+Datum
+bluegreen_adopt_sessions(PG_FUNCTION_ARGS)
+{
+	Deployment *deployment;
+	SessionStore store;
+	Adoption	sessions;
+	Oid			rows;
+	int			n = 4;
+
+	require_argument(fcinfo, 0, "deployment");
+	require_argument(fcinfo, 1, "source");
+	require_writable("bluegreen.adopt_sessions");
+	deployment = deployment_lock(NameStr(*PG_GETARG_NAME(0)));
+	if (deployment->direction != 'f')
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("sessions are adopted on blue")));
+	check_table(PG_GETARG_OID(1));
+	store = read_store(fcinfo, 2, 3);
+	sessions = sessions_of(PG_GETARG_OID(1), &store, "blue");
+	check_green(deployment, &sessions);
+	prepare(PG_GETARG_OID(1), &store, "blue");
+	rows = rows_table(PG_GETARG_OID(1), &sessions);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	map_both(deployment->name, &sessions, "");
+	map_both(deployment->name, &sessions, STORE_GONE);
+	if (OidIsValid(rows))
+	{
+		Adoption	a = rows_of(rows, &store, &sessions);
+
+		map_both(deployment->name, &a, "");
+		map_both(deployment->name, &a, STORE_GONE);
+		n = 8;
+	}
+	if (SPI_finish() != SPI_OK_FINISH)
+		elog(ERROR, "SPI_finish failed");
+	PG_RETURN_INT32(n);
+}
