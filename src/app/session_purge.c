@@ -18,6 +18,7 @@
 
 #include "access/htup_details.h"
 #include "access/xact.h"
+#include "app/adopt.h"
 #include "app/session.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
@@ -161,6 +162,47 @@ session_note_write(void)
 /* ---- what ---- */
 
 /*
+ * Remove tombstones of adopted tables (adopt.c), as the owner of each; returns
+ * how many.  Within catalog_begin().
+ */
+static int64
+purge_tombstones(int64 max_rows)
+{
+	Oid			userid;
+	int			sec_context;
+	uint64		n;
+	int64		removed = 0;
+	SPITupleTable *tables;
+
+	n = catalog_run("SELECT c.relowner, format('%I.%I', n.nspname, c.relname) "
+					"FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid "
+					"JOIN pg_namespace n ON n.oid = c.relnamespace "
+					"WHERE t.tgfoid = 'bluegreen.session_gone'::regproc", NULL,
+					SPI_OK_SELECT);
+	tables = SPI_tuptable;
+	GetUserIdAndSecContext(&userid, &sec_context);
+	for (uint64 i = 0; i < n; i++)
+	{
+		char	   *table = SPI_getvalue(tables->vals[i], tables->tupdesc, 2);
+		bool		isnull;
+		Datum		owner = SPI_getbinval(tables->vals[i], tables->tupdesc, 1,
+										  &isnull);
+
+		SetUserIdAndSecContext(DatumGetObjectId(owner),
+							   sec_context | SECURITY_RESTRICTED_OPERATION);
+		removed += catalog_run(psprintf("DELETE FROM %s WHERE ctid = ANY "
+										"(ARRAY(SELECT ctid FROM %s WHERE "
+										STORE_UNTIL " < clock_timestamp() - "
+										"make_interval(secs => %d) LIMIT "
+										INT64_FORMAT "))", table, table,
+										bg_session_retention, max_rows),
+							   NULL, SPI_OK_DELETE);
+		SetUserIdAndSecContext(userid, sec_context);
+	}
+	return removed;
+}
+
+/*
  * Remove some rows; returns how many.  Rows that somebody has locked are left
  * for another time.
  */
@@ -180,6 +222,7 @@ purge(int64 max_rows)
 						  "- make_interval(secs => $2) "
 						  "ORDER BY expires_at LIMIT $1 "
 						  "FOR UPDATE SKIP LOCKED))", &args, SPI_OK_DELETE);
+	removed += purge_tombstones(max_rows);
 	catalog_end(&access);
 	session_count(SESSION_PURGED, removed);
 	return removed;
@@ -240,7 +283,7 @@ bluegreen_session_main(Datum arg)
 		PopActiveSnapshot();
 		CommitTransactionCommand();
 		pgstat_report_stat(false);
-	} while (removed == PURGE_ROWS);
+	} while (removed >= PURGE_ROWS);
 	proc_exit(0);
 }
 

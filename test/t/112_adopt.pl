@@ -342,6 +342,17 @@ is( $_->safe_psql('SELECT count(*) FROM bluegreen.conflict'),
   for @sides;
 
 #
+# Tombstones go when they are not needed any more
+#
+is($blue->safe_psql('SELECT bluegreen.expire_sessions()'),
+	0, 'tombstones stay until the sessions would have expired');
+$blue->safe_psql(q{UPDATE session_bluegreen_gone
+	SET bluegreen_until = now() - interval '2 hours'});
+is($blue->safe_psql('SELECT bluegreen.expire_sessions() > 0
+	AND NOT EXISTS (SELECT FROM session_bluegreen_gone)'),
+	't', '... and are removed then');
+
+#
 # Undone
 #
 (undef, undef, $error) =
