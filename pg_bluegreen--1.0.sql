@@ -1941,7 +1941,7 @@ COMMENT ON FUNCTION bluegreen.session_merge() IS
 COMMENT ON FUNCTION bluegreen.prepare_sessions(regclass, text, text, jsonb) IS
 	'have the session table of a framework follow the rules of sessions on this side, blue or green';
 COMMENT ON FUNCTION bluegreen.adopt_sessions(name, regclass, text, jsonb) IS
-	'prepare the session table of a framework on blue and map it in both directions; returns the number of mappings';
+	'map the session table of a framework, prepared on both sides, in both directions; returns the number of mappings';
 COMMENT ON FUNCTION bluegreen.release_sessions(regclass) IS
 	'take away from a session table what prepare_sessions() has added';
 COMMENT ON FUNCTION bluegreen.session_rules() IS

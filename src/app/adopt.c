@@ -37,6 +37,7 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
+#include "commands/trigger.h"
 #include "core/definition.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
@@ -284,15 +285,31 @@ ddl(const char *sql)
 		elog(ERROR, "could not execute \"%s\"", sql);
 }
 
+static Oid
+find_table(const Adoption *a, const char *suffix)
+{
+	return get_relname_relid(psprintf("%s%s", a->table, suffix),
+							 get_namespace_oid(a->schema, false));
+}
+
+static bool
+has_trigger(const Adoption *a, const char *suffix)
+{
+	Oid			relid = find_table(a, suffix);
+
+	return OidIsValid(relid) &&
+		OidIsValid(get_trigger_oid(relid, STORE_TRIGGER, true));
+}
+
 static void
 drop_triggers(const Adoption *a)
 {
-	ddl(psprintf("DROP TRIGGER IF EXISTS " STORE_TRIGGER " ON %s",
-				 quoted(a, "")));
-	if (OidIsValid(get_relname_relid(psprintf("%s" STORE_GONE, a->table),
-									 get_namespace_oid(a->schema, false))))
-		ddl(psprintf("DROP TRIGGER IF EXISTS " STORE_TRIGGER " ON %s",
-					 quoted(a, STORE_GONE)));
+	static const char *const suffixes[] = {"", STORE_GONE};
+
+	for (int i = 0; i < lengthof(suffixes); i++)
+		if (has_trigger(a, suffixes[i]))
+			ddl(psprintf("DROP TRIGGER " STORE_TRIGGER " ON %s",
+						 quoted(a, suffixes[i])));
 }
 
 static void
@@ -333,11 +350,11 @@ prepare_table(Oid relid, const Adoption *a)
 	check_columns(&access, relid, a);
 	key = column_list(&access, a->key);
 	drop_triggers(a);
-	ddl(psprintf("ALTER TABLE %s ADD COLUMN IF NOT EXISTS " STORE_STAMP
-				 " bigint NOT NULL DEFAULT 0, REPLICA IDENTITY FULL",
-				 quoted(a, "")));
-	if (!OidIsValid(get_relname_relid(psprintf("%s" STORE_GONE, a->table),
-									  get_rel_namespace(relid))))
+	if (get_attnum(relid, STORE_STAMP) == InvalidAttrNumber)
+		ddl(psprintf("ALTER TABLE %s ADD COLUMN " STORE_STAMP
+					 " bigint NOT NULL DEFAULT 0", quoted(a, "")));
+	ddl(psprintf("ALTER TABLE %s REPLICA IDENTITY FULL", quoted(a, "")));
+	if (!OidIsValid(find_table(a, STORE_GONE)))
 	{
 		ddl(psprintf("CREATE TABLE %s AS SELECT %s FROM %s WITH NO DATA",
 					 quoted(a, STORE_GONE), key, quoted(a, "")));
@@ -419,9 +436,11 @@ bluegreen_release_sessions(PG_FUNCTION_ARGS)
 				 errmsg("table \"%s\" is mapped", a.table),
 				 errhint("Use bluegreen.unmap_table() first, or release it when the deployment is gone.")));
 	drop_triggers(&a);
-	ddl(psprintf("ALTER TABLE %s DROP COLUMN IF EXISTS " STORE_STAMP,
-				 quoted(&a, "")));
-	ddl(psprintf("DROP TABLE IF EXISTS %s", quoted(&a, STORE_GONE)));
+	if (get_attnum(PG_GETARG_OID(0), STORE_STAMP) != InvalidAttrNumber)
+		ddl(psprintf("ALTER TABLE %s DROP COLUMN " STORE_STAMP,
+					 quoted(&a, "")));
+	if (OidIsValid(find_table(&a, STORE_GONE)))
+		ddl(psprintf("DROP TABLE %s", quoted(&a, STORE_GONE)));
 	catalog_end(&access);
 	PG_RETURN_VOID();
 }
@@ -467,11 +486,22 @@ map_both(const char *deployment, const Adoption *a, const char *suffix)
 	}
 }
 
+static pg_noreturn void
+not_prepared(const char *side, const char *table)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("table %s on %s is not prepared for sessions", table, side),
+			 errhint("As its owner, on %s: SELECT bluegreen.prepare_sessions(%s, preset, '%s');",
+					 side, quote_literal_cstr(table), side)));
+}
+
 /*
- * Error unless green's table was prepared.
+ * Error unless both sides' tables were prepared.  Green looks at blue's by
+ * itself, so blue's must have been committed.
  */
 static void
-check_green(const Deployment *deployment, const Adoption *a)
+check_prepared(const Deployment *deployment, const Adoption *a)
 {
 	Peer	   *peer = registry_connect(deployment, false);
 	const char *args[] = {quoted(a, "")};
@@ -484,20 +514,17 @@ check_green(const Deployment *deployment, const Adoption *a)
 						"AND tgname = '" STORE_TRIGGER "' AND tgenabled = 'A'",
 						1, args);
 	peer_close(peer);
-	if (result->ntuples == 1 && result->values[0][0][0] == 't')
-		return;
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("table %s on green is not prepared for sessions", args[0]),
-			 errhint("As its owner, on green: SELECT bluegreen.prepare_sessions(%s, preset, 'green');",
-					 quote_literal_cstr(args[0]))));
+	if (!has_trigger(a, "") || !has_trigger(a, STORE_GONE))
+		not_prepared("blue", args[0]);
+	if (result->ntuples != 1 || result->values[0][0][0] != 't')
+		not_prepared("green", args[0]);
 }
 
 /*
  * bluegreen.adopt_sessions(deployment name, source regclass, preset text,
- * options jsonb) returns integer: prepare a framework's session table on blue
- * and map it, with its tombstones, in both directions; how many mappings.
- * Errors: those of prepare_sessions() and map_table(); green's is not prepared.
+ * options jsonb) returns integer: map a framework's session table, with its
+ * tombstones, in both directions; how many mappings.  Errors: those of
+ * map_table(); one side is not prepared.
  */
 Datum
 bluegreen_adopt_sessions(PG_FUNCTION_ARGS)
@@ -519,8 +546,7 @@ bluegreen_adopt_sessions(PG_FUNCTION_ARGS)
 	check_table(PG_GETARG_OID(1));
 	store = read_store(fcinfo, 2, 3);
 	sessions = sessions_of(PG_GETARG_OID(1), &store, "blue");
-	check_green(deployment, &sessions);
-	prepare(PG_GETARG_OID(1), &store, "blue");
+	check_prepared(deployment, &sessions);
 	rows = rows_table(PG_GETARG_OID(1), &sessions);
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");

@@ -194,8 +194,14 @@ run($blue, $_, 'create', 'early', 'early') for @names;
 $blue->safe_psql(q{SELECT bluegreen.create_deployment('d', 'green')});
 my (undef, undef, $error) = $blue->psql(
 	q{SELECT bluegreen.adopt_sessions('d', 'session', 'connect-pg-simple')});
+like($error, qr/prepare_sessions\('public.session', preset, 'blue'\)/,
+	'blue has to be prepared first');
+$blue->safe_psql(
+	q{SELECT bluegreen.prepare_sessions('session', 'connect-pg-simple', 'blue')});
+(undef, undef, $error) = $blue->psql(
+	q{SELECT bluegreen.adopt_sessions('d', 'session', 'connect-pg-simple')});
 like($error, qr/prepare_sessions\('public.session', preset, 'green'\)/,
-	'green has to be prepared first');
+	'and green');
 (undef, undef, $error) = $blue->psql(
 	q{SELECT bluegreen.adopt_sessions('d', 'session', 'express')});
 like($error, qr/unknown preset.*connect-pg-simple, spring-session, django/s,
@@ -221,8 +227,9 @@ foreach my $name (@names)
 {
 	my $options = $frameworks{$name}{options};
 	$options = defined $options ? "'$options'" : 'NULL';
-	$green->safe_psql("SELECT bluegreen.prepare_sessions(
-		'$frameworks{$name}{table}', '$name', 'green', $options)");
+	$_->safe_psql("SELECT bluegreen.prepare_sessions(
+		'$frameworks{$name}{table}', '$name', '" . $_->name . "', $options)")
+	  for @sides;
 	$mappings += $blue->safe_psql("SELECT bluegreen.adopt_sessions('d',
 		'$frameworks{$name}{table}', '$name', $options)");
 }
