@@ -206,7 +206,9 @@ stage_type(const CopyTable *table, int i)
 
 	if (column->def->wire == WIRE_TEXT)
 		return "pg_catalog.text";
-	return format_type_extended(column->type, -1, FORMAT_TYPE_FORCE_QUALIFY);
+	/* "no length", see transform.c: a plain char would be one of length 1 */
+	return format_type_extended(column->type, -1, FORMAT_TYPE_TYPEMOD_GIVEN |
+								FORMAT_TYPE_FORCE_QUALIFY);
 }
 
 static void
