@@ -32,9 +32,8 @@ typedef struct SessionStore
 	const char *rows;			/* table of rows that belong to a session: what
 								 * follows on the table's name; NULL = none */
 	const char *rows_key;		/* its key ... */
-	const char *rows_session;	/* ... and the column of it that is the session's
-								 * key, of one column then */
-	const char *session;
+	const char *rows_session;	/* ... and the column of it that is ... */
+	const char *session;		/* ... the session's key, of one column then */
 } SessionStore;
 
 /* Arguments of trigger session_rules(), as they stand in pg_trigger. */

@@ -5,8 +5,8 @@
  *
  * session_rules() is on a table of sessions, or of rows that belong to them.
  * In an application's session it stamps what the application writes and leaves
- * a tombstone for what it deletes; in a session that applies it merges the other
- * side's row with the one that is here.  session_gone() is on the table of
+ * a tombstone for what it deletes; in a session that applies it merges the
+ * other side's row with the one that is here.  session_gone() is on the table of
  * tombstones and deletes what the other side has deleted.
  *
  * What they do beside the row they do as the table's owner: an application's
@@ -37,7 +37,7 @@ PG_FUNCTION_INFO_V1(bluegreen_session_rules);
 PG_FUNCTION_INFO_V1(bluegreen_session_gone);
 
 /* Tombstones of rows that belong to a session, which has one of its own. */
-#define ROW_GONE_FOR (24 * INT64CONST(3600000))	/* ms */
+#define ROW_GONE_FOR (24 * 3600)	/* seconds */
 
 typedef struct RuleCall
 {
@@ -120,6 +120,12 @@ next_stamp(const RuleCall *call, int64 stamp)
 	int64		time = Max(GetCurrentTimestamp(), (stamp >> 1) + 1);
 
 	return time << 1 | (call->args[RULE_SIDE][0] == 'g' ? 1 : 0);
+}
+
+static TimestampTz
+after_seconds(TimestampTz time, int seconds)
+{
+	return TimestampTzPlusMilliseconds(time, (int64) seconds * 1000);
 }
 
 /*
@@ -257,8 +263,8 @@ expiry_of(RuleCall *call, HeapTuple tuple)
 	if (isnull)
 		args.nulls[0] = 'n';
 	catalog_arg_text(&args, call->args[RULE_LIFETIME]);
-	catalog_run(psprintf("SELECT coalesce(%s, clock_timestamp()) + $2::interval",
-						 expiry_sql(call->args[RULE_KIND])), &args,
+	catalog_run(psprintf("SELECT coalesce(%s, clock_timestamp()) "
+						 "+ $2::interval", expiry_sql(call->args[RULE_KIND])), &args,
 				SPI_OK_SELECT);
 	return DatumGetTimestampTz(catalog_value(0, 1, NULL));
 }
@@ -309,8 +315,8 @@ parent_is_there(RuleCall *call, HeapTuple tuple)
 
 /*
  * A delete of what has not expired is a logout.  What has is removed, not at
- * once: the other side may know better and be about to tell.  A row that belongs
- * to a session goes by itself or with it.
+ * once: the other side may know better and be about to tell.  A row that
+ * belongs to a session goes by itself or with it.
  */
 static HeapTuple
 delete_here(RuleCall *call)
@@ -323,14 +329,13 @@ delete_here(RuleCall *call)
 	{
 		if (parent_is_there(call, old))
 			leave_tombstone(call, old, next_stamp(call, stamp_of(call, old)),
-							TimestampTzPlusMilliseconds(now, ROW_GONE_FOR));
+							after_seconds(now, ROW_GONE_FOR));
 		return old;
 	}
 	until = expiry_of(call, old);
 	if (until > now)
 		leave_tombstone(call, old, STAMP_FOR_GOOD, until);
-	else if (TimestampTzPlusMilliseconds(until,
-										 bg_session_retention * INT64CONST(1000)) > now)
+	else if (after_seconds(until, bg_session_retention) > now)
 		return NULL;
 	return old;
 }
@@ -463,8 +468,8 @@ key_differs(RuleCall *call)
 }
 
 /*
- * A touch leaves the stamp alone.  A session that gets another id leaves the old
- * one behind, for good.
+ * A touch leaves the stamp alone.  A session that gets another id leaves the
+ * old one behind, for good.
  */
 static HeapTuple
 update_here(RuleCall *call)
@@ -550,8 +555,8 @@ bluegreen_session_rules(PG_FUNCTION_ARGS)
 /* ---- tombstones that arrive ---- */
 
 /*
- * Delete what a tombstone is of, unless it is newer, and the rows that belong to
- * it.
+ * Delete what a tombstone is of, unless it is newer, and the rows that belong
+ * to it.
  */
 static void
 delete_gone(RuleCall *call, HeapTuple tombstone)

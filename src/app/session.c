@@ -3,9 +3,9 @@
  * session.c
  *		Sessions of users, for applications without a store of their own.
  *
- * A session is a row of bluegreen.session.  Both sides may write it at the same
- * time, and both get the other's row as a whole, sometime, in any order, some of
- * them twice.  So a row says by itself what is newer in it, and two rows of one
+ * A session is a row of bluegreen.session.  Both sides may write it at the
+ * same time, and both get the other's row as a whole, sometime, in any order,
+ * some of them twice.  So a row says by itself what is newer in it, and two rows of one
  * session are merged by rules that give the same whichever comes first
  * (session_merge.c): nobody has to be asked, no clock of the other side to be
  * trusted, and rows that were merged already change nothing.
@@ -141,8 +141,8 @@ change(const char *sql, const CatalogArgs *args)
 }
 
 /*
- * bluegreen.create_session(lifetime interval, data jsonb, id text) returns text:
- * a new session; its id is random unless given.  Errors: there is, or was, one
+ * bluegreen.create_session(lifetime interval, data jsonb, id text) returns
+ * text: a new session; its id is random unless given.  Errors: there is, or was, one
  * of that id.
  */
 Datum
@@ -227,8 +227,8 @@ bluegreen_touch_session(PG_FUNCTION_ARGS)
 }
 
 /*
- * bluegreen.write_session(id text, data jsonb) returns boolean: all of its data;
- * touches it.  False if there is no such session.
+ * bluegreen.write_session(id text, data jsonb) returns boolean: all of its
+ * data; touches it.  False if there is no such session.
  */
 Datum
 bluegreen_write_session(PG_FUNCTION_ARGS)

@@ -15,7 +15,7 @@
 /* What is counted, since the server was started, for each database. */
 typedef enum SessionCounter
 {
-	SESSION_MISSING,			/* changes here for a session that is not there */
+	SESSION_MISSING,			/* changes here of a session that is not there */
 	SESSION_LATE,				/* ... from the other side, for one that is
 								 * deleted */
 	SESSION_PURGED,				/* rows removed */

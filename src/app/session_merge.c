@@ -4,8 +4,8 @@
  *		The other side's row of a session meets the one that is here.
  *
  * A trigger of bluegreen.session that fires in sessions that apply, only.  The
- * mapping upserts (on_write 'merge') and ignores deletes, so every change of the
- * other side arrives here as a whole row, next to the one that is there.  What
+ * mapping upserts (on_write 'merge') and ignores deletes, so every change of
+ * the other side arrives here as a whole row, next to the one that is there.  What
  * comes of the two is the same in whatever order, and however often, rows are
  * merged; see session.c for the rules.  It is written here by the stream, so it
  * does not go back: the other side merges the same rows by itself.

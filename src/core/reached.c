@@ -64,7 +64,7 @@ typedef struct ReachedShared
 } ReachedShared;
 
 static ReachedShared *reached = NULL;
-static ReachedEntry *mine = NULL;	/* of the stream that this session applies */
+static ReachedEntry *mine = NULL;	/* of the stream of this session */
 
 /*
  * A session has one origin, and a server so many of them at a time; the rest is
