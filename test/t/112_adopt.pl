@@ -63,7 +63,8 @@ my %frameworks = (
 				WHERE primary_id = '$k'},
 		delete => q{DELETE FROM spring_session WHERE session_id = 's-$k'
 			AND max_inactive_interval >= 0},
-		purge => 'DELETE FROM spring_session WHERE expiry_time < $t::bigint * 1000',
+		# with its attributes, which the other side would not send again
+		early => 'DELETE FROM spring_session WHERE expiry_time < $t::bigint * 1000',
 		read => q{SELECT string_agg(encode(attribute_bytes, 'escape'), ' '
 				ORDER BY attribute_name DESC)
 			FROM spring_session s LEFT JOIN spring_session_attributes a
@@ -161,6 +162,7 @@ my %frameworks = (
 	});
 my @names = sort keys %frameworks;
 my $start = time;
+my $expires = sub { $frameworks{ $_[0] }{purge} || $frameworks{ $_[0] }{early} };
 
 # A framework's statement.  $seconds are those from the start of the test until
 # the session expires.
@@ -254,7 +256,7 @@ same('copied');
 foreach my $name (@names)
 {
 	run($blue, $name, 'create', $_, 'first', 5000) for qw(a b c d e f);
-	run($blue, $name, 'create', 'g', 'first', 3) if $frameworks{$name}{purge};
+	run($blue, $name, 'create', 'g', 'first', 3) if $expires->($name);
 }
 wait_for_both('d');
 $blue->safe_psql(q{CALL bluegreen.stop('d')});
@@ -273,13 +275,20 @@ foreach my $name (@names)
 	run($blue, $name, 'touch', 'e', undef, 7000);
 	run($blue, $name, 'delete', 'f');
 	run($green, $name, 'delete', 'f');
-	run($green, $name, 'touch', 'g', undef, 8000)
-	  if $frameworks{$name}{purge};
+	run($green, $name, 'touch', 'g', undef, 8000) if $expires->($name);
+}
+$blue->poll_query_until("SELECT extract(epoch FROM now()) > $start + 4") or die;
+foreach my $name (grep { $frameworks{$_}{early} } @names)
+{
+	run($blue, $name, 'early', 'g', undef, 4);
+	is(run($blue, $name, 'read', 'g', undef, 0),
+		"first$frameworks{$name}{suffix}",
+		"$name: what has just expired is not removed");
 }
 $blue->append_conf('bluegreen.session_retention = 0');
 $blue->reload;
-$blue->poll_query_until("SELECT extract(epoch FROM now()) > $start + 4
-	AND current_setting('bluegreen.session_retention') = '0'") or die;
+$blue->poll_query_until(
+	"SELECT current_setting('bluegreen.session_retention') = '0'") or die;
 foreach my $name (grep { $frameworks{$_}{purge} } @names)
 {
 	run($blue, $name, 'purge', 'g', undef, 4);
@@ -301,13 +310,13 @@ foreach my $name (@names)
 			  . ': later payloads, and logouts that stay');
 		is( run($node, $name, 'read', 'a', undef, 8999), "green$suffix",
 			"$name on " . $node->name . ': the later expiry')
-		  if $frameworks{$name}{purge};
+		  if $expires->($name);
 	}
 	is(run($green, $name, 'read', 'g', undef, 5000),
-		"first$suffix", "$name: what blue removed goes on on green")
-	  if $frameworks{$name}{purge};
+		"first$suffix", "$name: what expired on blue goes on on green")
+	  if $expires->($name);
 }
-foreach my $name (grep { $frameworks{$_}{purge} } @names)
+foreach my $name (grep { $expires->($_) } @names)
 {
 	isnt(run($blue, $name, 'read', 'g', undef, 5000),
 		'', "$name: ... and is there on blue again");
