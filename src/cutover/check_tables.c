@@ -42,13 +42,17 @@ const char sql_unlogged[] =
 
 /* ---- green: triggers and rules ---- */
 
+/* Those of sessions are ours, and are for this. */
+
 const char sql_triggers[] =
 "SELECT 'warning', format('%s %I', p.name, t.tgname), format('trigger \"%s\""
 " of table %s fires for each row that the stream applies, though blue has"
 " done what there is to do', t.tgname, p.name),"
 "  " ON_GREEN "format('ALTER TABLE %s ENABLE TRIGGER %I;', p.name, t.tgname)"
 " FROM given, part p JOIN pg_trigger t ON t.tgrelid = p.relid"
-" WHERE NOT t.tgisinternal AND t.tgenabled IN ('R', 'A')";
+" WHERE NOT t.tgisinternal AND t.tgenabled IN ('R', 'A')"
+"  AND t.tgfoid NOT IN (SELECT oid FROM pg_proc"
+"   WHERE pronamespace = 'bluegreen'::regnamespace)";
 
 /* Internal ones are those of foreign keys and deferrable constraints. */
 const char sql_silent_triggers[] =

@@ -236,6 +236,9 @@ foreach my $name (@names)
 		'$frameworks{$name}{table}', '$name', $options)");
 }
 is($mappings, 4 * 6 + 8, 'mappings both ways, of tables and tombstones');
+is( $blue->safe_psql(q{SELECT * FROM bluegreen.preflight('d')
+		WHERE "check" LIKE '%trigger%' AND severity <> 'ok'}),
+	'', 'preflight does not warn of our own triggers');
 $blue->safe_psql(q{CALL bluegreen.start('d')});
 wait_for_both('d');
 
@@ -364,9 +367,9 @@ is($blue->safe_psql('SELECT bluegreen.expire_sessions()'),
 	0, 'tombstones stay until the sessions would have expired');
 $blue->safe_psql(q{UPDATE session_bluegreen_gone
 	SET bluegreen_until = now() - interval '2 hours'});
-is($blue->safe_psql('SELECT bluegreen.expire_sessions() > 0
-	AND NOT EXISTS (SELECT FROM session_bluegreen_gone)'),
-	't', '... and are removed then');
+is($blue->safe_psql('SELECT bluegreen.expire_sessions() > 0;
+	SELECT count(*) FROM session_bluegreen_gone'),
+	"t\n0", '... and are removed then');
 
 #
 # Undone
