@@ -1,0 +1,66 @@
+# Sessions are merged, and logged out, by a role that may only apply, on tables
+# of somebody else.
+use strict;
+use warnings;
+
+use BlueGreen;
+use Test::More;
+
+my ($blue, $green) = create_pair(conf => "bluegreen.restart_delay = '100ms'");
+my $table = q{CREATE ROLE shop LOGIN; CREATE ROLE app LOGIN;
+	GRANT CREATE ON SCHEMA public TO shop; SET ROLE shop;
+	CREATE TABLE session (sid varchar PRIMARY KEY, sess json NOT NULL,
+		expire timestamp(6) NOT NULL);
+	GRANT SELECT, INSERT, UPDATE, DELETE ON session TO app; RESET ROLE;};
+foreach my $node ($blue, $green)
+{
+	$node->safe_psql($table);
+	$node->safe_psql("SELECT bluegreen.prepare_sessions('session',
+		'connect-pg-simple', '" . $node->name . "')");
+}
+is( $green->safe_psql(q{SELECT relowner::regrole FROM pg_class
+		WHERE relname = 'session_bluegreen_gone'}),
+	'shop', 'the tombstones are the table\'s owner\'s');
+$green->safe_psql(q{CREATE ROLE applier LOGIN;
+	SELECT bluegreen.grant_apply('applier', 'session',
+		'session_bluegreen_gone', 'bluegreen.session')});
+$blue->safe_psql(q{ALTER USER MAPPING FOR CURRENT_USER SERVER green
+		OPTIONS (SET user 'applier');
+	SELECT bluegreen.create_deployment('d', 'green');
+	SELECT bluegreen.map_table('d', t, on_write => 'merge',
+		on_delete => 'ignore') FROM unnest('{session, session_bluegreen_gone,
+			bluegreen.session}'::regclass[]) t;
+	SELECT bluegreen.create_session('1 hour', '{"a": 1}', 's');
+	INSERT INTO session SELECT i, '{"v": 1}', now() + interval '1 hour'
+	FROM generate_series(1, 3) i;
+	CALL bluegreen.start('d');});
+wait_for_sync('d');
+
+# both sides, and neither knows of the other
+$green->safe_psql(q{SELECT bluegreen.write_session_attribute('s', 'g', '2');
+	UPDATE session SET sess = '{"v": "green"}' WHERE sid IN ('1', '2');});
+$blue->safe_psql(q{SELECT bluegreen.write_session_attribute('s', 'b', '3');
+	SELECT bluegreen.create_session('1 hour', '{}', 'gone');
+	SET SESSION AUTHORIZATION app;
+	UPDATE session SET expire = now() + interval '5 hours' WHERE sid = '1';
+	DELETE FROM session WHERE sid = '2';});
+wait_for_sync('d');
+is($green->safe_psql(q{SELECT bluegreen.read_session('s')}),
+	'{"a": 1, "b": 3, "g": 2}', 'the extension\'s own are merged');
+is( $green->safe_psql(q{SELECT sid, sess, expire > now() + interval '4 hours'
+		FROM session ORDER BY sid}),
+	qq(1|{"v": "green"}|t\n3|{"v": 1}|f),
+	'a framework\'s are merged, and logged out');
+$green->safe_psql(q{SET SESSION AUTHORIZATION app;
+	INSERT INTO session VALUES ('2', '{}', now() + interval '1 hour')});
+is($green->safe_psql(q{SELECT count(*) FROM session WHERE sid = '2'}),
+	0, 'an application that may not read tombstones cannot undo that');
+$blue->safe_psql(q{SELECT bluegreen.delete_session('gone')});
+wait_for_sync('d');
+is($green->safe_psql(q{SELECT bluegreen.read_session('gone') IS NULL}),
+	't', 'a logout');
+is( $green->safe_psql(q{SELECT string_agg(DISTINCT usename, ' ')
+		FROM pg_stat_activity WHERE application_name LIKE 'bluegreen d%'}),
+	'applier', 'all of it by a role that applies');
+
+done_testing();
