@@ -42,7 +42,10 @@ const char sql_unlogged[] =
 
 /* ---- green: triggers and rules ---- */
 
-/* Those of sessions are ours, and are for this. */
+/* Those of sessions fire for streams; some of them for nobody else. */
+#define IS_OURS \
+	"t.tgfoid IN (SELECT oid FROM pg_proc" \
+	" WHERE pronamespace = 'bluegreen'::regnamespace)"
 
 const char sql_triggers[] =
 "SELECT 'warning', format('%s %I', p.name, t.tgname), format('trigger \"%s\""
@@ -51,8 +54,7 @@ const char sql_triggers[] =
 "  " ON_GREEN "format('ALTER TABLE %s ENABLE TRIGGER %I;', p.name, t.tgname)"
 " FROM given, part p JOIN pg_trigger t ON t.tgrelid = p.relid"
 " WHERE NOT t.tgisinternal AND t.tgenabled IN ('R', 'A')"
-"  AND t.tgfoid NOT IN (SELECT oid FROM pg_proc"
-"   WHERE pronamespace = 'bluegreen'::regnamespace)";
+"  AND NOT " IS_OURS;
 
 /* Internal ones are those of foreign keys and deferrable constraints. */
 const char sql_silent_triggers[] =
@@ -68,7 +70,8 @@ const char sql_silent_triggers[] =
 "  p.name),"
 "  " ON_GREEN "format('ALTER TABLE %s ENABLE TRIGGER %I;', p.name, t.tgname)"
 " FROM given, part p JOIN pg_trigger t ON t.tgrelid = p.relid"
-" WHERE NOT t.tgisinternal AND t.tgenabled IN ('D', 'R')";
+" WHERE NOT t.tgisinternal AND t.tgenabled IN ('D', 'R')"
+"  AND NOT (t.tgenabled = 'R' AND " IS_OURS ")";
 
 /* Sessions that apply refuse those of a table that is not their role's. */
 const char sql_rules[] =
