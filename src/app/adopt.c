@@ -338,6 +338,24 @@ create_triggers(const Adoption *a)
 }
 
 /*
+ * A table of that name that is there already must be of the same owner.
+ */
+static void
+check_gone(const Adoption *a)
+{
+	Oid			relid = find_table(a, STORE_GONE);
+
+	if (!OidIsValid(relid))
+		return;
+	if (get_rel_relkind(relid) != RELKIND_RELATION ||
+		strcmp(describe(relid).owner, a->owner) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_TABLE),
+				 errmsg("\"%s\" is not a table of the owner of table \"%s\"",
+						quoted(a, STORE_GONE), a->table)));
+}
+
+/*
  * Give a table what it needs; again, if some of it is there.
  */
 static void
@@ -348,6 +366,7 @@ prepare_table(Oid relid, const Adoption *a)
 
 	catalog_begin(&access);
 	check_columns(&access, relid, a);
+	check_gone(a);
 	key = column_list(&access, a->key);
 	drop_triggers(a);
 	if (get_attnum(relid, STORE_STAMP) == InvalidAttrNumber)
@@ -427,6 +446,7 @@ bluegreen_release_sessions(PG_FUNCTION_ARGS)
 	require_writable("bluegreen.release_sessions");
 	check_table(PG_GETARG_OID(0));
 	a = describe(PG_GETARG_OID(0));
+	check_gone(&a);
 	catalog_begin(&access);
 	catalog_arg(&args, OIDOID, PG_GETARG_DATUM(0));
 	if (catalog_run("SELECT FROM bluegreen.table_mapping WHERE source = $1",

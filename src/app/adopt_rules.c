@@ -101,11 +101,30 @@ column(const RuleCall *call, const char *name)
 	return n;
 }
 
+/*
+ * A column of ours: its owner can have altered its type.
+ */
+static int
+own_column(const RuleCall *call, const char *name, Oid type)
+{
+	int			n = column(call, name);
+
+	if (SPI_gettypeid(call->desc, n) != type)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("column \"%s\" of table \"%s\" must be of type %s",
+						name,
+						RelationGetRelationName(call->trigger->tg_relation),
+						format_type_be(type))));
+	return n;
+}
+
 static int64
 stamp_of(const RuleCall *call, HeapTuple tuple)
 {
 	bool		isnull;
-	Datum		value = heap_getattr(tuple, column(call, STORE_STAMP),
+	Datum		value = heap_getattr(tuple,
+									 own_column(call, STORE_STAMP, INT8OID),
 									 call->desc, &isnull);
 
 	return isnull ? 0 : DatumGetInt64(value);
@@ -209,9 +228,11 @@ gone_stamp(const RuleCall *call, const char *gone, List *columns,
 	CatalogArgs args = {0};
 	char	   *condition = key_condition(call, columns, tuple, &args);
 
-	if (catalog_run(psprintf("SELECT " STORE_STAMP " FROM %s WHERE %s AND "
-							 STORE_UNTIL " > clock_timestamp()",
-							 gone, condition), &args, SPI_OK_SELECT) == 0)
+	if (catalog_run(psprintf("SELECT coalesce(" STORE_STAMP "::bigint, 0) "
+							 "FROM %s WHERE %s AND " STORE_UNTIL
+							 " > clock_timestamp() - make_interval(secs => %d)",
+							 gone, condition, bg_session_retention), &args,
+					SPI_OK_SELECT) == 0)
 		return 0;
 	return DatumGetInt64(catalog_value(0, 1, NULL));
 }
@@ -263,8 +284,8 @@ expiry_of(RuleCall *call, HeapTuple tuple)
 	if (isnull)
 		args.nulls[0] = 'n';
 	catalog_arg_text(&args, call->args[RULE_LIFETIME]);
-	catalog_run(psprintf("SELECT coalesce(%s, clock_timestamp()) "
-						 "+ $2::interval", expiry_sql(call->args[RULE_KIND])), &args,
+	catalog_run(psprintf("SELECT (coalesce(%s, clock_timestamp()) "
+						 "+ $2::interval)::timestamptz", expiry_sql(call->args[RULE_KIND])), &args,
 				SPI_OK_SELECT);
 	return DatumGetTimestampTz(catalog_value(0, 1, NULL));
 }
@@ -274,7 +295,7 @@ expiry_of(RuleCall *call, HeapTuple tuple)
 static HeapTuple
 with_stamp(RuleCall *call, HeapTuple tuple, int64 stamp)
 {
-	int			n = column(call, STORE_STAMP);
+	int			n = own_column(call, STORE_STAMP, INT8OID);
 	Datum		value = Int64GetDatum(stamp);
 	bool		isnull = false;
 
@@ -583,8 +604,8 @@ static HeapTuple
 later_tombstone(RuleCall *call)
 {
 	TriggerData *trigger = call->trigger;
-	int			numbers[2] = {column(call, STORE_STAMP),
-	column(call, STORE_UNTIL)};
+	int			numbers[2] = {own_column(call, STORE_STAMP, INT8OID),
+	own_column(call, STORE_UNTIL, TIMESTAMPTZOID)};
 	Datum		values[2];
 	bool		nulls[2];
 

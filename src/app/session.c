@@ -271,8 +271,9 @@ bluegreen_write_session_attribute(PG_FUNCTION_ARGS)
 }
 
 /*
- * bluegreen.delete_session(id text) returns boolean: a logout.  False if there
- * is no such session.
+ * bluegreen.delete_session(id text) returns boolean: a logout, also of one that
+ * has expired: the other side may know better.  False if there is no such
+ * session.
  */
 Datum
 bluegreen_delete_session(PG_FUNCTION_ARGS)
@@ -284,5 +285,5 @@ bluegreen_delete_session(PG_FUNCTION_ARGS)
 						  "deleted_at = clock_timestamp(), data = '{}', "
 						  "written = jsonb_build_array(" NEW_STAMP ", $3), "
 						  "attributes = '{}', stamp = " NEW_STAMP
-						  " WHERE " IS_LIVE, &args));
+						  " WHERE id = $1 AND deleted_at IS NULL", &args));
 }

@@ -22,6 +22,7 @@
 #include "app/session.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
+#include "core/attempt.h"
 #include "core/definition.h"
 #include "core/settings.h"
 #include "core/worker.h"
@@ -161,15 +162,43 @@ session_note_write(void)
 
 /* ---- what ---- */
 
+/* Of one adopted table. */
+typedef struct TombstonePurge
+{
+	char	   *table;			/* quoted */
+	Oid			owner;
+	int64		max_rows;
+	int64		removed;
+} TombstonePurge;
+
+static void
+purge_table(void *arg)
+{
+	TombstonePurge *p = arg;
+	Oid			userid;
+	int			sec_context;
+
+	GetUserIdAndSecContext(&userid, &sec_context);
+	SetUserIdAndSecContext(p->owner,
+						   sec_context | SECURITY_RESTRICTED_OPERATION);
+	p->removed = catalog_run(psprintf("DELETE FROM %s WHERE ctid = ANY "
+									  "(ARRAY(SELECT ctid FROM %s WHERE "
+									  STORE_UNTIL " < clock_timestamp() - "
+									  "make_interval(secs => %d) LIMIT "
+									  INT64_FORMAT "))", p->table, p->table,
+									  bg_session_retention, p->max_rows),
+							 NULL, SPI_OK_DELETE);
+	SetUserIdAndSecContext(userid, sec_context);
+}
+
 /*
  * Remove tombstones of adopted tables (adopt.c), as the owner of each; returns
- * how many.  Within catalog_begin().
+ * how many.  An error of one, which may be its owner's, does not keep the
+ * others from it.  Within catalog_begin().
  */
 static int64
 purge_tombstones(int64 max_rows)
 {
-	Oid			userid;
-	int			sec_context;
 	uint64		n;
 	int64		removed = 0;
 	SPITupleTable *tables;
@@ -180,24 +209,22 @@ purge_tombstones(int64 max_rows)
 					"WHERE t.tgfoid = 'bluegreen.session_gone'::regproc", NULL,
 					SPI_OK_SELECT);
 	tables = SPI_tuptable;
-	GetUserIdAndSecContext(&userid, &sec_context);
 	for (uint64 i = 0; i < n; i++)
 	{
-		char	   *table = SPI_getvalue(tables->vals[i], tables->tupdesc, 2);
 		bool		isnull;
-		Datum		owner = SPI_getbinval(tables->vals[i], tables->tupdesc, 1,
-										  &isnull);
+		TombstonePurge p = {.max_rows = max_rows};
+		ErrorData  *error;
 
-		SetUserIdAndSecContext(DatumGetObjectId(owner),
-							   sec_context | SECURITY_RESTRICTED_OPERATION);
-		removed += catalog_run(psprintf("DELETE FROM %s WHERE ctid = ANY "
-										"(ARRAY(SELECT ctid FROM %s WHERE "
-										STORE_UNTIL " < clock_timestamp() - "
-										"make_interval(secs => %d) LIMIT "
-										INT64_FORMAT "))", table, table,
-										bg_session_retention, max_rows),
-							   NULL, SPI_OK_DELETE);
-		SetUserIdAndSecContext(userid, sec_context);
+		p.table = SPI_getvalue(tables->vals[i], tables->tupdesc, 2);
+		p.owner = DatumGetObjectId(SPI_getbinval(tables->vals[i],
+												 tables->tupdesc, 1, &isnull));
+		error = attempt_or_cancel(purge_table, &p);
+		if (error != NULL)
+			ereport(LOG,
+					(errcode(error->sqlerrcode),
+					 errmsg("could not remove tombstones of sessions from table %s: %s",
+							p.table, error->message)));
+		removed += p.removed;
 	}
 	return removed;
 }

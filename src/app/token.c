@@ -69,7 +69,8 @@ typedef struct Place
 	int32		deployment;		/* of which it is the source; 0 = not */
 	bool		retired;
 	bool		open;			/* takes writes */
-	bool		follows;		/* all tables of the stream to here do */
+	bool		follows;		/* all tables of the stream to here do, and it
+								 * is not lost */
 	char	   *stream;			/* from the other side to here; NULL = none */
 } Place;
 
@@ -189,7 +190,10 @@ load_places(Datum name, bool any, uint64 *rows)
 						"COALESCE(f.deployment, 0), "
 						"d.system_identifier::text, "
 						"NOT EXISTS (SELECT FROM bluegreen.applied_table t "
-						" WHERE t.stream = f.stream AND t.state <> 'streaming') "
+						" WHERE t.stream = f.stream "
+						" AND t.state <> 'streaming') "
+						"AND NOT EXISTS (SELECT FROM bluegreen.applied_stream a "
+						" WHERE a.name = f.stream AND a.lost IS NOT NULL) "
 						"FROM bluegreen.fence f "
 						"LEFT JOIN bluegreen.deployment d ON d.id = f.deployment "
 						"WHERE $1 IS NULL OR f.name = $1",
