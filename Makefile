@@ -4,6 +4,7 @@
 #		installcheck wants one that runs with test/cluster.conf
 #	make test	every test on temporary clusters; TESTS="names" for some
 #	make bench	how fast it is, beside others; WORKLOADS="names" for some
+#		(what clients notice of a switchover: bench/switchover)
 #	make demo	the shop moves while its customers keep buying
 #
 # test, bench and demo bring what they need (test/bootstrap) and

@@ -39,6 +39,10 @@ CREATE TABLE bluegreen.table_mapping (
 	on_write text NOT NULL CHECK (on_write IN ('mirror', 'merge', 'patch')),
 	on_delete text NOT NULL CHECK (on_delete IN ('delete', 'ignore', 'write')),
 	lookup text,
+	lookup_query text,				-- what the target made of it
+	lookup_columns name[],			-- that it gives
+	lookup_key name[],				-- of the target
+	lookup_reads text[],			-- tables of the target
 	has_other_columns boolean NOT NULL,
 	row_shape text[],				-- of a transform that reads whole rows
 	defined_in pg_snapshot NOT NULL DEFAULT pg_current_snapshot(),
@@ -54,6 +58,7 @@ CREATE TABLE bluegreen.mapping_column (
 	type text NOT NULL,
 	wire text NOT NULL CHECK (wire IN ('binary', 'array', 'text')),
 	is_key boolean NOT NULL,
+	finds boolean NOT NULL DEFAULT false,	-- the lookup's key depends on it
 	PRIMARY KEY (mapping, position)
 );
 
@@ -70,6 +75,7 @@ CREATE TABLE bluegreen.backward_mapping (
 	on_delete text NOT NULL,
 	derived boolean NOT NULL,
 	transform text NOT NULL,
+	lookup text,
 	PRIMARY KEY (deployment, mapping)
 );
 
@@ -454,7 +460,8 @@ SET search_path = pg_catalog, pg_temp;
 CREATE FUNCTION bluegreen.alter_mapping(deployment name, source regclass,
 	target text DEFAULT NULL, transform text DEFAULT NULL,
 	key text[] DEFAULT NULL, on_write text DEFAULT NULL,
-	on_delete text DEFAULT NULL, direction text DEFAULT 'forward')
+	on_delete text DEFAULT NULL, lookup text DEFAULT NULL,
+	direction text DEFAULT 'forward')
 RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_alter_mapping'
 LANGUAGE C;
@@ -462,7 +469,8 @@ LANGUAGE C;
 CREATE FUNCTION bluegreen.alter_mapping(deployment name, source text,
 	target text DEFAULT NULL, transform text DEFAULT NULL,
 	key text[] DEFAULT NULL, on_write text DEFAULT NULL,
-	on_delete text DEFAULT NULL, direction text DEFAULT 'forward')
+	on_delete text DEFAULT NULL, lookup text DEFAULT NULL,
+	direction text DEFAULT 'forward')
 RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_alter_mapping'
 LANGUAGE C;
@@ -781,7 +789,7 @@ SET search_path = pg_catalog, pg_temp;
 CREATE FUNCTION bluegreen.joined_mappings(deployment name,
 	OUT mapping integer, OUT source text, OUT target text, OUT key name[],
 	OUT on_write text, OUT on_delete text, OUT derived boolean,
-	OUT transform text)
+	OUT transform text, OUT lookup text)
 RETURNS SETOF record
 AS 'MODULE_PATHNAME', 'bluegreen_joined_mappings'
 LANGUAGE C STRICT
@@ -905,6 +913,25 @@ CREATE FUNCTION bluegreen.note_row(stored_row text)
 RETURNS void
 AS 'MODULE_PATHNAME', 'bluegreen_note_row'
 LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+-- Not for PUBLIC to lose: it parses, with its caller's rights.  No SET
+-- search_path: C pins the path, and looks for the lookup's names in the
+-- target's schema.
+CREATE FUNCTION bluegreen.describe_lookup(target_schema name,
+	target_table name, lookup text, columns name[], types text[], key name[],
+	check_rights boolean, OUT query text, OUT given name[], OUT finds name[],
+	OUT reads text[])
+RETURNS record
+AS 'MODULE_PATHNAME', 'bluegreen_describe_lookup'
+LANGUAGE C STRICT;
+
+-- Not for PUBLIC to lose: it is called as the owner of the target.
+CREATE FUNCTION bluegreen.check_lookup(target text, incoming bigint,
+	found bigint, written bigint, distinct_written bigint)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'bluegreen_check_lookup'
+LANGUAGE C IMMUTABLE STRICT
 SET search_path = pg_catalog, pg_temp;
 
 CREATE FUNCTION bluegreen.noted_row()
@@ -1483,13 +1510,14 @@ SELECT d.name AS deployment,
 	m.id AS mapping,
 	format('%I.%I', n.nspname, r.relname) AS source,
 	format('%I.%I', m.target_schema, m.target_table) AS target,
-	(SELECT array_agg(c.name ORDER BY c.position)
+	coalesce(m.lookup_key, (SELECT array_agg(c.name ORDER BY c.position)
 		FROM bluegreen.mapping_column c
-		WHERE c.mapping = m.id AND c.is_key) AS key,
+		WHERE c.mapping = m.id AND c.is_key)) AS key,
 	m.on_write,
 	m.on_delete,
 	m.derived_from IS NOT NULL AS derived,
-	pg_get_viewdef(m.view) AS transform
+	pg_get_viewdef(m.view) AS transform,
+	m.lookup
 FROM bluegreen.table_mapping m
 	JOIN bluegreen.deployment d ON d.id = m.deployment
 	JOIN pg_class r ON r.oid = m.source
@@ -1504,7 +1532,8 @@ SELECT d.name,
 	b.on_write,
 	b.on_delete,
 	b.derived,
-	b.transform
+	b.transform,
+	b.lookup
 FROM bluegreen.backward_mapping b
 	JOIN bluegreen.deployment d ON d.id = b.deployment
 ORDER BY 1, 2 DESC, 3;
@@ -1637,9 +1666,9 @@ REVOKE ALL ON FUNCTION bluegreen.map_table(name, text, text, text, text[],
 REVOKE ALL ON FUNCTION bluegreen.map_schema(name, name, name, name[])
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.alter_mapping(name, regclass, text, text,
-	text[], text, text, text) FROM PUBLIC;
+	text[], text, text, text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.alter_mapping(name, text, text, text,
-	text[], text, text, text) FROM PUBLIC;
+	text[], text, text, text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.unmap_table(name, regclass, text, text)
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.unmap_table(name, text, text, text)
@@ -1840,10 +1869,10 @@ COMMENT ON FUNCTION bluegreen.map_table(name, text, text, text, text[],
 COMMENT ON FUNCTION bluegreen.map_schema(name, name, name, name[]) IS
 	'map every table of a schema under its own name, all or nothing';
 COMMENT ON FUNCTION bluegreen.alter_mapping(name, regclass, text, text, text[],
-	text, text, text) IS
+	text, text, text, text) IS
 	'change a mapping without a new copy; what is null stays; returns the mapping''s id';
 COMMENT ON FUNCTION bluegreen.alter_mapping(name, text, text, text, text[],
-	text, text, text) IS
+	text, text, text, text) IS
 	'change a mapping without a new copy; what is null stays; returns the mapping''s id';
 COMMENT ON FUNCTION bluegreen.unmap_table(name, regclass, text, text) IS
 	'remove the mappings of a table, or the one to a target; returns how many';
@@ -1980,6 +2009,12 @@ COMMENT ON FUNCTION bluegreen.delete_rows(regclass, name[], bytea, bigint) IS
 	'for streams, on a target: delete rows by key; keys are in the format of COPY BINARY';
 COMMENT ON FUNCTION bluegreen.note_row(text) IS
 	'for streams, on a target: keep a row for the conflict that is about to be recorded';
+COMMENT ON FUNCTION bluegreen.describe_lookup(name, name, text, name[], text[],
+	name[], boolean) IS
+	'for map_table(), on a target: check the text of a lookup and say what it is';
+COMMENT ON FUNCTION bluegreen.check_lookup(text, bigint, bigint, bigint,
+	bigint) IS
+	'for streams, on a target: error unless a lookup gave a row for each incoming row';
 COMMENT ON FUNCTION bluegreen.noted_row() IS
 	'for streams, on a target: the row that was kept last in this transaction';
 COMMENT ON FUNCTION bluegreen.grant_apply(regrole, regclass[]) IS

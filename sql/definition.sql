@@ -114,9 +114,135 @@ SELECT try($$SELECT bluegreen.map_table('d', 'app.users', on_write => 'no')$$);
 SELECT try($$SELECT bluegreen.map_table('d', 'app.users', on_write => NULL)$$);
 SELECT try($$SELECT bluegreen.map_table('d', 'app.users', on_delete => 'no')$$);
 SELECT try($$SELECT bluegreen.map_table('d', 'app.users', key => '{NULL}')$$);
-SELECT try($$SELECT bluegreen.map_table('d', 'app.users', lookup => 'x')$$);
 SELECT try($$SELECT bluegreen.map_table('d', 'app.users', direction => 'backward')$$);
 SELECT try($$SELECT bluegreen.map_table('d', 'app.users', direction => 'up')$$);
+
+-- lookups
+\c regression_green
+CREATE TABLE app.owner (who text PRIMARY KEY, user_id integer, since date);
+CREATE TABLE app.halves (id integer PRIMARY KEY) PARTITION BY RANGE (id);
+CREATE TABLE app.half PARTITION OF app.halves FOR VALUES FROM (0) TO (9);
+CREATE TABLE app.landlord (id integer PRIMARY KEY);
+CREATE ROLE regress_bluegreen_landlord;
+ALTER TABLE app.landlord OWNER TO regress_bluegreen_landlord;
+\c :blue
+SET client_min_messages = warning;
+CREATE TABLE app.letter (id integer PRIMARY KEY, sender text, m app.mood,
+	at numeric(7,2), tags integer[], v varchar(9));
+SELECT bluegreen.create_deployment('l', 'green');
+CREATE FUNCTION look(lookup text,
+	transform text DEFAULT 'SELECT id, email AS mail FROM app.users')
+RETURNS text LANGUAGE sql AS $$
+	SELECT try(format($f$SELECT bluegreen.map_table('l', 'app.users',
+		'app.composite', transform => %L, lookup => %L)$f$,
+		transform, lookup))
+$$;
+SELECT look('x');
+SELECT look('SELECT 1; SELECT 2');
+SELECT look('SELECT id AS a, 1 AS b INTO t FROM incoming');
+SELECT look('DELETE FROM incoming');
+SELECT look('WITH d AS (DELETE FROM owner RETURNING who)
+	SELECT id AS a, 1 AS b FROM incoming JOIN d ON who = mail');
+SELECT look('SELECT user_id AS a, 1 AS b FROM owner');
+SELECT look('SELECT i.id AS a, o.id AS b
+	FROM incoming i JOIN incoming o ON o.id = i.id');
+SELECT look('SELECT id AS a, 1 AS b FROM (SELECT * FROM incoming) i');
+SELECT look('WITH incoming AS (SELECT 1 AS id)
+	SELECT id AS a, 1 AS b FROM incoming');
+SELECT look('SELECT id AS a, user_id AS b FROM incoming, owner
+	WHERE who = mail');
+SELECT look('SELECT id AS a, user_id AS b FROM incoming
+	RIGHT JOIN owner ON who = mail');
+SELECT look('SELECT id AS a, user_id AS b FROM incoming
+	FULL JOIN owner ON who = mail');
+SELECT look('SELECT id AS a, max(user_id) AS b FROM incoming
+	JOIN owner ON who = mail GROUP BY id');
+SELECT look('SELECT DISTINCT id AS a, 1 AS b FROM incoming');
+SELECT look('SELECT id AS a, 1 AS b FROM incoming LIMIT 1');
+SELECT look('SELECT id AS a, 1 AS b FROM incoming UNION SELECT 1, 2');
+SELECT look('SELECT id AS a, generate_series(1, 2) AS b FROM incoming');
+SELECT look('SELECT id AS a, row_number() OVER () AS b FROM incoming');
+SELECT look('SELECT id AS a, 1 AS b FROM incoming
+	JOIN owner ON who = mail FOR UPDATE OF owner');
+SELECT look('SELECT id AS a, random()::int AS b FROM incoming');
+SELECT look('SELECT id AS a, v.id AS b FROM incoming
+	JOIN view v USING (id)');
+SELECT look('SELECT id AS a, relpages AS b FROM incoming
+	JOIN pg_class ON relname = mail');
+SELECT look('SELECT id AS a, 1 AS b FROM incoming JOIN landlord USING (id)');
+SELECT look('SELECT id AS a, 1 AS b FROM incoming JOIN nowhere USING (id)');
+SELECT look('SELECT id AS a, name AS b FROM incoming');
+SELECT look('SELECT id AS a FROM incoming');
+SELECT look('SELECT id AS a, 1 AS b, 2 AS c FROM incoming');
+SELECT look('SELECT id AS a, 1 AS b, 2 AS b FROM incoming');
+SELECT look('SELECT id AS a, current_date AS b FROM incoming');
+SELECT look('SELECT mail AS v, 1 AS a, 2 AS b FROM incoming',
+	'SELECT email AS mail FROM app.users');
+SELECT look('SELECT mail AS v, 1 AS a, 2 AS b FROM incoming',
+	'SELECT id + 1 AS id, email AS mail FROM app.users');
+SELECT look('SELECT 1 AS a, 2 AS b FROM incoming',
+	'SELECT id, email AS id FROM app.users');
+-- what a DELETE or UPDATE does not carry
+SELECT look('SELECT id AS a, user_id AS b FROM incoming
+	JOIN owner ON who = mail');
+SELECT look('SELECT id AS a, id AS b, mail AS v FROM incoming');
+SELECT look('SELECT id AS a, id AS b FROM incoming',
+	'SELECT id FROM app.users WHERE length(name) > 3');
+-- without a key
+SELECT try($$SELECT bluegreen.map_table('l', 'app.keyless',
+	lookup => 'SELECT id, v FROM incoming')$$);
+SELECT try($$SELECT bluegreen.map_table('l', 'app.keyless', 'app.users',
+	lookup => 'SELECT id, v AS name FROM incoming')$$);
+SELECT try($$SELECT bluegreen.map_table('l', 'app.users', key => '{}',
+	lookup => 'SELECT * FROM incoming')$$);
+-- all is well
+ALTER TABLE app.users REPLICA IDENTITY FULL;
+ALTER TABLE app.letter REPLICA IDENTITY FULL;
+SELECT look('SELECT id AS a, user_id AS b, mail AS v FROM incoming
+	LEFT JOIN owner ON who = mail WHERE since > ''2020-01-01''');
+SELECT look('SELECT id AS a, user_id AS b FROM incoming
+	LEFT JOIN owner ON who = mail');
+SELECT try($$SELECT bluegreen.map_table('l', 'app.letter', 'app.kinds',
+	lookup => 'SELECT id, m, at AS n, tags AS a, (SELECT max(id) FROM half)::text
+		AS v FROM incoming')$$);
+SELECT target, key, lookup FROM bluegreen.mapping WHERE deployment = 'l';
+SELECT m.target_table, lookup_query, lookup_columns, lookup_key, lookup_reads
+	FROM bluegreen.table_mapping m JOIN bluegreen.deployment d
+		ON d.id = m.deployment WHERE d.name = 'l' ORDER BY 1;
+SELECT m.target_table, c.name, c.type, c.wire, c.is_key, c.finds
+	FROM bluegreen.mapping_column c JOIN bluegreen.table_mapping m
+		ON m.id = c.mapping JOIN bluegreen.deployment d
+		ON d.id = m.deployment WHERE d.name = 'l' ORDER BY 1, position;
+SELECT target, action, target_row FROM bluegreen.preview('l', 'app.users', 1);
+-- changed
+SELECT try($$SELECT bluegreen.alter_mapping('l', 'app.letter',
+	transform => 'SELECT id, v FROM app.letter')$$);
+SELECT try($$SELECT bluegreen.alter_mapping('l', 'app.letter',
+	transform => 'SELECT id, v FROM app.letter',
+	lookup => 'SELECT id, v FROM incoming')$$);
+SELECT key, lookup FROM bluegreen.mapping WHERE target = 'app.kinds';
+SELECT try($$SELECT bluegreen.alter_mapping('l', 'app.letter',
+	lookup => '')$$);
+SELECT key, lookup FROM bluegreen.mapping WHERE target = 'app.kinds';
+-- each would wait for the other's copy
+SELECT try($$SELECT bluegreen.map_table('l', 'app.plain', 'app.owner',
+	lookup => 'SELECT i.v AS who, b AS user_id FROM incoming i
+		LEFT JOIN composite ON a = id')$$);
+ALTER TABLE app.plain REPLICA IDENTITY FULL;
+SELECT try($$SELECT bluegreen.map_table('l', 'app.plain', 'app.owner',
+	lookup => 'SELECT i.v AS who, b AS user_id FROM incoming i
+		LEFT JOIN composite ON a = id')$$);
+SELECT bluegreen.drop_deployment('l');
+DROP TABLE app.letter;
+DROP FUNCTION look;
+ALTER TABLE app.users REPLICA IDENTITY DEFAULT;
+ALTER TABLE app.plain REPLICA IDENTITY DEFAULT;
+\c regression_green
+DROP TABLE app.owner, app.halves, app.landlord;
+DROP ROLE regress_bluegreen_landlord;
+\c :blue
+SET client_min_messages = warning;
+CREATE TEMPORARY TABLE temporary (id integer PRIMARY KEY);
 
 -- sources
 SELECT try($$SELECT bluegreen.map_table('d', 'app.view')$$);

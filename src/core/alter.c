@@ -61,6 +61,7 @@ enum
 	ARG_KEY,
 	ARG_ON_WRITE,
 	ARG_ON_DELETE,
+	ARG_LOOKUP,
 	ARG_DIRECTION
 };
 
@@ -113,6 +114,8 @@ key_of(const MappingRow *mapping)
 {
 	List	   *key = NIL;
 
+	if (mapping->lookup != NULL)
+		return mapping->lookup->key;
 	for (int i = 0; i < mapping->ncolumns; i++)
 		if (mapping->columns[i].is_key)
 			key = lappend(key, mapping->columns[i].name);
@@ -142,6 +145,12 @@ fill_request(FunctionCallInfo fcinfo, Alteration *alteration)
 	if (!PG_ARGISNULL(ARG_TRANSFORM))
 		request->transform =
 			text_to_cstring(PG_GETARG_TEXT_PP(ARG_TRANSFORM));
+	if (!PG_ARGISNULL(ARG_LOOKUP))
+		request->lookup = text_to_cstring(PG_GETARG_TEXT_PP(ARG_LOOKUP));
+	else if (mapping->lookup != NULL)
+		request->lookup = mapping->lookup->text;
+	if (request->lookup && request->lookup[0] == '\0')
+		request->lookup = NULL; /* taken away */
 }
 
 /*
@@ -212,12 +221,19 @@ replace(Alteration *alteration)
 		transform_parse(request->transform, request->source) :
 		stored_query(mapping);
 	List	   *names = mapping_output_names(query);
+	List	   *written = request->lookup ?
+		lookup_define(alteration->peer, request, target, query,
+					  alteration->deployment->desired == DESIRED_STARTED) :
+		names;
 	Transform  *result;
 	int			guc_level;
 
-	target_check_columns(request, target, names);
-	update_mapping(alteration, target_has_other_columns(target, names));
-	mapping_insert_columns(mapping->id, target, names);
+	target_check_columns(request, target, written);
+	lookup_tell(request, target_has_other_columns(target, written));
+	update_mapping(alteration, target_has_other_columns(target, written));
+	lookup_store(mapping->id, request);
+	if (!request->lookup)
+		mapping_insert_columns(mapping->id, target, names);
 	guc_level = settings_pin_formatting();
 	if (request->transform)
 	{
@@ -228,6 +244,7 @@ replace(Alteration *alteration)
 	CommandCounterIncrement();
 	result = mapping_check_stored(mapping->id);
 	settings_restore(guc_level);
+	lookup_check_cycle(mapping->deployment, mapping->direction);
 	return result;
 }
 
@@ -407,16 +424,16 @@ alter_on_green(FunctionCallInfo fcinfo, const Deployment *deployment)
 	return backward_call_integer(deployment,
 								 "SELECT bluegreen.alter_mapping("
 								 "$1::pg_catalog.name, $2::pg_catalog.text, "
-								 "$3, $4, $5::pg_catalog.text[], $6, $7, "
+								 "$3, $4, $5::pg_catalog.text[], $6, $7, $8, "
 								 "'backward')", lengthof(args), args);
 }
 
 /*
  * bluegreen.alter_mapping(deployment name, source regclass or text, target
- * text, transform text, key text[], on_write text, on_delete text, direction
- * text) returns integer: put another definition in the place of a mapping's; the
- * mapping's id.  What is null stays as it is, and so do the rows on the target.
- * One that was derived is no longer.
+ * text, transform text, key text[], on_write text, on_delete text, lookup text,
+ * direction text) returns integer: put another definition in the place of a
+ * mapping's; the mapping's id.  What is null stays as it is, and so do the rows
+ * on the target.  One that was derived is no longer.
  *
  * Locks as map_table(); where a column was altered lately, also the source
  * against writers, and waits for the stream.  Errors: as map_table(); there is

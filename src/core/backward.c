@@ -167,7 +167,7 @@ refresh_mappings(const Deployment *deployment, Peer *peer)
 	PeerResult *result =
 		peer_query(peer,
 				   "SELECT mapping, source, target, key, on_write, on_delete, "
-				   "derived, transform "
+				   "derived, transform, lookup "
 				   "FROM bluegreen.joined_mappings($1::pg_catalog.name)",
 				   1, name);
 	CatalogAccess access;
@@ -182,11 +182,11 @@ refresh_mappings(const Deployment *deployment, Peer *peer)
 		CatalogArgs args = {0};
 
 		catalog_arg_int4(&args, deployment->id);
-		for (int j = 0; j < 8; j++)
+		for (int j = 0; j < 9; j++)
 			catalog_arg_text(&args, result->values[i][j]);
 		catalog_run("INSERT INTO bluegreen.backward_mapping VALUES ($1, "
 					"$2::integer, $3, $4, $5::name[], $6, $7, $8::boolean, "
-					"$9)", &args, SPI_OK_INSERT);
+					"$9, $10)", &args, SPI_OK_INSERT);
 	}
 	catalog_end(&access);
 	return result->ntuples;
@@ -346,6 +346,7 @@ static void
 step_join(void *arg)
 {
 	BackwardCall *call = arg;
+
 	call->peer = backward_connect(call->deployment);
 	if (!backward_join(call->deployment, call->peer))
 		return;
@@ -372,6 +373,7 @@ static void
 step_call(void *arg)
 {
 	BackwardCall *call = arg;
+
 	(void) peer_command(call->peer,
 						psprintf("CALL %s(%s)", call->procedure,
 								 quote_literal_cstr(call->deployment->name)));
@@ -406,6 +408,7 @@ static void
 step_expect(void *arg)
 {
 	BackwardCall *call = arg;
+
 	call->peer = backward_connect(call->deployment);
 	(void) backward_join(call->deployment, call->peer);
 }

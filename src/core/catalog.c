@@ -13,8 +13,10 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/pg_authid.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "core/definition.h"
@@ -27,6 +29,7 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/syscache.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/pg_lsn.h"
@@ -53,7 +56,9 @@ static const char *const desired_names[] = {
 	"WHERE o.id <> m.id AND od.server = d.server " \
 	"AND o.direction = m.direction AND o.target_schema = m.target_schema " \
 	"AND o.target_table = m.target_table), m.row_shape, m.defined_in, " \
-	"m.derived_from " \
+	"m.derived_from, " \
+	"m.lookup, m.lookup_query, m.lookup_columns::text[], " \
+	"m.lookup_key::text[], m.lookup_reads " \
 	"FROM bluegreen.table_mapping m " \
 	"JOIN bluegreen.deployment d ON d.id = m.deployment "
 
@@ -425,6 +430,26 @@ stored_texts(const CatalogAccess *access, uint64 row, int column)
 }
 
 /*
+ * The lookup whose text is in this column of the current result, or NULL.
+ */
+static Lookup *
+read_lookup(const CatalogAccess *access, uint64 row, int column)
+{
+	char	   *text = catalog_text(access, row, column);
+	Lookup	   *lookup;
+
+	if (text == NULL)
+		return NULL;
+	lookup = MemoryContextAllocZero(access->context, sizeof(Lookup));
+	lookup->text = text;
+	lookup->query = catalog_text(access, row, column + 1);
+	lookup->columns = stored_texts(access, row, column + 2);
+	lookup->key = stored_texts(access, row, column + 3);
+	lookup->reads = stored_texts(access, row, column + 4);
+	return lookup;
+}
+
+/*
  * One row of the current result, which is made by MAPPING_SQL; columns are
  * read by load_columns().
  */
@@ -452,6 +477,7 @@ read_mapping(const CatalogAccess *access, uint64 row)
 	mapping->row_shape = stored_texts(access, row, 13);
 	mapping->defined_in = catalog_text(access, row, 14);
 	mapping->derived_from = catalog_text(access, row, 15);
+	mapping->lookup = read_lookup(access, row, 16);
 	return mapping;
 }
 
@@ -462,7 +488,7 @@ load_columns(const CatalogAccess *access, MappingRow *mapping)
 
 	catalog_arg_int4(&args, mapping->id);
 	mapping->ncolumns = (int)
-		catalog_run("SELECT position, name::text, type, wire, is_key "
+		catalog_run("SELECT position, name::text, type, wire, is_key, finds "
 					"FROM bluegreen.mapping_column WHERE mapping = $1 "
 					"ORDER BY position", &args, SPI_OK_SELECT);
 	mapping->columns =
@@ -478,6 +504,7 @@ load_columns(const CatalogAccess *access, MappingRow *mapping)
 		column->wire = stored_enum(wire_kind_names,
 								   lengthof(wire_kind_names), i, 4);
 		column->is_key = DatumGetBool(catalog_value(i, 5, NULL));
+		column->finds = DatumGetBool(catalog_value(i, 6, NULL));
 	}
 	SPI_freetuptable(SPI_tuptable);
 }
@@ -626,4 +653,17 @@ stream_application_name(const Deployment *deployment)
 	if (!changed)
 		return psprintf("bluegreen %s", name);
 	return psprintf("bluegreen %.*s%s", room - (int) strlen(id), name, id);
+}
+
+Oid
+relation_owner(Oid relid)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	Oid			owner;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for relation %u", relid);
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	return owner;
 }

@@ -75,15 +75,35 @@ typedef enum WireKind
 
 extern const char *const wire_kind_names[];
 
-/* One target column of a mapping (bluegreen.mapping_column). */
+/*
+ * One column that a transform gives (bluegreen.mapping_column): of the target,
+ * or with a lookup of the relation "incoming".
+ */
 typedef struct MappingColumn
 {
 	int			position;		/* = attribute number in the transform view */
 	char	   *name;
 	char	   *type;			/* the target's type as SQL, schema-qualified */
 	WireKind	wire;
-	bool		is_key;
+	bool		is_key;			/* of the target; with a lookup, of the source */
+	bool		finds;			/* no key column, but the target's key and
+								 * whether there is a row depend on it: a
+								 * delete carries it as well */
 } MappingColumn;
+
+/*
+ * A SELECT on the target over the relation "incoming" (what the transform
+ * gives), which says what is written: see lookup.c.
+ */
+typedef struct Lookup
+{
+	char	   *text;			/* the user's */
+	char	   *query;			/* what the target made of it */
+	List	   *columns;		/* of the target, that it gives; of char * */
+	List	   *key;			/* of the target; of char * */
+	List	   *reads;			/* tables of the target, schema.table without
+								 * quotes: servers differ in when to quote */
+} Lookup;
 
 /* One mapping (bluegreen.table_mapping with its columns). */
 typedef struct MappingRow
@@ -105,6 +125,7 @@ typedef struct MappingRow
 								 * transform reads whole rows */
 	char	   *defined_in;		/* pg_snapshot of map_table() */
 	char	   *derived_from;	/* what blue derived it from; NULL = defined */
+	Lookup	   *lookup;			/* or NULL */
 	int			ncolumns;
 	MappingColumn *columns;		/* by position */
 } MappingRow;
@@ -116,6 +137,16 @@ extern MappingRow *mapping_load(int32 id);
 
 /* "schema.table", quoted where needed */
 extern char *mapping_target_name(const MappingRow *row);
+
+/* lookup.c: which mappings of a stream must be looked at together */
+extern bool mapping_reads_target(const MappingRow *row,
+								 const MappingRow *other);
+extern bool mapping_copied_late(const MappingRow *row);
+extern bool mapping_copied_after(const MappingRow *row,
+								 const MappingRow *other);
+
+/* The owner of a relation, which must exist.  Reads the system cache. */
+extern Oid	relation_owner(Oid relid);
 
 /* Error unless the current user has the rights of the deployment's owner. */
 extern void deployment_check_owner(const Deployment *deployment);

@@ -117,6 +117,11 @@ typedef struct MapRequest
 	bool		keyless;		/* key => '{}': find rows by all their values */
 	OnWrite		on_write;
 	OnDelete	on_delete;
+	char	   *lookup;			/* NULL = none */
+	/* with a lookup, from lookup_define() */
+	Lookup	   *defined;
+	int			nincoming;
+	MappingColumn *incoming;	/* what the transform gives */
 } MapRequest;
 
 extern void source_check(Oid source, Oid owner);
@@ -156,6 +161,17 @@ typedef struct DerivedMapping
 } DerivedMapping;
 
 extern List *derive_mappings(const Deployment *deployment);
+
+/* ---- lookup.c: mappings with a lookup ---- */
+
+extern List *lookup_define(Peer *peer, MapRequest *request,
+						   TargetTable *target, Query *query,
+						   bool check_rights);
+extern void lookup_tell(const MapRequest *request, bool has_other_columns);
+extern char *lookup_default_transform(const MapRequest *request);
+extern void lookup_store(int32 mapping, const MapRequest *request);
+extern void lookup_check_cycle(int32 deployment, char direction);
+extern void lookup_check_stored(Peer *peer, const MappingRow *mapping);
 
 /* ---- ready.c: what a first start asks of both sides ---- */
 
@@ -204,6 +220,8 @@ extern void mapping_resolve_target(MapRequest *request, text *target);
 
 /* what is stored of a mapping */
 extern List *mapping_output_names(Query *query);
+extern bool name_in_list(List *names, const char *name);
+extern void mapping_insert_column(int32 mapping, const MappingColumn *column);
 extern void mapping_insert_columns(int32 mapping, TargetTable *target,
 								   List *names);
 extern void mapping_create_view(int32 mapping, Oid owner, Query *query,

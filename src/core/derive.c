@@ -13,8 +13,8 @@
  * the preflight names it.
  *
  * Neither is anything derived where rows go more than one way (a filter, merge,
- * patch, several mappings of one table): which row comes back from where is for
- * a human to say.
+ * patch, a lookup, several mappings of one table): which row comes back from
+ * where is for a human to say.
  *
  *-------------------------------------------------------------------------
  */
@@ -280,11 +280,31 @@ shares_table(const MappingRow *row, List *rows)
 }
 
 /*
+ * The columns of the source that the transform reads, "a, b".
+ */
+static char *
+columns_read(const Transform *transform)
+{
+	StringInfoData buf;
+	int			attno = -1;
+
+	initStringInfo(&buf);
+	while ((attno = bms_next_member(transform->reads, attno)) >= 0)
+		appendStringInfo(&buf, "%s%s", buf.len > 0 ? ", " : "",
+						 quote_identifier(get_attname(transform->row->source,
+													  attno, false)));
+	return buf.data;
+}
+
+/*
  * Why nothing can be derived from a mapping, whatever its columns; or NULL.
  */
 static char *
 find_obstacle(const MappingRow *row, List *rows, const Transform *transform)
 {
+	if (row->lookup != NULL)
+		return psprintf("the mapping has a lookup, and only green knows what it makes of column %s",
+						columns_read(transform));
 	if (row->on_write != ON_WRITE_MIRROR)
 		return psprintf("the mapping has on_write '%s'",
 						on_write_names[row->on_write]);

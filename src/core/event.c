@@ -32,6 +32,7 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
+#include "core/catalog.h"
 #include "core/event.h"
 #include "core/settings.h"
 #include "core/shared.h"
@@ -44,6 +45,7 @@
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/shmem.h"
+#include "tcop/pquery.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -265,20 +267,6 @@ own_table(const char *name)
 	return relid;
 }
 
-/* Owner of a relation. */
-static Oid
-relation_owner(Oid relid)
-{
-	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
-	Oid			owner;
-
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for relation %u", relid);
-	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
-	ReleaseSysCache(tuple);
-	return owner;
-}
-
 /* Insert one row into event_log.  Needs SPI. */
 static void
 insert_event(const Event *e)
@@ -340,6 +328,7 @@ event_record_local(int32 deployment, EventKind kind, XLogRecPtr lsn,
 				   const char *message, const char *detail)
 {
 	Oid			relid = own_table("event_log");
+	bool		pushed = ActivePortal == NULL && !ActiveSnapshotSet();
 	Event		e = {0};
 
 	if (!OidIsValid(relid))
@@ -355,7 +344,11 @@ event_record_local(int32 deployment, EventKind kind, XLogRecPtr lsn,
 	copy_text(e.message, sizeof(e.message), message);
 	e.has_detail = detail != NULL;
 	copy_text(e.detail, sizeof(e.detail), detail ? detail : "");
+	if (pushed)					/* a worker */
+		PushActiveSnapshot(GetTransactionSnapshot());
 	insert_event_as_owner(&e, relid);
+	if (pushed)
+		PopActiveSnapshot();
 }
 
 /* Start a transaction of the recorder. */

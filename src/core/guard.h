@@ -65,7 +65,10 @@ extern bool guard_is_granted(Oid relation, AclMode needed);
 extern pg_noreturn void guard_denied(Oid relation);
 extern void guard_check_shape(Query *query, List *relations, Oid owner);
 
-/* tally.c */
+/* tally.c; expected of a statement: as many as its lookup gives */
+#define BG_ROWS_BY_LOOKUP	(-2)
+
 extern void tally_install(void);
+extern void tally_expect(int64 rows);
 
 #endif							/* BG_GUARD_H */

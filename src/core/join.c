@@ -365,9 +365,10 @@ bluegreen_leave_deployment(PG_FUNCTION_ARGS)
 static const char mappings_sql[] =
 "SELECT m.id, format('%I.%I', n.nspname, c.relname),"
 "  format('%I.%I', m.target_schema, m.target_table),"
-"  (SELECT array_agg(k.name ORDER BY k.position)"
-"    FROM bluegreen.mapping_column k WHERE k.mapping = m.id AND k.is_key),"
-"  m.on_write, m.on_delete, m.derived_from IS NOT NULL, pg_get_viewdef(m.view)"
+"  coalesce(m.lookup_key, (SELECT array_agg(k.name ORDER BY k.position)"
+"    FROM bluegreen.mapping_column k WHERE k.mapping = m.id AND k.is_key)),"
+"  m.on_write, m.on_delete, m.derived_from IS NOT NULL, pg_get_viewdef(m.view),"
+"  m.lookup"
 " FROM bluegreen.table_mapping m"
 "  JOIN pg_class c ON c.oid = m.source"
 "  JOIN pg_namespace n ON n.oid = c.relnamespace"
@@ -394,8 +395,8 @@ bluegreen_joined_mappings(PG_FUNCTION_ARGS)
 	n = catalog_run(mappings_sql, &args, SPI_OK_SELECT);
 	for (uint64 i = 0; i < n; i++)
 	{
-		Datum		values[8];
-		bool		nulls[8];
+		Datum		values[9];
+		bool		nulls[9];
 
 		for (int j = 0; j < lengthof(values); j++)
 			values[j] = catalog_value(i, j + 1, &nulls[j]);

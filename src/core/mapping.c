@@ -144,15 +144,6 @@ mapping_resolve_target(MapRequest *request, text *target)
 		get_namespace_name(get_rel_namespace(request->source));
 }
 
-static void
-refuse_unsupported(FunctionCallInfo fcinfo)
-{
-	if (!PG_ARGISNULL(ARG_LOOKUP))
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("argument \"lookup\" is not supported yet")));
-}
-
 /*
  * Argument i, "direction": is it green that has to do what is asked for?  Each
  * side has the mappings of the tables that it is the source of.  Errors: this
@@ -262,19 +253,23 @@ insert_mapping(const Deployment *deployment, const MapRequest *request,
 	return id;
 }
 
-static void
-insert_column(int32 mapping, int position, const TargetColumn *column)
+/*
+ * Insert the row of one column; between catalog_begin() and catalog_end().
+ */
+void
+mapping_insert_column(int32 mapping, const MappingColumn *column)
 {
 	CatalogArgs args = {0};
 
 	catalog_arg_int4(&args, mapping);
-	catalog_arg(&args, INT2OID, Int16GetDatum(position));
+	catalog_arg(&args, INT2OID, Int16GetDatum(column->position));
 	catalog_arg_name(&args, column->name);
 	catalog_arg_text(&args, column->type);
-	catalog_arg_text(&args, wire_kind_names[target_wire_kind(column)]);
-	catalog_arg(&args, BOOLOID, BoolGetDatum(column->key_position > 0));
+	catalog_arg_text(&args, wire_kind_names[column->wire]);
+	catalog_arg(&args, BOOLOID, BoolGetDatum(column->is_key));
+	catalog_arg(&args, BOOLOID, BoolGetDatum(column->finds));
 	catalog_run("INSERT INTO bluegreen.mapping_column "
-				"VALUES ($1, $2, $3, $4, $5, $6)", &args, SPI_OK_INSERT);
+				"VALUES ($1, $2, $3, $4, $5, $6, $7)", &args, SPI_OK_INSERT);
 }
 
 /*
@@ -290,7 +285,16 @@ mapping_insert_columns(int32 mapping, TargetTable *target, List *names)
 	catalog_begin(&access);
 	foreach(lc, names)
 	{
-		insert_column(mapping, ++position, target_column(target, lfirst(lc)));
+		TargetColumn *there = target_column(target, lfirst(lc));
+		MappingColumn column = {
+			.position = ++position,
+			.name = there->name,
+			.type = there->type,
+			.wire = target_wire_kind(there),
+			.is_key = there->key_position > 0
+		};
+
+		mapping_insert_column(mapping, &column);
 	}
 	catalog_end(&access);
 }
@@ -509,21 +513,34 @@ mapping_define(const Deployment *deployment, Peer *peer, MapRequest *request,
 	TargetTable *target = target_require(peer, request);
 	Query	   *query;
 	List	   *names;
+	List	   *written;
 	int32		id;
 	int			guc_level;
 
 	query = transform_parse(request->transform ? request->transform :
+							request->lookup ?
+							lookup_default_transform(request) :
 							transform_default(request, target),
 							request->source);
 	names = mapping_output_names(query);
-	target_check_columns(request, target, names);
+	written = request->lookup ?
+		lookup_define(peer, request, target, query,
+					  deployment->desired == DESIRED_STARTED) : names;
+	target_check_columns(request, target, written);
 	if (deployment->desired == DESIRED_STARTED)
 		ready_target_rights(peer, request);
 	if (deployment->direction == 'b')
 		replace_derived(deployment, request);
 	id = insert_mapping(deployment, request,
-						target_has_other_columns(target, names), derived_from);
-	mapping_insert_columns(id, target, names);
+						target_has_other_columns(target, written),
+						derived_from);
+	if (request->lookup)
+	{
+		lookup_store(id, request);
+		lookup_tell(request, target_has_other_columns(target, written));
+	}
+	else
+		mapping_insert_columns(id, target, names);
 
 	/* literals are the caller's; what is stored must not depend on his style */
 	guc_level = settings_pin_formatting();
@@ -531,6 +548,7 @@ mapping_define(const Deployment *deployment, Peer *peer, MapRequest *request,
 	CommandCounterIncrement();
 	(void) mapping_check_stored(id);
 	settings_restore(guc_level);
+	lookup_check_cycle(deployment->id, deployment->direction);
 	return id;
 }
 
@@ -599,7 +617,6 @@ bluegreen_map_table(PG_FUNCTION_ARGS)
 
 	require_argument(fcinfo, ARG_DEPLOYMENT, "deployment");
 	require_argument(fcinfo, ARG_SOURCE, "source");
-	refuse_unsupported(fcinfo);
 	require_writable("bluegreen.map_table");
 	deployment = deployment_lock(NameStr(*PG_GETARG_NAME(ARG_DEPLOYMENT)));
 	if (mapping_is_remote(fcinfo, ARG_DIRECTION, deployment))
@@ -613,6 +630,8 @@ bluegreen_map_table(PG_FUNCTION_ARGS)
 	request.keyless = request.key == NIL && !PG_ARGISNULL(ARG_KEY);
 	if (!PG_ARGISNULL(ARG_TRANSFORM))
 		request.transform = text_to_cstring(PG_GETARG_TEXT_PP(ARG_TRANSFORM));
+	if (!PG_ARGISNULL(ARG_LOOKUP))
+		request.lookup = text_to_cstring(PG_GETARG_TEXT_PP(ARG_LOOKUP));
 
 	source_check(request.source, deployment->owner);
 	mapping_resolve_target(&request, PG_ARGISNULL(ARG_TARGET) ? NULL :

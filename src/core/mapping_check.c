@@ -291,25 +291,14 @@ transform_default(const MapRequest *request, TargetTable *target)
 	return sql.data;
 }
 
-static bool
-name_in_list(List *names, const char *name)
-{
-	ListCell   *lc;
-
-	foreach(lc, names)
-	{
-		if (strcmp(lfirst(lc), name) == 0)
-			return true;
-	}
-	return false;
-}
-
 /*
  * One column that the transform gives.
  */
 static void
-check_given_column(TargetTable *target, List *before, const char *name)
+check_given_column(const MapRequest *request, TargetTable *target,
+				   List *before, const char *name)
 {
+	const char *what = request->lookup ? "lookup" : "transform";
 	char	   *table = quote_qualified_identifier(target->schema,
 												   target->table);
 	TargetColumn *column = target_column(target, name);
@@ -319,18 +308,20 @@ check_given_column(TargetTable *target, List *before, const char *name)
 				(errcode(ERRCODE_UNDEFINED_COLUMN),
 				 errmsg("target table \"%s\" has no column \"%s\"",
 						table, name),
-				 errhint("Name each column of the transform after the target's column, with AS where needed.")));
+				 errhint("Name each column of the %s after the target's column, with AS where needed.",
+						 what)));
 	if (column->generated)
 		ereport(ERROR,
 				(errcode(ERRCODE_GENERATED_ALWAYS),
 				 errmsg("column \"%s\" of target table \"%s\" is generated",
 						name, table),
-				 errhint("Leave it out of the transform; the target computes it.")));
+				 errhint("Leave it out of the %s; the target computes it.",
+						 what)));
 	if (name_in_list(before, name))
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_COLUMN),
-				 errmsg("transform gives column \"%s\" of target table \"%s\" twice",
-						name, table)));
+				 errmsg("%s gives column \"%s\" of target table \"%s\" twice",
+						what, name, table)));
 }
 
 /*
@@ -340,22 +331,24 @@ static void
 check_missing_column(const MapRequest *request, TargetTable *target,
 					 const TargetColumn *column)
 {
+	const char *what = request->lookup ? "lookup" : "transform";
 	char	   *table = quote_qualified_identifier(target->schema,
 												   target->table);
 
 	if (column->key_position > 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_COLUMN_REFERENCE),
-				 errmsg("transform does not give key column \"%s\" of target table \"%s\"",
-						column->name, table),
-				 errhint("Add it to the transform, or name another key.")));
+				 errmsg("%s does not give key column \"%s\" of target table \"%s\"",
+						what, column->name, table),
+				 errhint("Add it to the %s, or name another key.", what)));
 	if (column->not_null && !column->has_default && !column->generated &&
 		request->on_write != ON_WRITE_PATCH)
 		ereport(ERROR,
 				(errcode(ERRCODE_NOT_NULL_VIOLATION),
-				 errmsg("transform does not give column \"%s\" of target table \"%s\", which is NOT NULL and has no default",
-						column->name, table),
-				 errhint("Add it to the transform, or give the column a default there.")));
+				 errmsg("%s does not give column \"%s\" of target table \"%s\", which is NOT NULL and has no default",
+						what, column->name, table),
+				 errhint("Add it to the %s, or give the column a default there.",
+						 what)));
 }
 
 /*
@@ -371,7 +364,7 @@ target_check_columns(const MapRequest *request, TargetTable *target,
 
 	foreach(lc, names)
 	{
-		check_given_column(target, before, lfirst(lc));
+		check_given_column(request, target, before, lfirst(lc));
 		before = lappend(before, lfirst(lc));
 	}
 	for (int i = 0; i < target->ncolumns; i++)

@@ -321,7 +321,13 @@ ready_target(Peer *peer, const MappingRow *mapping)
 	List	   *names = NIL;
 	TargetTable *target;
 
-	for (int i = 0; i < mapping->ncolumns; i++)
+	if (mapping->lookup)
+	{
+		request.lookup = mapping->lookup->text;
+		request.key = mapping->lookup->key;
+		names = mapping->lookup->columns;
+	}
+	for (int i = 0; i < mapping->ncolumns && !mapping->lookup; i++)
 	{
 		names = lappend(names, mapping->columns[i].name);
 		if (mapping->columns[i].is_key)
@@ -329,8 +335,10 @@ ready_target(Peer *peer, const MappingRow *mapping)
 	}
 	request.keyless = request.key == NIL;
 	target = target_require(peer, &request);
-	for (int i = 0; i < mapping->ncolumns; i++)
+	for (int i = 0; i < mapping->ncolumns && !mapping->lookup; i++)
 		check_column(peer, &request, target, &mapping->columns[i]);
+	if (mapping->lookup)
+		lookup_check_stored(peer, mapping);
 	target_check_columns(&request, target, names);
 	ready_target_rights(peer, &request);
 }

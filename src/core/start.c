@@ -47,6 +47,7 @@ typedef struct StartPlan
 	Peer	   *peer;
 	bool		slot_created;
 	bool		registered;		/* on the peer, maybe only in part */
+	bool		has_asked_back; /* for the stream back */
 	XLogRecPtr	slot_lsn;
 } StartPlan;
 
@@ -125,6 +126,7 @@ static void
 step_forget_peer(void *arg)
 {
 	StartPlan  *plan = arg;
+
 	if (plan->peer == NULL || !peer_is_alive(plan->peer))
 		plan->peer = registry_connect(plan->deployment, true);
 	else
@@ -140,6 +142,7 @@ static void
 step_forget_source(void *arg)
 {
 	StartPlan  *plan = arg;
+
 	if (plan->slot_created)
 		control_drop_slot(plan->slot_name);
 	(void) stream_shared_remove(plan->slot_name);
@@ -176,8 +179,20 @@ undo_start(StartPlan *plan, ErrorData *error)
 }
 
 /*
+ * Start the stream back, once.
+ */
+static void
+start_back(StartPlan *plan)
+{
+	if (!plan->has_asked_back)
+		backward_start(plan->deployment->name);
+	plan->has_asked_back = true;
+}
+
+/*
  * Start a deployment for the first time, or anew after a crash in a first
- * start.
+ * start.  The stream back comes first: its slot waits for green's transactions,
+ * and the copy would make long ones.
  */
 static void
 start_first(StartPlan *plan)
@@ -211,7 +226,15 @@ start_first(StartPlan *plan)
 		undo_start(plan, error);
 	peer_close(plan->peer);
 	SPI_commit();
-	control_release_stream(plan->stream);
+	PG_TRY();
+	{
+		start_back(plan);
+	}
+	PG_FINALLY();
+	{
+		control_release_stream(plan->stream);
+	}
+	PG_END_TRY();
 }
 
 /*
@@ -282,8 +305,8 @@ start_locked(StartPlan *plan)
 
 /*
  * bluegreen.start(deployment name, allow_nonempty boolean): see the head of
- * this file.  Commits.  Errors leave both sides as they were.  Then starts the
- * stream back, if there is a way; what is wrong with that is a warning.
+ * this file.  Commits.  Errors leave both sides as they were.  Starts the
+ * stream back, too, if there is a way; what is wrong with that is a warning.
  */
 Datum
 bluegreen_start(PG_FUNCTION_ARGS)
@@ -304,7 +327,7 @@ bluegreen_start(PG_FUNCTION_ARGS)
 	{
 		backward_expect(name);
 		start_locked(plan);
-		backward_start(name);
+		start_back(plan);
 	}
 	PG_FINALLY();
 	{

@@ -29,9 +29,18 @@
 PG_FUNCTION_INFO_V1(bluegreen_check_rows);
 
 static int	level = 0;			/* of statements within statements */
-static int64 *counts = NULL;	/* of the transaction, since the last check */
+
+/* Rows of one statement. */
+typedef struct Count
+{
+	int64		rows;			/* that it affected */
+	int64		expected;		/* that it said itself, or -1 */
+} Count;
+
+static Count *counts = NULL;	/* of the transaction, since the last check */
 static int	ncounts = 0;
 static int	max_counts = 0;
+static int64 expected_now = -1;	/* by the statement that runs */
 
 static ExecutorRun_hook_type next_run = NULL;
 static ExecutorFinish_hook_type next_finish = NULL;
@@ -92,12 +101,23 @@ note_count(int64 count)
 
 		if (counts == NULL)
 			counts = MemoryContextAlloc(TopMemoryContext,
-										size * sizeof(int64));
+										size * sizeof(Count));
 		else
-			counts = repalloc_huge(counts, size * sizeof(int64));
+			counts = repalloc_huge(counts, size * sizeof(Count));
 		max_counts = size;
 	}
-	counts[ncounts++] = count;
+	counts[ncounts].rows = count;
+	counts[ncounts++].expected = expected_now;
+	expected_now = -1;
+}
+
+/*
+ * The statement that runs writes so many rows, as far as it knows.
+ */
+void
+tally_expect(int64 rows)
+{
+	expected_now = rows;
 }
 
 static void
@@ -144,7 +164,10 @@ tally_at_transaction_end(XactEvent event, void *arg)
 {
 	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT ||
 		event == XACT_EVENT_PREPARE)
+	{
 		ncounts = 0;
+		expected_now = -1;
+	}
 }
 
 /*
@@ -185,12 +208,17 @@ check_counts(ArrayType *array)
 	{
 		int64		rows = DatumGetInt64(expected[i]);
 
-		if (!isnull[i] && rows >= 0 && rows != counts[i])
+		bool		by_lookup = rows == BG_ROWS_BY_LOOKUP;
+
+		if (by_lookup)
+			rows = counts[i].expected;
+		if (!isnull[i] && (rows >= 0 || by_lookup) &&
+			rows != counts[i].rows)
 			ereport(ERROR,
 					(errcode(ERRCODE_DATA_EXCEPTION),
 					 errmsg("a batch did not find all rows that it changes on the target"),
 					 errdetail("Statement %d of the batch affected " INT64_FORMAT " rows instead of " INT64_FORMAT ".",
-							   i + 1, counts[i], rows),
+							   i + 1, counts[i].rows, rows),
 					 errhint("The batch is applied again row by row to find the cause.")));
 	}
 }
@@ -198,8 +226,8 @@ check_counts(ArrayType *array)
 /*
  * bluegreen.check_rows(expected bigint[]): error unless the session's
  * statements on tables in this transaction, since the last call, affected as
- * many rows each; a negative number stands for any.  With NULL nothing is
- * compared.
+ * many rows each; -1 stands for any, -2 for as many as the statement's lookup
+ * gave.  With NULL nothing is compared.
  */
 Datum
 bluegreen_check_rows(PG_FUNCTION_ARGS)

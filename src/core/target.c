@@ -229,7 +229,10 @@ read_indexes(Peer *peer, const TargetTable *target)
 	return indexes;
 }
 
-static bool
+/*
+ * Is the name among these (of char *, some may be NULL)?
+ */
+bool
 name_in_list(List *names, const char *name)
 {
 	ListCell   *lc;

@@ -21,6 +21,7 @@ extern PGDLLEXPORT void bluegreen_switch_main(Datum arg);	/* cutover/switchover.
 extern PGDLLEXPORT void bluegreen_recorder_main(Datum arg); /* core/event.c */
 extern PGDLLEXPORT void bluegreen_probe_main(Datum arg);
 extern PGDLLEXPORT void bluegreen_router_main(Datum arg);	/* cutover/router_watch.c */
+extern PGDLLEXPORT void bluegreen_end_writers_main(Datum arg);	/* cutover/fence_writers.c */
 
 extern void launcher_register(void);
 

@@ -18,7 +18,7 @@ static const char joined_routines[] =
 "bluegreen.leave_deployment, bluegreen.derive_mapping, "
 "bluegreen.keep_derived, bluegreen.joined_mappings, "
 "bluegreen.map_table(name, text, text, text, text[], text, text, text, text), "
-"bluegreen.alter_mapping(name, text, text, text, text[], text, text, text), "
+"bluegreen.alter_mapping(name, text, text, text, text[], text, text, text, text), "
 "bluegreen.unmap_table(name, text, text, text), bluegreen.start, bluegreen.stop";
 
 /* May the role there join, and has it a user mapping for a server of ours? */
@@ -88,17 +88,40 @@ add_no_mapping(PreflightRun *run, const DerivedMapping *derived)
 	preflight_row(run, &row);
 }
 
+/*
+ * A table of green whose rows nothing brings back, though blue's table from which
+ * they came is written: what blue cannot hold.
+ */
+static void
+add_not_back(PreflightRun *run, const DerivedMapping *derived)
+{
+	PreflightRow row = {.severity = PREFLIGHT_NOTICE};
+
+	row.object = derived->source;
+	row.message = psprintf("table %s of green has no mapping back: what is written to it there stays there",
+						   derived->source);
+	preflight_row(run, &row);
+}
+
+/* What joined_mappings() tells of a mapping back. */
+enum
+{
+	BACK_TARGET,
+	BACK_SOURCE
+};
+
 static bool
-has_target(const PeerResult *mappings, const char *target)
+has_table(const PeerResult *mappings, int column, const char *name)
 {
 	for (int i = 0; i < mappings->ntuples; i++)
-		if (strcmp(mappings->values[i][0], target) == 0)
+		if (strcmp(mappings->values[i][column], name) == 0)
 			return true;
 	return false;
 }
 
 /*
- * Every table that is mapped forward must be written by a mapping back.
+ * Every table that is mapped forward must be written by a mapping back, and
+ * what each brings to green should come from there.
  */
 static void
 check_mappings_back(PreflightRun *run, bool joined)
@@ -108,16 +131,18 @@ check_mappings_back(PreflightRun *run, bool joined)
 	ListCell   *lc;
 
 	if (joined)
-		there = peer_query(run->peer, "SELECT target FROM "
+		there = peer_query(run->peer, "SELECT target, source FROM "
 						   "bluegreen.joined_mappings($1::pg_catalog.name)",
 						   1, args);
 	foreach(lc, derive_mappings(run->deployment))
 	{
 		const DerivedMapping *derived = lfirst(lc);
 
-		if (joined ? !has_target(there, derived->target) :
+		if (joined ? !has_table(there, BACK_TARGET, derived->target) :
 			derived->problem != NULL)
 			add_no_mapping(run, derived);
+		else if (joined && !has_table(there, BACK_SOURCE, derived->source))
+			add_not_back(run, derived);
 	}
 }
 

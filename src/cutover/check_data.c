@@ -123,10 +123,18 @@ check_sequences(PreflightRun *run)
 
 /* ---- what is not mapped ---- */
 
+/*
+ * is_target: the stream from the other side writes it, and no mapping has it go
+ * there; a helper table of mappings back on blue, or on green what blue cannot
+ * hold.
+ */
 const char facts_unmapped[] =
 "SELECT jsonb_agg(jsonb_build_object('schema', n.nspname, 'name', c.relname,"
-"  'full_name', format('%I.%I', n.nspname, c.relname),"
-"  'written', w.written))::text"
+"  'full_name', format('%I.%I', n.nspname, c.relname), 'written', w.written,"
+"  'is_target', EXISTS (SELECT FROM bluegreen.deployment d"
+"    JOIN bluegreen.applied_table a ON a.stream = d.opposite CROSS JOIN given"
+"   WHERE d.name = given.f ->> 'deployment'"
+"    AND a.target_schema = n.nspname AND a.target_table = c.relname)))::text"
 " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
 "  CROSS JOIN LATERAL (SELECT"
 "    coalesce(bool_or(pg_stat_get_tuples_inserted(p)"
@@ -140,15 +148,16 @@ const char facts_unmapped[] =
 "  AND c.oid NOT IN (SELECT relid FROM mapping)";
 
 const char sql_unmapped[] =
-"SELECT CASE WHEN b.written THEN 'error' ELSE 'notice' END, b.full_name,"
-"  format(CASE WHEN b.written THEN 'table %s of blue is written and not mapped"
-"' ELSE 'table %s of blue has rows and is not mapped' END"
+"SELECT CASE WHEN b.written AND NOT b.is_target THEN 'error' ELSE 'notice' END,"
+"  b.full_name, format(CASE WHEN b.is_target THEN 'table %s is written by the"
+" opposite stream and not mapped' WHEN b.written THEN 'table %s of blue is written and"
+" not mapped' ELSE 'table %s of blue has rows and is not mapped' END"
 "   || ': what is in it stays there', b.full_name),"
 "  CASE WHEN t.oid IS NULL THEN " ACCEPT("unmapped_table", "b.full_name")
 "   ELSE " ON_BLUE "format('SELECT bluegreen.map_table(%L, %L);',"
 "    f ->> 'deployment', b.full_name) END"
 " FROM given CROSS JOIN LATERAL jsonb_to_recordset(x)"
-"   AS b (schema name, name name, full_name text, written bool)"
+"   AS b (schema name, name name, full_name text, written bool, is_target bool)"
 "  LEFT JOIN (pg_class t JOIN pg_namespace n ON n.oid = t.relnamespace)"
 "   ON n.nspname = b.schema AND t.relname = b.name AND t.relkind IN ('r', 'p')";
 
@@ -183,7 +192,9 @@ const char facts_new_columns[] =
 "   AND NOT pg_visible_in_snapshot(c.made::text::xid8, t.defined_in)"
 "  GROUP BY c.id) "
 "SELECT jsonb_agg(jsonb_build_object('id', n.id, 'columns', n.columns, 'plain',"
-"  s.is_single AND pg_get_viewdef(m.view) !~ '[(]| AS | WHERE '"
+"  s.is_single AND NOT EXISTS (SELECT FROM bluegreen.table_mapping t"
+"    WHERE t.id = m.id AND t.lookup IS NOT NULL)"
+"   AND pg_get_viewdef(m.view) !~ '[(]| AS | WHERE '"
 "   AND cardinality(m.columns) + n.n = (SELECT count(*) FROM pg_attribute a"
 "    WHERE a.attrelid = m.relid AND a.attnum > 0 AND NOT a.attisdropped"
 "     AND a.attgenerated = '')))::text"

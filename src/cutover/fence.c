@@ -50,11 +50,11 @@
 
 #include <signal.h>
 
-#include "access/twophase.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
+#include "core/attempt.h"
 #include "core/definition.h"
 #include "cutover/fence.h"
 #include "executor/spi.h"
@@ -75,7 +75,6 @@
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/timeout.h"
 
@@ -97,18 +96,6 @@ static struct
 	int64		epoch;
 	bool		drained;		/* we have ShareLock */
 }			own;
-
-/* A transaction that had written before the fence was raised. */
-typedef struct RunningWriter
-{
-	PGPROC	   *proc;			/* NULL = prepared */
-	pid_t		pid;
-	LocalTransactionId lxid;	/* its xid if prepared */
-} RunningWriter;
-
-/* Read by a signal handler. */
-static RunningWriter *running = NULL;
-static volatile int nrunning = 0;
 
 /* ---- locks ---- */
 
@@ -636,155 +623,43 @@ fence_force(int32 fence, bool open)
 
 /* ---- wait ---- */
 
-/*
- * Is it the same transaction still?
- */
-static bool
-is_running(const RunningWriter *writer)
+/* How writers are waited for. */
+typedef struct Wait
 {
-	if (writer->proc == NULL)
-		return TransactionIdIsValid(writer->lxid) &&
-			TransactionIdIsInProgress(writer->lxid);
-	return writer->proc->pid == writer->pid &&
-		proc_lxid(writer->proc) == writer->lxid;
-}
-
-/*
- * In a signal handler, while we wait in the lock queue: leaving it to do this
- * would let everybody in.
- */
-static void
-terminate_running(void)
-{
-	int			save_errno = errno;
-
-	for (int i = 0; i < nrunning; i++)
-	{
-		if (running[i].proc != NULL && is_running(&running[i]))
-			kill(running[i].pid, SIGTERM);
-	}
-	errno = save_errno;
-}
+	LOCKTAG		tag;			/* what they have */
+	int			timeout;		/* ms until they are ended, ... */
+	int			limit;			/* ... until we give up */
+	FencePolicy policy;
+	BackgroundWorkerHandle *ender;
+} Wait;
 
 static void
-note_writer(RunningWriter *writer, VirtualTransactionId vxid)
+lock_all_out(void *arg)
 {
-	PGPROC	   *proc = vxid_proc(vxid);
-	bool		more;
+	Wait	   *wait = arg;
+	LockRelId	relid = {.relId = own.relid,.dbId = MyDatabaseId};
 
-	writer->proc = proc;
-	writer->lxid = vxid.localTransactionId;
-	writer->pid = 0;
-	/* prepared before a crash: that is its xid */
-	if (VirtualTransactionIdIsRecoveredPreparedXact(vxid))
-		writer->proc = NULL;
-	else if (proc != NULL && proc_lxid(proc) == writer->lxid)
-		writer->pid = proc->pid;
-	else
-	{
-		/* prepared: it has its former session's number, nobody or another one */
-		writer->proc = NULL;
-		writer->lxid = TwoPhaseGetXidByVirtualXID(vxid, &more);
-	}
-}
-
-/*
- * Note who writes now.  Who comes after us has to queue.
- */
-static void
-note_running(void)
-{
-	LOCKTAG		tag;
-	VirtualTransactionId *vxids;
-	int			n;
-
-	SET_LOCKTAG_RELATION(tag, MyDatabaseId, own.relid);
-	vxids = GetLockConflicts(&tag, ShareLock, &n);
-	nrunning = 0;
-	running = running == NULL ?
-		MemoryContextAlloc(TopMemoryContext, (n + 1) * sizeof(RunningWriter)) :
-		repalloc(running, (n + 1) * sizeof(RunningWriter));
-	for (int i = 0; i < n; i++)
-		note_writer(&running[i], vxids[i]);
-	nrunning = n;
-	pfree(vxids);
+	if (wait->policy == FENCE_TERMINATE)
+		wait->ender = fence_end_writers(&wait->tag, wait->timeout);
+	LockRelationIdForSession(&relid, ShareLock);
+	own.drained = true;
 }
 
 /*
  * Wait for ShareLock, for the session.  NULL, or the error.
  */
 static ErrorData *
-try_lock(int timeout)
+try_lock(Wait *wait)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	ErrorData  *volatile error = NULL;
-	LockRelId	relid = {.relId = own.relid,.dbId = MyDatabaseId};
+	ErrorData  *error;
 	int			saved = LockTimeout;
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	LockTimeout = Max(timeout, 1);
-	PG_TRY();
-	{
-		LockRelationIdForSession(&relid, ShareLock);
-		own.drained = true;
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-	}
-	PG_END_TRY();
+	LockTimeout = Max(wait->limit, 1);
+	error = attempt(lock_all_out, wait);
 	LockTimeout = saved;
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
+	if (wait->ender != NULL)
+		TerminateBackgroundWorker(wait->ender);
 	return error;
-}
-
-/*
- * ... and end those who write for longer than that.
- */
-static ErrorData *
-try_lock_terminating(int timeout)
-{
-	static TimeoutId terminate = MAX_TIMEOUTS;
-	ErrorData  *error;
-
-	if (terminate == MAX_TIMEOUTS)
-		terminate = RegisterTimeout(USER_TIMEOUT, terminate_running);
-	enable_timeout_after(terminate, Max(timeout, 1));
-	error = try_lock(timeout + Max(timeout, TERMINATE_MIN_MS));
-	disable_timeout(terminate, false);
-	return error;
-}
-
-/*
- * Who still writes, as text.
- */
-static char *
-describe_running(void)
-{
-	StringInfoData text;
-
-	initStringInfo(&text);
-	for (int i = 0; i < nrunning; i++)
-	{
-		const RunningWriter *writer = &running[i];
-
-		if (!is_running(writer))
-			continue;
-		if (text.len > 0)
-			appendStringInfoString(&text, ", ");
-		if (writer->proc == NULL)
-			appendStringInfo(&text, "prepared transaction %u", writer->lxid);
-		else
-			appendStringInfo(&text, "process %d", (int) writer->pid);
-	}
-	return text.data;
 }
 
 static pg_noreturn void
@@ -803,25 +678,28 @@ report_timeout(int timeout, FencePolicy policy, const char *who)
 /*
  * Wait until no transaction is left that has written to a mapped table, and
  * hold all who want to.  After timeout ms the policy: ABORT is an error,
- * TERMINATE disconnects those who had written before, and waits for them as
- * long again, at least 10 s.  Errors: timeout (55P03), cancel; the fence has
+ * TERMINATE disconnects those who still write, and waits for them as long
+ * again, at least 10 s.  Errors: timeout (55P03), cancel; the fence has
  * been lowered then, and nobody has noticed more than a delay.  That commits.
  */
 void
 fence_wait_drained(int timeout, FencePolicy policy)
 {
+	Wait		wait = {.timeout = timeout,.limit = timeout,.policy = policy};
 	ErrorData  *error;
 	char	   *who;
 
 	Assert(OidIsValid(own.relid));
 	if (own.drained)
 		return;
-	note_running();
-	error = policy == FENCE_TERMINATE ? try_lock_terminating(timeout) :
-		try_lock(timeout);
+	SET_LOCKTAG_RELATION(wait.tag, MyDatabaseId, own.relid);
+	fence_note_writers(&wait.tag);
+	if (policy == FENCE_TERMINATE)
+		wait.limit += Max(timeout, TERMINATE_MIN_MS);
+	error = try_lock(&wait);
 	if (error == NULL)
 		return;
-	who = describe_running();
+	who = fence_describe_writers();
 	if (fence_state(own.fence, NULL) == FENCE_RAISED)
 		fence_lower(own.fence, own.epoch);
 	if (error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE)

@@ -13,6 +13,7 @@
 #include "fmgr.h"
 #include "nodes/bitmapset.h"
 #include "nodes/pg_list.h"
+#include "postmaster/bgworker.h"
 #include "storage/lock.h"
 
 /*
@@ -96,6 +97,12 @@ extern void fence_lock_appliers(int32 fence);
 extern void fence_commit_durably(void);
 extern void fence_check_durable(void);
 extern void fence_wait_writers(int32 deployment, const char *stream);
+
+/* fence_writers.c: who writes while a fence is being raised */
+extern void fence_note_writers(const LOCKTAG *tag);
+extern char *fence_describe_writers(void);
+extern BackgroundWorkerHandle *fence_end_writers(const LOCKTAG *tag,
+												 int after);
 
 /* fence_check.c: may this be written? */
 extern void fence_check(Oid relid, FenceAccess access);

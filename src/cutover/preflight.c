@@ -49,29 +49,49 @@ is_accepted(const PreflightRun *run, const char *object)
 	return false;
 }
 
+/* How hints and messages name a side, on both of them. */
+static const char *const side_words[][2] = {
+	{"-- on blue\n", "-- on green\n"},
+	{" of blue ", " of green "},
+	{" on blue ", " on green "},
+};
+
+/* Length of such words at the beginning of a text, and what stands for them. */
+static size_t
+match_side(const char *text, const char **other)
+{
+	for (int i = 0; i < lengthof(side_words); i++)
+		for (int side = 0; side < 2; side++)
+		{
+			size_t		len = strlen(side_words[i][side]);
+
+			if (strncmp(text, side_words[i][side], len) != 0)
+				continue;
+			*other = side_words[i][1 - side];
+			return len;
+		}
+	return 0;
+}
+
 /*
- * For a stream back what the checks call blue is green, and the reverse.  Hints
- * say in lines of their own where a statement is run.
+ * For a stream back what the checks call blue is green, and the reverse.
  */
 static char *
-swap_sides(const char *hint)
+swap_sides(const char *text)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
-	for (const char *c = hint; *c;)
+	while (*text)
 	{
-		bool		blue = strncmp(c, "-- on blue\n", 11) == 0;
-		bool		green = strncmp(c, "-- on green\n", 12) == 0;
+		const char *other;
+		size_t		len = match_side(text, &other);
 
-		if (blue || green)
-		{
-			appendStringInfoString(&buf, blue ? "-- on green\n" :
-								   "-- on blue\n");
-			c += blue ? 11 : 12;
-		}
+		if (len > 0)
+			appendStringInfoString(&buf, other);
 		else
-			appendStringInfoChar(&buf, *c++);
+			appendStringInfoChar(&buf, *text);
+		text += Max(len, 1);
 	}
 	return buf.data;
 }
@@ -91,12 +111,16 @@ preflight_row(PreflightRun *run, const PreflightRow *row)
 	copy->message = pstrdup(row->message);
 	copy->detail = row->detail ? pstrdup(row->detail) : NULL;
 	copy->hint = row->hint ? pstrdup(row->hint) : NULL;
-	if (copy->hint != NULL && run->deployment->direction == 'b')
-		copy->hint = swap_sides(copy->hint);
+	if (run->deployment->direction == 'b')
+	{
+		copy->message = swap_sides(copy->message);
+		if (copy->hint != NULL)
+			copy->hint = swap_sides(copy->hint);
+	}
 	if (row->severity > PREFLIGHT_NOTICE && is_accepted(run, row->object))
 	{
 		copy->severity = PREFLIGHT_NOTICE;
-		copy->message = psprintf("accepted: %s", row->message);
+		copy->message = psprintf("accepted: %s", copy->message);
 		copy->hint = NULL;
 	}
 	if (copy->severity > PREFLIGHT_OK)

@@ -191,7 +191,7 @@ extern const char sql_stream[];
 /* check_data.c */
 extern void check_sequences(PreflightRun *run);
 
-/* router_sql.c */
+/* check_routers.c */
 extern void check_routers(PreflightRun *run);
 
 /* check_wal.c */

@@ -371,7 +371,7 @@ const PreflightCheck preflight_checks[] = {
 	},
 	{
 		"router", "blue", W,
-		"routers answer and lead to the active side",
+		"routers answer, lead to the active side and are known on both",
 		F(check_routers)
 	},
 	{

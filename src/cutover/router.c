@@ -491,7 +491,8 @@ switch_router(Router *router, const Deployment *deployment, RouterSide to)
 		check_route(router, to);
 	/* its sessions would stay where they are; this also pauses it */
 	if (router->error == NULL && router->holds_sessions)
-		(void) console_command(router, on_database("KILL", router));
+		router->now_paused =
+			console_command(router, on_database("KILL", router));
 }
 
 /*
@@ -500,23 +501,62 @@ switch_router(Router *router, const Deployment *deployment, RouterSide to)
 static void
 mark_killed(List *routers)
 {
+	bool		any = false;
 	ListCell   *lc;
 
 	foreach(lc, routers)
 	{
 		Router	   *router = lfirst(lc);
 
-		if (router->holds_sessions && router->error == NULL)
-			update_router(router, "paused_at = coalesce(paused_at, "
-						  "clock_timestamp()), "
-						  "login_retry = coalesce(login_retry, $2)",
-						  router->login_retry);
+		if (!router->holds_sessions || router->error != NULL)
+			continue;
+		update_router(router, "paused_at = coalesce(paused_at, "
+					  "clock_timestamp()), "
+					  "login_retry = coalesce(login_retry, $2)",
+					  router->login_retry);
+		any = true;
 	}
-	commit();
+	if (any)
+		commit();
+}
+
+/* Let clients through; what it says about itself was asked for before. */
+static void
+resume_router(Router *router)
+{
+	if (router->error == NULL && router->now_paused)
+		(void) console_command(router, on_database("RESUME", router));
+	if (router->error == NULL)
+		set_login_retry(router, router->login_retry);
+}
+
+/*
+ * Have a router lead to a side, and write it down.  Clients are let through at
+ * once, if that is asked for, before any commit: who finds the router noted as
+ * paused looks whether it is.
+ */
+static bool
+turn_around(Router *router, const Deployment *deployment, RouterSide to,
+			bool resume)
+{
+	bool		turned;
+
+	switch_router(router, deployment, to);
+	turned = router->error == NULL;
+	if (turned)
+		update_router(router, "leads_to = $2, changed_at = clock_timestamp()",
+					  router_sides[to]);
+	if (turned && resume)
+		resume_router(router);
+	if (turned && resume && router->error == NULL)
+		update_router(router, "paused_at = NULL, login_retry = NULL", NULL);
+	if (router->error != NULL)
+		report(deployment, router, turned ? "resume" : "switch");
+	return router->error == NULL;
 }
 
 int
-routers_switch(const Deployment *deployment, RouterSide to)
+routers_switch(const Deployment *deployment, RouterSide to, bool resume)
 {
 	MemoryContext callers;
 	MemoryContext context = step_begin(&callers);
@@ -534,24 +574,15 @@ routers_switch(const Deployment *deployment, RouterSide to)
 	}
 	foreach(lc, routers)
 	{
-		Router	   *router = lfirst(lc);
-
-		switch_router(router, deployment, to);
-		if (router->error == NULL)
-			update_router(router, "leads_to = $2, "
-						  "changed_at = clock_timestamp()", router_sides[to]);
-		else
-		{
-			report(deployment, router, "switch");
+		if (!turn_around(lfirst(lc), deployment, to, resume))
 			failed++;
-		}
 	}
 	consoles_close(routers);
 	if (!router_command(deployment, to))
 		failed++;
 	routers_notify(deployment, "routers", to, router_epoch(deployment));
 	commit();
-	if (!was_held && !routers_paused(deployment->id))
+	if ((resume || !was_held) && !routers_paused(deployment->id))
 		let_go();
 	step_end(context, callers);
 	return failed;
@@ -571,15 +602,6 @@ only_paused(List *routers)
 			result = lappend(result, lfirst(lc));
 	}
 	return result;
-}
-
-static void
-resume_router(Router *router)
-{
-	if (router->error == NULL && router->now_paused)
-		(void) console_command(router, on_database("RESUME", router));
-	if (router->error == NULL)
-		set_login_retry(router, router->login_retry);
 }
 
 int
@@ -628,21 +650,35 @@ int
 routers_recover(const Deployment *deployment)
 {
 	RouterSide	active;
-	int			failed;
+	RouterSide	now;
+	int			failed = 0;
 
 	(void) take(deployment);
 	if (!routers_paused(deployment->id))
-		failed = 0;
-	else if (!router_active_side(deployment, &active))
-		failed = 1;				/* who decides will do it, or we later */
-	else
 	{
-		event_record_local(deployment->id, EVENT_ROUTERS, InvalidXLogRecPtr,
-						   psprintf("resuming routers that were left paused, to %s",
-									router_sides[active]), NULL);
-		failed = routers_switch(deployment, active);
-		failed += routers_resume(deployment);
+		let_go();
+		return 0;
 	}
+	if (!router_active_side(deployment, &now))
+	{
+		let_go();
+		return 1;				/* who decides will do it, or we later */
+	}
+	event_record_local(deployment->id, EVENT_ROUTERS, InvalidXLogRecPtr,
+					   psprintf("resuming routers that were left paused, to %s",
+								router_sides[now]), NULL);
+
+	/*
+	 * A move that was decided while we waited for a console may have turned
+	 * them around before us.  One that is decided later comes after us.
+	 */
+	do
+	{
+		active = now;
+		failed = routers_switch(deployment, active, true);
+		failed += routers_resume(deployment);
+	} while (failed == 0 && router_active_side(deployment, &now) &&
+			 now != active);
 	let_go();
 	return failed;
 }

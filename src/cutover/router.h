@@ -39,6 +39,8 @@ typedef struct Router
 	char	   *host;			/* where it leads to */
 	char	   *port;
 	char	   *target;			/* database there */
+	double		query_wait;		/* s after which a client that waits is
+								 * disconnected; 0 = never */
 	char	   *error;			/* what went wrong, or NULL */
 } Router;
 
@@ -84,7 +86,8 @@ extern void consoles_close(List *routers);
  * process ends.
  *
  * routers_switch(): from now on they lead to a side; session pools are
- * disconnected.  Runs bluegreen.router_command.
+ * disconnected.  Runs bluegreen.router_command.  With resume each is resumed as
+ * soon as it leads there.
  *
  * routers_resume(): let clients through.
  *
@@ -98,7 +101,8 @@ extern void consoles_close(List *routers);
  * routers_look(): ask all of them how they are; changes nothing.
  */
 extern void routers_pause(const Deployment *deployment, TimestampTz deadline);
-extern int	routers_switch(const Deployment *deployment, RouterSide to);
+extern int	routers_switch(const Deployment *deployment, RouterSide to,
+						   bool resume);
 extern int	routers_resume(const Deployment *deployment);
 extern int	routers_recover(const Deployment *deployment);
 extern List *routers_load(int32 deployment);

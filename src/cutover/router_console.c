@@ -133,6 +133,9 @@ console_look(Router *router)
 	setting = find_row(config, "key", "server_login_retry");
 	if (router->login_retry == NULL && setting >= 0)
 		router->login_retry = pstrdup(value_of(config, setting, "value"));
+	setting = find_row(config, "key", "query_wait_timeout");
+	if (setting >= 0)
+		router->query_wait = atof(value_of(config, setting, "value"));
 }
 
 /*

@@ -1,8 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * router_sql.c
- *		Routers: define them, look at them before a switchover, and move them
- *		by hand.
+ *		Routers: define them, and move them by hand.
  *
  * The admin console is a foreign server of ours with a user mapping, so that
  * its password is where passwords are.  The file and the command of a route
@@ -18,7 +17,6 @@
 #include "catalog/pg_type.h"
 #include "core/definition.h"
 #include "core/event.h"
-#include "cutover/preflight.h"
 #include "cutover/router.h"
 #include "executor/spi.h"
 #include "foreign/foreign.h"
@@ -225,63 +223,6 @@ bluegreen_drop_router(PG_FUNCTION_ARGS)
 	PG_RETURN_INT32((int32) n);
 }
 
-/* ---- look ---- */
-
-/* What is wrong with a router that answers, or worth knowing. */
-static bool
-describe(const Deployment *deployment, const Router *router, PreflightRow *row)
-{
-	RouteParts	parts;
-	RouterSide	active;
-
-	if (router->error != NULL)
-	{
-		row->severity = PREFLIGHT_ERROR;
-		row->message = psprintf("router \"%s\": %s", router->server,
-								router->error);
-		return true;
-	}
-	if (router_active_side(deployment, &active))
-	{
-		route_parse(router->routes[active], router->database, &parts);
-		if (strcmp(parts.port, router->port) != 0 ||
-			strcmp(parts.dbname, router->target) != 0)
-		{
-			row->severity = PREFLIGHT_WARNING;
-			row->message = psprintf("router \"%s\" leads to port %s and database \"%s\", not to what its route of %s says",
-									router->server, router->port,
-									router->target, router_sides[active]);
-			return true;
-		}
-	}
-	if (!router->holds_sessions)
-		return false;
-	row->severity = PREFLIGHT_NOTICE;
-	row->message = psprintf("router \"%s\" keeps a server connection for each session: clients will be disconnected",
-							router->server);
-	row->hint = "-- on blue\n-- use pool_mode = transaction if the application can";
-	return true;
-}
-
-/*
- * Do the routers answer, and lead to the active side?
- */
-void
-check_routers(PreflightRun *run)
-{
-	ListCell   *lc;
-
-	foreach(lc, routers_look(run->deployment))
-	{
-		Router	   *router = lfirst(lc);
-		PreflightRow row = {0};
-
-		row.object = psprintf("%s/%s", router->server, router->database);
-		if (describe(run->deployment, router, &row))
-			preflight_row(run, &row);
-	}
-}
-
 /* ---- move by hand ---- */
 
 static Deployment *
@@ -346,7 +287,7 @@ bluegreen_routers_switch(PG_FUNCTION_ARGS)
 				 errhint("Valid values are \"%s\" and \"%s\".", "blue",
 						 "green")));
 	deployment = begin(fcinfo, "bluegreen.routers_switch");
-	require_all(routers_switch(deployment, side));
+	require_all(routers_switch(deployment, side, false));
 	procedure_end();
 	PG_RETURN_VOID();
 }

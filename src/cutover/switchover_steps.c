@@ -280,10 +280,13 @@ step_routers(SwitchMove *move)
 
 	for (int i = 0; i < ROUTER_TRIES; i++)
 	{
+		int			paused;
+
 		if (i > 0)
 			switch_rest(move, ROUTER_REST_MS);
-		n = routers_switch(move->deployment, switch_to(move));
-		n += routers_resume(move->deployment);
+		n = routers_switch(move->deployment, switch_to(move), true);
+		paused = routers_resume(move->deployment);
+		n = Max(n, paused);
 		MemoryContextSwitchTo(move->context);
 		if (n == 0)
 			break;

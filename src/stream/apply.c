@@ -554,7 +554,8 @@ encode_row(const RowChange *change)
 		bool		key_only = change->kind == CHANGE_DELETE ||
 			change->kind == CHANGE_DELETE_IF_THERE;
 
-		if (key_only && !transform->columns[i].def->is_key)
+		if (key_only && !transform->columns[i].def->is_key &&
+			!transform->columns[i].def->finds)
 			continue;
 		row->missing[i] = !key_only && change->missing[i];
 		if (!row->missing[i])
@@ -778,6 +779,17 @@ apply_keyless_carefully(Apply *apply, BatchRow *row, const RowChange *change,
 }
 
 /*
+ * The statement that tells whether a lookup writes a row, by what a change
+ * carries.
+ */
+static StatementKind
+lookup_test_of(ChangeKind kind)
+{
+	return kind == CHANGE_DELETE || kind == CHANGE_DELETE_IF_THERE ?
+		STATEMENT_LOOK_OLD : STATEMENT_LOOK;
+}
+
+/*
  * Apply one change in the open transaction and wait for it; resolve conflicts;
  * raise errors with the row's key.
  */
@@ -792,6 +804,10 @@ apply_row_carefully(Apply *apply, const RowChange *change,
 		apply_keyless_carefully(apply, row, change, context);
 		return;
 	}
+	if (change->transform->row->lookup != NULL &&
+		run_carefully(apply, lookup_test_of(change->kind), row, change,
+					  context) == 0)
+		return;					/* the lookup leaves it out */
 	switch (change->kind)
 	{
 		case CHANGE_INSERT:

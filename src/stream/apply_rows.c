@@ -16,6 +16,7 @@
 #include "postgres.h"
 
 #include "compat.h"
+#include "core/guard.h"
 #include "stream/apply.h"
 #include "stream/parameters.h"
 #include "utils/memutils.h"
@@ -88,6 +89,16 @@ send_statement(Apply *apply, PeerStatement *statement, const Parameters *p)
 }
 
 /*
+ * Do the parameters of a statement hold only what rows are found by?
+ */
+static bool
+takes_key_only(StatementKind kind)
+{
+	return kind == STATEMENT_DELETE || kind == STATEMENT_FIND ||
+		kind == STATEMENT_LOOK_OLD;
+}
+
+/*
  * Queue one statement over rows that carry the same columns.
  */
 static void
@@ -103,15 +114,20 @@ queue_statement(Apply *apply, const Slice *slice)
 	if (statement == NULL)
 		return;
 	old = MemoryContextSwitchTo(apply->param_context);
-	p = parameters_create(writer->transform->ncolumns);
+	p = parameters_create(writer->transform->ncolumns + 1);
 	parameters_add_columns(&p, writer->transform, slice->rows, slice->nrows,
-						   slice->kind == STATEMENT_DELETE ||
-						   slice->kind == STATEMENT_FIND ?
+						   takes_key_only(slice->kind) ?
 						   COLUMNS_KEY : COLUMNS_CARRIED);
+	if (writer->lookup)
+		parameters_add_text(&p, psprintf("%d", slice->nrows));
 	send_statement(apply, statement, &p);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(apply->param_context);
-	apply_expect(apply, slice->counted ? slice->nrows : -1);
+	if (slice->kind == STATEMENT_LOOK || slice->kind == STATEMENT_LOOK_OLD)
+		apply->row_statement = peer_open_statements(apply->peer) - 1;
+	else
+		apply_expect(apply, !slice->counted ? -1 :
+					 writer->lookup ? BG_ROWS_BY_LOOKUP : slice->nrows);
 }
 
 static bool
@@ -256,6 +272,22 @@ slice_step(Apply *apply, const Slice *step)
 	}
 }
 
+/*
+ * With a lookup: have all rows of a step sent in one statement, so that the
+ * target sees two that lead to one row of its own.
+ */
+static void
+add_whole(Apply *apply, const Slice *step)
+{
+	Slice		slice = *step;
+
+	if (step->nrows == 0)
+		return;
+	slice.rows = palloc_array(BatchRow *, step->nrows);
+	memcpy(slice.rows, step->rows, step->nrows * sizeof(BatchRow *));
+	add_slice(apply, &slice);
+}
+
 static int
 compare_old_rows(const void *a, const void *b, void *arg)
 {
@@ -389,7 +421,10 @@ slice_table(Apply *apply, BatchTable *table)
 		for (int r = 0; r < table->nrows; r++)
 			if (step->row_kinds & MASK(sorted[r]->kind))
 				rows[slice.nrows++] = sorted[r];
-		slice_step(apply, &slice);
+		if (slice.writer->lookup)
+			add_whole(apply, &slice);
+		else
+			slice_step(apply, &slice);
 	}
 }
 
@@ -464,12 +499,14 @@ apply_queue_conflict(Apply *apply, TargetWriter *writer, BatchRow *row,
 {
 	Transform  *transform = writer->transform;
 	MemoryContext old = MemoryContextSwitchTo(apply->param_context);
-	Parameters	key = parameters_create(transform->nkeys);
+	Parameters	key = parameters_create(transform->nfinds + 1);
 	Parameters	p = parameters_create(8);
 
 	if (transform->nkeys > 0)
 	{
 		parameters_add_columns(&key, transform, &row, 1, COLUMNS_KEY);
+		if (writer->lookup)
+			parameters_add_text(&key, "1");
 		send_statement(apply, target_statement(writer, STATEMENT_NOTE, NULL),
 					   &key);
 		apply_expect(apply, -1);

@@ -15,6 +15,16 @@
  * table.  Their keys are remembered together, by hash, and a key that arrives
  * through a second mapping cuts the batch; a false match costs a cut.
  *
+ * What a lookup finds must be what it would have found then: rows of a mapping
+ * with a lookup, and rows of tables that the lookup reads, are never in one
+ * batch.  So it gives the same for the same row all over a batch, and folding
+ * by the source's key is sound.  But which row of the target that is we do not
+ * know: two incoming rows may lead to one, and then the order in which the
+ * statements of a batch are executed must be that of the changes, or the target
+ * must notice (rows that are there already, two for one, counts).  It would not
+ * notice a delete that came after an insert, nor an update or insert after an
+ * upsert: these cut.  And all of a kind must be in one statement.
+ *
  * Mappings without a key fold in another way, by whole rows: see keyless.c.
  *
  * Values are kept as the bytes that will go over the wire, so that encoding
@@ -115,6 +125,29 @@ static const RowKind fold_rules[ROW_KINDS][CHANGE_MOVE + 1] = {
 };
 
 /*
+ * Does it matter which of two mappings' rows come first, though nobody can tell
+ * by their keys?
+ */
+static bool
+must_be_apart(const MappingRow *a, const MappingRow *b)
+{
+	if (a->lookup == NULL && b->lookup == NULL)
+		return false;
+	return mapping_reads_target(a, b) || mapping_reads_target(b, a) ||
+		(a->id != b->id && strcmp(a->target_table, b->target_table) == 0 &&
+		 strcmp(a->target_schema, b->target_schema) == 0);
+}
+
+static void
+find_apart(Batch *batch, BatchTable *table)
+{
+	for (int i = 0; i < batch->ntables; i++)
+		if (must_be_apart(table->transform->row,
+						  batch->tables[i].transform->row))
+			table->apart = bms_add_member(table->apart, i);
+}
+
+/*
  * Make an empty batch for a stream's transforms, in CurrentMemoryContext.
  */
 Batch *
@@ -136,6 +169,8 @@ batch_create(List *transforms)
 		batch->tables[batch->ntables++].transform = transform;
 		nkeys = Max(nkeys, transform->nkeys);
 	}
+	for (int i = 0; i < batch->ntables; i++)
+		find_apart(batch, &batch->tables[i]);
 	batch->key = palloc_array(Datum, nkeys);
 	return batch;
 }
@@ -405,8 +440,8 @@ take_values(Batch *batch, BatchRow *row, const RowChange *change, bool is_new)
 
 	if (is_delete(change->kind))
 	{
-		for (int k = 0; k < transform->nkeys; k++)
-			take_value(batch, row, change, transform->keys[k]);
+		for (int k = 0; k < transform->nfinds; k++)
+			take_value(batch, row, change, transform->finds[k]);
 		return;
 	}
 	for (int i = 0; i < transform->ncolumns; i++)
@@ -427,6 +462,47 @@ take_values(Batch *batch, BatchRow *row, const RowChange *change, bool is_new)
 }
 
 /*
+ * Has the batch rows that must not be together with those of this table?
+ */
+static bool
+others_are_there(const Batch *batch, const BatchTable *table)
+{
+	int			i = -1;
+
+	while ((i = bms_next_member(table->apart, i)) >= 0)
+		if (batch->tables[i].nrows > 0)
+			return true;
+	return false;
+}
+
+#define MASK(kind)	((uint32) 1 << (kind))
+
+/*
+ * With a lookup: would a change be carried out before one that came earlier,
+ * and that may be about the same row of the target?  (See the top of the file.)
+ * A row is never replaced: what it was found by may have been other values
+ * than now, if only other spellings of them.
+ */
+static bool
+order_would_change(const BatchTable *table, const RowChange *change,
+				   RowKind kind)
+{
+	const uint32 upserts = MASK(ROW_UPSERT) | MASK(ROW_RECREATE);
+	const uint32 inserts = upserts | MASK(ROW_INSERT) | MASK(ROW_REPLACE) |
+		MASK(ROW_REPLACE_IF_THERE);
+
+	if (table->nrows >= BATCH_LOOKUP_ROWS)
+		return true;
+	if (is_delete(change->kind))
+		return (table->kinds & inserts) != 0;
+	if (kind != ROW_UPSERT && kind != ROW_RECREATE &&
+		(table->kinds & upserts) != 0)
+		return true;
+	return kind == ROW_REPLACE || kind == ROW_REPLACE_IF_THERE ||
+		kind == ROW_RECREATE;
+}
+
+/*
  * Add a change.  BATCH_CUT means that nothing was added: the caller sends the
  * batch, resets it, and adds the change again (a move it sends by itself).
  */
@@ -440,6 +516,8 @@ batch_add(Batch *batch, const RowChange *change)
 	RowKind		kind;
 	bool		fresh;
 
+	if (table->apart != NULL && others_are_there(batch, table))
+		return BATCH_CUT;
 	if (transform->nkeys == 0)
 	{
 		keyless_add(batch, table, change);
@@ -449,7 +527,8 @@ batch_add(Batch *batch, const RowChange *change)
 	row = find_row(batch, table, &key);
 	kind = row ? fold_rules[row->kind][change->kind] : first_kind[change->kind];
 	if (kind == FOLD_CUT ||
-		(transform->row->target_shared &&
+		(transform->row->lookup && order_would_change(table, change, kind)) ||
+		(transform->row->target_shared && transform->row->lookup == NULL &&
 		 shared_key_clashes(batch, transform,
 							key_hash(transform, key.values))))
 		return BATCH_CUT;

@@ -41,10 +41,14 @@ typedef struct BatchRow
 	bool	   *missing;		/* by column; NULL = none */
 } BatchRow;
 
+#define BATCH_LOOKUP_ROWS	2000	/* rows of a mapping with a lookup */
+
 /* The rows of one mapping. */
 typedef struct BatchTable
 {
 	Transform  *transform;
+	Bitmapset  *apart;			/* tables, by number, whose rows must not be in
+								 * a batch together with this one's */
 	int			nrows;			/* with ROW_NONE */
 	BatchRow   *first;
 	BatchRow   *last;

@@ -208,7 +208,8 @@ needs_stage(const MappingRow *row, const List *rows)
 {
 	const ListCell *lc;
 
-	if (row->on_write != ON_WRITE_MIRROR || row->on_delete != ON_DELETE_DELETE)
+	if (row->on_write != ON_WRITE_MIRROR ||
+		row->on_delete != ON_DELETE_DELETE || row->lookup != NULL)
 		return true;
 	foreach(lc, rows)
 	{

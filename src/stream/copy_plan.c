@@ -22,7 +22,8 @@
  * is copied.
  *
  * A patch finds its target rows only after they are there, so its table waits
- * until every other mapping of the same target is streaming.
+ * until every other mapping of the same target is streaming; so does one with a
+ * lookup for those that bring what the lookup reads.
  *
  *-------------------------------------------------------------------------
  */
@@ -486,7 +487,7 @@ key_is_due(CopyState *state, CopyTable *table)
 }
 
 /*
- * Is the table to wait for other mappings of its target?
+ * Is the table to wait for those of other mappings?
  */
 static bool
 must_wait(const CopyState *state, const CopyTable *table)
@@ -494,16 +495,13 @@ must_wait(const CopyState *state, const CopyTable *table)
 	MappingRow *row = table->transform->row;
 	ListCell   *lc;
 
-	if (row->on_write != ON_WRITE_PATCH)
+	if (!mapping_copied_late(row))
 		return false;
 	foreach(lc, state->tables)
 	{
 		CopyTable  *other = lfirst(lc);
-		MappingRow *other_row = other->transform->row;
 
-		if (other_row->on_write != ON_WRITE_PATCH &&
-			strcmp(other_row->target_table, row->target_table) == 0 &&
-			strcmp(other_row->target_schema, row->target_schema) == 0 &&
+		if (mapping_copied_after(row, other->transform->row) &&
 			other->stats->state != TABLE_STREAMING)
 			return true;
 	}

@@ -23,7 +23,9 @@
  * sees must be on the target first.  For it, writers of the source are locked
  * out for the moment in which S and P are taken: then every change that S does
  * not see lies behind P, the stream can pass P without touching the chunk,
- * and the copy waits until it has.
+ * and the copy waits until it has.  The same holds for a mapping with a lookup,
+ * which finds what other mappings put there; its rows go through a temporary
+ * table, too, and from there through the lookup.
  *
  *-------------------------------------------------------------------------
  */
@@ -349,6 +351,25 @@ merge_stage(CopyState *state, const CopyTable *table)
 }
 
 /*
+ * Write what the lookup makes of the staged rows.
+ */
+static void
+look_up_stage(CopyState *state, const CopyTable *table)
+{
+	StringInfoData incoming;
+	StringInfoData sql;
+
+	initStringInfo(&incoming);
+	initStringInfo(&sql);
+	appendStringInfo(&incoming, "SELECT %s, bluegreen_ordinal FROM %s",
+					 column_list(table, "staged."), staged_rows(table));
+	if (lookup_build_copy(&sql, table->writer, incoming.data,
+						  "(SELECT pg_catalog.count(*) "
+						  "FROM pg_temp.bluegreen_stage)"))
+		peer_command(state->peer, sql.data);
+}
+
+/*
  * Is the generation still the one that the chunk was planned under?  Holds it
  * until the target commits.
  */
@@ -465,9 +486,11 @@ copy_rows(CopyState *state, const CopyJob *job, CopyReceiver *receiver,
 	transform_moment.commit_lsn = p;
 	run_query(receiver, job, moment);
 	peer_copy_end(state->peer);
-	if (table->transform->row->on_write == ON_WRITE_PATCH)
+	if (mapping_copied_late(table->transform->row))
 		wait_for_stream(state, p);
-	if (staged)
+	if (table->writer->lookup)
+		look_up_stage(state, table);
+	else if (staged)
 		merge_stage(state, table);
 }
 
@@ -545,14 +568,14 @@ let_writers_in(const CopyTable *table)
 static bool
 take_snapshot(CopyState *state, const CopyJob *job, XLogRecPtr *p)
 {
-	bool		patch = job->table->transform->row->on_write == ON_WRITE_PATCH;
+	bool		late = mapping_copied_late(job->table->transform->row);
 
 	lock_source(job->table);
-	if (patch && !lock_out_writers(job->table))
+	if (late && !lock_out_writers(job->table))
 		return false;
 	PushActiveSnapshot(GetTransactionSnapshot());
 	*p = LogLogicalMessage("bluegreen", "", 0, false, false);
-	if (patch)
+	if (late)
 	{
 		LWLockAcquire(shared_chunk_lock(), LW_EXCLUSIVE);
 		state->slot->lsn = *p;

@@ -79,7 +79,7 @@ gate_create(StreamShared *shared, Peer *control, const char *origin,
 		table->directory = chunk_directory_create(table->transform);
 		table->directory->version = PG_UINT64_MAX;	/* not loaded */
 		gate->open = false;
-		gate->eager |= row->on_write == ON_WRITE_PATCH;
+		gate->eager |= mapping_copied_late(row);
 	}
 	return gate;
 }
@@ -522,7 +522,7 @@ gate_reached(Gate *gate, XLogRecPtr lsn)
 		}
 		open &= table->passed;
 		eager |= !table->passed &&
-			table->transform->row->on_write == ON_WRITE_PATCH;
+			mapping_copied_late(table->transform->row);
 	}
 	gate->open = open;
 	gate->eager = eager;

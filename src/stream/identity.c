@@ -186,7 +186,7 @@ is_chunkable(const Transform *transform)
 	Relation	index;
 	bool		ordered;
 
-	if (!OidIsValid(transform->chunk_index) ||
+	if (!OidIsValid(transform->chunk_index) || transform->row->lookup ||
 		transform->row->on_write != ON_WRITE_MIRROR ||
 		transform->row->on_delete != ON_DELETE_DELETE ||
 		!bms_is_subset(transform->key_reads, transform->chunk_key))
@@ -304,6 +304,9 @@ absent_column_problem(const Transform *transform,
 					  const TransformColumn *column,
 					  const Bitmapset *identity)
 {
+	if (transform->row->lookup)
+		return psprintf("An UPDATE may leave out what column \"%s\" of \"incoming\" reads, and the lookup wants all of its columns.",
+						column->def->name);
 	if (bms_membership(column->reads) == BMS_MULTIPLE ||
 		column->depends_on_commit)
 		return psprintf("Target column \"%s\" combines a column that an UPDATE may leave out with others.",
@@ -346,6 +349,12 @@ identity_problem(const Transform *transform, const Bitmapset *identity)
 
 	if (identity == NULL)
 		return "The table has no replica identity, so an UPDATE or DELETE does not say which row it changed.";
+	if (transform->row->lookup &&
+		!bms_is_subset(transform->key_reads, identity))
+		return "The lookup's joins, conditions and key read columns outside the replica identity, so a DELETE does not say which target row goes.";
+	if (transform->row->lookup &&
+		!bms_is_subset(transform->filter_reads, identity))
+		return "The filter reads columns outside the replica identity, so a change does not say whether the target has the row, and the lookup might not find it.";
 	if (!bms_is_subset(transform->key_reads, identity))
 		return "The target's key reads columns outside the replica identity, so a DELETE does not say which target row goes.";
 	attno = may_be_left_out(transform, transform->filter_reads, identity);
@@ -387,6 +396,72 @@ check_keyless(const Transform *transform)
 			 errhint("Map another column as well, or name the mapping's key.")));
 }
 
+static bool
+is_unique_now(Oid indexid)
+{
+	Relation	index = RelationIdGetRelation(indexid);
+	bool		result;
+
+	if (!RelationIsValid(index))
+		return false;
+	result = index->rd_index->indisunique && index->rd_index->indisvalid &&
+		index->rd_index->indimmediate &&
+		RelationGetIndexPredicate(index) == NIL &&
+		RelationGetIndexExpressions(index) == NIL;
+	RelationClose(index);
+	return result;
+}
+
+/*
+ * Are the source's rows told from each other by these columns?
+ */
+static bool
+is_key_of(Relation relation, const Bitmapset *columns)
+{
+	List	   *indexes = RelationGetIndexList(relation);
+	ListCell   *lc;
+
+	foreach(lc, indexes)
+	{
+		Oid			indexid = lfirst_oid(lc);
+
+		if (is_unique_now(indexid) &&
+			bms_is_subset(index_columns(indexid), columns))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * The rows of a mirror with a lookup are told from each other by the source's
+ * key (core/lookup.c), which must be one still.
+ */
+static void
+check_lookup_key(const Transform *transform)
+{
+	Relation	relation;
+	Bitmapset  *columns = NULL;
+	bool		unique;
+
+	if (transform->row->lookup == NULL ||
+		transform->row->on_write != ON_WRITE_MIRROR)
+		return;
+	for (int i = 0; i < transform->ncolumns; i++)
+		if (transform->columns[i].def->is_key)
+			columns = bms_add_members(columns, transform->columns[i].reads);
+	relation = table_open(transform->row->source, AccessShareLock);
+	unique = is_key_of(relation, columns);
+	table_close(relation, NoLock);
+	if (!unique)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"%s\" has lost the key that its mapping to \"%s\" goes by",
+						get_rel_name(transform->row->source),
+						mapping_target_name(transform->row)),
+				 errdetail("The rows of a mapping with a lookup are told from each other by the source's key."),
+				 errhint("Create the primary key or unique index again, or give the mapping its lookup again with bluegreen.alter_mapping().")));
+}
+
 /*
  * Refuse a mapping that a change may not carry enough for.  Errors have the
  * ALTER TABLE that mends it as their hint.  Called when the mapping is defined
@@ -403,6 +478,7 @@ transform_check_identity(Transform *transform)
 		problem = identity_problem(transform, transform->identity);
 	if (problem != NULL)
 		refuse(transform, problem);
+	check_lookup_key(transform);
 }
 
 /*

@@ -108,7 +108,7 @@ is_in_set(const TransformColumn *column, ColumnSet set, const BatchRow *row)
 	switch (set)
 	{
 		case COLUMNS_KEY:
-			return column->def->is_key;
+			return column->def->is_key || column->def->finds;
 		case COLUMNS_OLD:
 			return column->finds_row;
 		case COLUMNS_CARRIED:

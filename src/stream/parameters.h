@@ -23,7 +23,7 @@ typedef struct Parameters
 typedef enum ColumnSet
 {
 	COLUMNS_CARRIED,			/* all that are not missing */
-	COLUMNS_KEY,
+	COLUMNS_KEY,				/* with a lookup: what finds the row */
 	COLUMNS_OLD					/* without a key: of the old row */
 } ColumnSet;
 

@@ -371,7 +371,7 @@ emit_other_key(ChangeContext *context, Side *old, Side *new)
 
 	if (gone && came && old->passed == PASSED_YES &&
 		row->on_write == ON_WRITE_MIRROR &&
-		row->on_delete == ON_DELETE_DELETE &&
+		row->on_delete == ON_DELETE_DELETE && row->lookup == NULL &&
 		(new->incomplete || row->has_other_columns || row->target_shared))
 	{
 		new->row->old_values = old->row->values;
@@ -399,8 +399,9 @@ emit_update(ChangeContext *context)
 
 	if (context->has_old && old.passed != PASSED_NO &&
 		new.passed == PASSED_YES &&
-		!transform_key_equal(context->transform, old.row->values,
-							 new.row->values))
+		!transform_finds_equal(context->transform, old.row->values,
+							   old.row->isnull, new.row->values,
+							   new.row->isnull))
 		emit_other_key(context, &old, &new);
 	else if (context->has_old &&
 			 (old.passed == PASSED_NO || new.passed == PASSED_NO))

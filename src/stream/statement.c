@@ -87,48 +87,54 @@ load_columns(Peer *peer, TargetWriter *writer)
 }
 
 /*
- * The equality operators of the target's unique index over the key.  A primary
- * key that is not ready is aside until the table is copied.
+ * The equality operator of the target's unique index over a key column.  A
+ * primary key that is not ready is aside until the table is copied.
  */
+char *
+statement_key_operator(Peer *peer, const TargetWriter *writer,
+					   const char *column)
+{
+	MappingRow *row = writer->transform->row;
+	const char *args[] = {row->target_schema, row->target_table, column};
+	PeerResult *result;
+
+	result = peer_query(peer,
+						"SELECT pg_catalog.format('OPERATOR(%I.%s)', opn.nspname, o.oprname) "
+						"FROM pg_catalog.pg_class c "
+						"JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+						"JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid "
+						"JOIN pg_catalog.pg_index i ON i.indrelid = c.oid "
+						" AND i.indisunique AND i.indimmediate AND i.indpred IS NULL "
+						" AND (i.indisvalid OR i.indisprimary AND NOT i.indisready) "
+						"CROSS JOIN LATERAL pg_catalog.generate_series(0, i.indnkeyatts - 1) AS p(n) "
+						"JOIN pg_catalog.pg_opclass oc ON oc.oid = i.indclass[p.n] "
+						"JOIN pg_catalog.pg_amop am ON am.amopfamily = oc.opcfamily "
+						" AND am.amoplefttype = oc.opcintype AND am.amoprighttype = oc.opcintype "
+						" AND am.amopstrategy = 3 "
+						"JOIN pg_catalog.pg_operator o ON o.oid = am.amopopr "
+						"JOIN pg_catalog.pg_namespace opn ON opn.oid = o.oprnamespace "
+						"WHERE n.nspname = $1 AND c.relname = $2 AND a.attname = $3 "
+						" AND i.indkey[p.n] = a.attnum "
+						"ORDER BY i.indisprimary DESC LIMIT 1", 3, args);
+	if (result->ntuples == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("target table \"%s\" has no unique index over key column \"%s\"",
+						writer->name, column),
+				 errhint("Create the index on the peer, or map the table again with another key.")));
+	return result->values[0][0];
+}
+
 static void
 load_key(Peer *peer, TargetWriter *writer)
 {
 	Transform  *transform = writer->transform;
-	MappingRow *row = transform->row;
-	const char *args[] = {row->target_schema, row->target_table, NULL};
 
 	writer->key_operator = palloc0_array(char *, Max(transform->nkeys, 1));
 	for (int k = 0; k < transform->nkeys; k++)
-	{
-		PeerResult *result;
-
-		args[2] = transform->columns[transform->keys[k]].def->name;
-		result = peer_query(peer,
-							"SELECT pg_catalog.format('OPERATOR(%I.%s)', opn.nspname, o.oprname) "
-							"FROM pg_catalog.pg_class c "
-							"JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
-							"JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid "
-							"JOIN pg_catalog.pg_index i ON i.indrelid = c.oid "
-							" AND i.indisunique AND i.indimmediate AND i.indpred IS NULL "
-							" AND (i.indisvalid OR i.indisprimary AND NOT i.indisready) "
-							"CROSS JOIN LATERAL pg_catalog.generate_series(0, i.indnkeyatts - 1) AS p(n) "
-							"JOIN pg_catalog.pg_opclass oc ON oc.oid = i.indclass[p.n] "
-							"JOIN pg_catalog.pg_amop am ON am.amopfamily = oc.opcfamily "
-							" AND am.amoplefttype = oc.opcintype AND am.amoprighttype = oc.opcintype "
-							" AND am.amopstrategy = 3 "
-							"JOIN pg_catalog.pg_operator o ON o.oid = am.amopopr "
-							"JOIN pg_catalog.pg_namespace opn ON opn.oid = o.oprnamespace "
-							"WHERE n.nspname = $1 AND c.relname = $2 AND a.attname = $3 "
-							" AND i.indkey[p.n] = a.attnum "
-							"ORDER BY i.indisprimary DESC LIMIT 1", 3, args);
-		if (result->ntuples == 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_OBJECT),
-					 errmsg("target table \"%s\" has no unique index over key column \"%s\"",
-							writer->name, args[2]),
-					 errhint("Create the index on the peer, or map the table again with another key.")));
-		writer->key_operator[k] = result->values[0][0];
-	}
+		writer->key_operator[k] =
+			statement_key_operator(peer, writer,
+								   transform->columns[transform->keys[k]].def->name);
 }
 
 /*
@@ -178,6 +184,11 @@ target_writer_create(Peer *peer, Transform *transform)
 	writer->context = CurrentMemoryContext;
 	writer->name = mapping_target_name(transform->row);
 	load_columns(peer, writer);
+	if (transform->row->lookup)
+	{
+		lookup_load(peer, writer);
+		return writer;
+	}
 	load_key(peer, writer);
 	if (transform->nkeys == 0)
 		keyless_load_locators(peer, writer);
@@ -577,6 +588,8 @@ static int
 build(StringInfo sql, const TargetWriter *writer, StatementKind kind,
 	  const bool *missing)
 {
+	if (writer->lookup && kind != STATEMENT_CONFLICT)
+		return lookup_build(sql, writer, kind);
 	switch (kind)
 	{
 		case STATEMENT_INSERT:
@@ -606,6 +619,9 @@ build(StringInfo sql, const TargetWriter *writer, StatementKind kind,
 			return keyless_build_take(sql, writer);
 		case STATEMENT_REPLACE:
 			return keyless_build_replace(sql, writer);
+		case STATEMENT_LOOK:
+		case STATEMENT_LOOK_OLD:
+			break;				/* only with a lookup */
 	}
 	return 0;
 }

@@ -25,6 +25,9 @@ typedef enum StatementKind
 	STATEMENT_MOVE,
 	STATEMENT_NOTE,				/* keep the target's row for a conflict */
 	STATEMENT_CONFLICT,			/* record a conflict with that row */
+	/* with a lookup: SELECT what would be written ... */
+	STATEMENT_LOOK,
+	STATEMENT_LOOK_OLD,			/* ... or deleted */
 	/* without a key: rows are found by all their values */
 	STATEMENT_TAKE,				/* delete */
 	STATEMENT_REPLACE			/* delete, then insert with what else it had */
@@ -46,6 +49,15 @@ typedef struct Locator
 	char	   *operator;		/* its equality, as key_operator */
 } Locator;
 
+/* A column of the target that a lookup gives. */
+typedef struct LookupColumn
+{
+	char	   *name;			/* quoted */
+	bool		always_identity;
+	char	   *operator;		/* of a key column, as key_operator; or NULL */
+	char	   *type;			/* of a key column */
+} LookupColumn;
+
 /* A target table as one mapping writes it. */
 typedef struct TargetWriter
 {
@@ -60,6 +72,9 @@ typedef struct TargetWriter
 	bool		takes_binary;	/* in COPY: all its columns' types do */
 	bool		inserts_many;	/* STATEMENT_INSERT_MANY does as INSERT would */
 	bool		takes_rows;		/* so do STATEMENT_UPDATE_ROWS and ..DELETE.. */
+	Lookup	   *lookup;			/* the mapping's, or NULL */
+	int			nlookup;		/* with one: columns that are written */
+	LookupColumn *lookup_columns;
 	int			nlocators;		/* without a key */
 	Locator    *locators;
 	TargetStatement *statements;
@@ -77,6 +92,15 @@ extern PeerStatement *target_statement(TargetWriter *writer,
 extern int	target_statement_columns(const TargetWriter *writer,
 									 StatementKind kind, const bool *missing,
 									 int *columns);
+
+/* for statement_lookup.c */
+extern char *statement_key_operator(Peer *peer, const TargetWriter *writer,
+									const char *column);
+extern void lookup_load(Peer *peer, TargetWriter *writer);
+extern int	lookup_build(StringInfo sql, const TargetWriter *writer,
+						 StatementKind kind);
+extern bool lookup_build_copy(StringInfo sql, const TargetWriter *writer,
+							  const char *incoming, const char *nrows);
 
 /* for statement_keyless.c */
 extern void statement_append_columns(StringInfo sql,

@@ -41,6 +41,7 @@
 #include "stream/transform_class.h"
 #include "stream/wire.h"
 #include "utils/builtins.h"
+#include "utils/datum.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/pg_lsn.h"
@@ -294,17 +295,18 @@ compile_columns(Transform *transform, Relation source)
 			 transform->ncolumns);
 	transform->columns = palloc0_array(TransformColumn, transform->ncolumns);
 	transform->keys = palloc0_array(int, transform->ncolumns);
+	transform->finds = palloc0_array(int, transform->ncolumns);
 	foreach(lc, transform->query->targetList)
 	{
 		compile_column(transform, i, lfirst(lc), source);
 		transform->reads = bms_add_members(transform->reads,
 										   transform->columns[i].reads);
 		if (transform->columns[i].def->is_key)
-		{
 			transform->keys[transform->nkeys++] = i;
+		if (transform->columns[i].def->is_key ||
+			transform->columns[i].def->finds)
 			transform->key_reads = bms_add_members(transform->key_reads,
 												   transform->columns[i].reads);
-		}
 		i++;
 	}
 	for (i = 0; i < transform->ncolumns; i++)
@@ -314,6 +316,11 @@ compile_columns(Transform *transform, Relation source)
 	if (transform->row->target_shared)
 		qsort_arg(transform->keys, transform->nkeys, sizeof(int),
 				  compare_key_names, transform);
+	for (int k = 0; k < transform->nkeys; k++)
+		transform->finds[transform->nfinds++] = transform->keys[k];
+	for (i = 0; i < transform->ncolumns; i++)
+		if (transform->columns[i].def->finds)
+			transform->finds[transform->nfinds++] = i;
 }
 
 static void
@@ -542,15 +549,16 @@ transform_row(Transform *transform, const Bitmapset *absent,
 }
 
 /*
- * Evaluate the key columns only; other entries are left as they were.  Error
- * if a key column is NULL.
+ * Evaluate only the columns by which a row is found: the key's, and what else
+ * a lookup needs for that.  Other entries are left as they were.  Error if a
+ * key column is NULL.
  */
 void
 transform_key(Transform *transform, Datum *values, bool *isnull)
 {
-	for (int k = 0; k < transform->nkeys; k++)
+	for (int k = 0; k < transform->nfinds; k++)
 	{
-		int			i = transform->keys[k];
+		int			i = transform->finds[k];
 
 		values[i] = evaluate(transform, &transform->columns[i], &isnull[i]);
 	}
@@ -591,6 +599,31 @@ transform_key_equal(Transform *transform, const Datum *a, const Datum *b)
 
 		if (!DatumGetBool(FunctionCall2Coll(&column->equal, column->collation,
 											a[i], b[i])))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Do two rows (arrays by column) lead to the same row of the target?  With a
+ * lookup more than the key counts, which may be NULL, and what a lookup makes
+ * of equal values that are not the same nobody knows.
+ */
+bool
+transform_finds_equal(Transform *transform, const Datum *a,
+					  const bool *a_null, const Datum *b, const bool *b_null)
+{
+	if (!transform_key_equal(transform, a, b))
+		return false;
+	for (int k = transform->row->lookup ? 0 : transform->nkeys;
+		 k < transform->nfinds; k++)
+	{
+		int			i = transform->finds[k];
+		TransformColumn *column = &transform->columns[i];
+
+		if (a_null[i] != b_null[i] ||
+			(!a_null[i] && !datum_image_eq(a[i], b[i], column->typbyval,
+										   column->typlen)))
 			return false;
 	}
 	return true;

@@ -92,6 +92,8 @@ typedef struct Transform
 	TransformColumn *columns;
 	int			nkeys;			/* 0: a mapping without a key (keyless.c) */
 	int		   *keys;			/* indexes into columns */
+	int			nfinds;			/* key columns, and with a lookup what else ... */
+	int		   *finds;			/* ... finds the target's row, which come last */
 	ExprState  *filter;			/* NULL = every row */
 	Bitmapset  *filter_reads;
 	Bitmapset  *key_reads;
@@ -170,6 +172,9 @@ extern void transform_check_key(const Transform *transform,
 								const bool *isnull);
 extern bool transform_key_equal(Transform *transform, const Datum *a,
 								const Datum *b);
+extern bool transform_finds_equal(Transform *transform, const Datum *a,
+								  const bool *a_null, const Datum *b,
+								  const bool *b_null);
 
 /*
  * Run user-defined code as the mapping's owner under the current (historic)

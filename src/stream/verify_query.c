@@ -320,6 +320,11 @@ verify_table_create(Peer *peer, MappingRow *row, bool alone)
 		get_rel_relkind(row->source) == RELKIND_PARTITIONED_TABLE;
 	table->finds_extra = alone && row->on_write == ON_WRITE_MIRROR &&
 		row->on_delete == ON_DELETE_DELETE;
+	if (row->lookup)
+	{
+		table->unfit = "what its rows become is known on the target only (lookup)";
+		return table;
+	}
 	table->ranged = is_ranged(peer, table);
 	table->unfit = find_unfit(transform, alone);
 	table->key_condition = key_condition(table, false);

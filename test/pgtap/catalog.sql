@@ -67,8 +67,8 @@ SELECT set_eq($$SELECT signature FROM routine
 		('bluegreen.map_table(name,regclass,text,text,text[],text,text,text,text)'),
 		('bluegreen.map_table(name,text,text,text,text[],text,text,text,text)'),
 		('bluegreen.map_schema(name,name,name,name[])'),
-		('bluegreen.alter_mapping(name,regclass,text,text,text[],text,text,text)'),
-		('bluegreen.alter_mapping(name,text,text,text,text[],text,text,text)'),
+		('bluegreen.alter_mapping(name,regclass,text,text,text[],text,text,text,text)'),
+		('bluegreen.alter_mapping(name,text,text,text,text[],text,text,text,text)'),
 		('bluegreen.unmap_table(name,regclass,text,text)'),
 		('bluegreen.unmap_table(name,text,text,text)'),
 		('bluegreen.join_deployment(name,text,name,text)'),
@@ -117,6 +117,8 @@ SELECT set_eq($$SELECT signature FROM routine
 		('bluegreen.restore_key(text,integer)'),
 		('bluegreen.note_row(text)'),
 		('bluegreen.noted_row()'),
+		('bluegreen.describe_lookup(name,name,text,name[],text[],name[],boolean)'),
+		('bluegreen.check_lookup(text,bigint,bigint,bigint,bigint)'),
 		('bluegreen.grant_apply(regrole,regclass[])'),
 		('bluegreen.revoke_apply(regrole,regclass[])'),
 		('bluegreen.image_hash("any")'),
@@ -185,14 +187,14 @@ SELECT set_eq($$SELECT proname::text,
 		pg_get_function_result(oid)
 	FROM routine WHERE proname NOT LIKE '%\_state'$$,
 	$$SELECT a, b, c FROM (VALUES
-	('alter_mapping', 'deployment name, source regclass, target text DEFAULT NULL::text, transform text DEFAULT NULL::text, key text[] DEFAULT NULL::text[], on_write text DEFAULT NULL::text, on_delete text DEFAULT NULL::text, direction text DEFAULT ''forward''::text', 'integer'),
-	('alter_mapping', 'deployment name, source text, target text DEFAULT NULL::text, transform text DEFAULT NULL::text, key text[] DEFAULT NULL::text[], on_write text DEFAULT NULL::text, on_delete text DEFAULT NULL::text, direction text DEFAULT ''forward''::text', 'integer'),
+	('alter_mapping', 'deployment name, source regclass, target text DEFAULT NULL::text, transform text DEFAULT NULL::text, key text[] DEFAULT NULL::text[], on_write text DEFAULT NULL::text, on_delete text DEFAULT NULL::text, lookup text DEFAULT NULL::text, direction text DEFAULT ''forward''::text', 'integer'),
+	('alter_mapping', 'deployment name, source text, target text DEFAULT NULL::text, transform text DEFAULT NULL::text, key text[] DEFAULT NULL::text[], on_write text DEFAULT NULL::text, on_delete text DEFAULT NULL::text, lookup text DEFAULT NULL::text, direction text DEFAULT ''forward''::text', 'integer'),
 	('join_deployment', 'deployment name, opposite text, server name, identity text, OUT stream text, OUT server_used name', 'record'),
 	('joined_stream', 'deployment name, opposite text', 'text'),
 	('leave_deployment', 'deployment name, opposite text, force boolean', 'void'),
 	('derive_mapping', 'deployment name, source text, target text, transform text, key text[], types text[], derived_from text', 'integer'),
 	('keep_derived', 'deployment name, mappings integer[]', 'integer'),
-	('joined_mappings', 'deployment name, OUT mapping integer, OUT source text, OUT target text, OUT key name[], OUT on_write text, OUT on_delete text, OUT derived boolean, OUT transform text', 'SETOF record'),
+	('joined_mappings', 'deployment name, OUT mapping integer, OUT source text, OUT target text, OUT key name[], OUT on_write text, OUT on_delete text, OUT derived boolean, OUT transform text, OUT lookup text', 'SETOF record'),
 	('accept', 'deployment name, "check" text, object text, accepted boolean DEFAULT true', 'void'),
 	('preflight', 'deployment name, OUT "check" text, OUT severity text, OUT object text, OUT message text, OUT hint text', 'SETOF record'),
 	('begin_apply', '', 'void'),
@@ -226,6 +228,8 @@ SELECT set_eq($$SELECT proname::text,
 	('restore_indexes', 'stream text, mapping integer DEFAULT NULL::integer, gone boolean DEFAULT false', 'integer'),
 	('note_row', 'stored_row text', 'void'),
 	('noted_row', '', 'text'),
+	('describe_lookup', 'target_schema name, target_table name, lookup text, columns name[], types text[], key name[], check_rights boolean, OUT query text, OUT given name[], OUT finds name[], OUT reads text[]', 'record'),
+	('check_lookup', 'target text, incoming bigint, found bigint, written bigint, distinct_written bigint', 'boolean'),
 	('grant_apply', 'role regrole, VARIADIC tables regclass[] DEFAULT ''{}''::regclass[]', 'SETOF text'),
 	('revoke_apply', 'role regrole, VARIADIC tables regclass[] DEFAULT ''{}''::regclass[]', 'SETOF text'),
 	('commit_lsn', '', 'pg_lsn'),
@@ -297,8 +301,8 @@ SELECT set_eq($$SELECT proname::text FROM routine
 	WHERE provolatile <> 'v'$$,
 	$$SELECT f FROM (VALUES ('commit_lsn'), ('commit_time'), ('image_hash'),
 		('row_hash'), ('row_bucket'), ('key_text'), ('checksum_add'),
-		('checksum_final'), ('checksum')) v (f)$$,
-	'only the pseudo-functions of transforms, and hashes, claim not to be volatile');
+		('checksum_final'), ('checksum'), ('check_lookup')) v (f)$$,
+	'only the pseudo-functions of transforms, hashes and a check claim not to be volatile');
 
 --
 -- Members and comments
@@ -334,7 +338,8 @@ SELECT is_empty($$SELECT description FROM pg_description d
 --
 -- commit_time() and commit_lsn() tell nothing, and are used by transforms,
 -- which run as any deployment's owner; note_row() keeps a text for a moment, as
--- any target table's owner; image_hash() and what compares tell what their
+-- any target table's owner; describe_lookup() parses as its caller, and
+-- check_lookup() compares numbers, as any target's owner; image_hash() and what compares tell what their
 -- caller has.
 SELECT set_eq($$SELECT signature FROM routine
 	WHERE has_function_privilege('public', oid, 'EXECUTE')$$,
@@ -343,6 +348,8 @@ SELECT set_eq($$SELECT signature FROM routine
 		'bluegreen.wait_for_token(text,interval)',
 		'bluegreen.wait_for_token(text,interval,boolean)',
 		'bluegreen.image_hash("any")', 'bluegreen.note_row(text)',
+		'bluegreen.describe_lookup(name,name,text,name[],text[],name[],boolean)',
+		'bluegreen.check_lookup(text,bigint,bigint,bigint,bigint)',
 		'bluegreen.row_hash(text,"any")',
 		'bluegreen.row_bucket(integer,text,"any")',
 		'bluegreen.key_text("any")',
@@ -357,6 +364,8 @@ SELECT set_eq($$SELECT signature FROM routine
 		'bluegreen.wait_for_token(text,interval)',
 		'bluegreen.wait_for_token(text,interval,boolean)',
 		'bluegreen.image_hash("any")', 'bluegreen.note_row(text)',
+		'bluegreen.describe_lookup(name,name,text,name[],text[],name[],boolean)',
+		'bluegreen.check_lookup(text,bigint,bigint,bigint,bigint)',
 		'bluegreen.row_hash(text,"any")',
 		'bluegreen.row_bucket(integer,text,"any")',
 		'bluegreen.key_text("any")',
@@ -412,7 +421,8 @@ SELECT is_empty($$SELECT signature FROM routine WHERE prosecdef$$,
 	'nothing is SECURITY DEFINER');
 -- Procedures that commit cannot have a SET clause (C pins their search_path);
 -- map_table(), alter_mapping() and unmap_table() resolve names that they are
--- given as text by the caller's; image_hash() and the hashes of verify() are called for every row,
+-- given as text by the caller's; describe_lookup() resolves those of a lookup by
+-- the target's schema; image_hash() and the hashes of verify() are called for every row,
 -- and look up no name.
 SELECT set_eq($$SELECT signature FROM routine
 	WHERE proconfig IS DISTINCT FROM
@@ -432,10 +442,11 @@ SELECT set_eq($$SELECT signature FROM routine
 		'bluegreen.finish(name)',
 		'bluegreen.add_drain(name,name,text)',
 		'bluegreen.map_table(name,regclass,text,text,text[],text,text,text,text)',
-		'bluegreen.alter_mapping(name,regclass,text,text,text[],text,text,text)',
+		'bluegreen.alter_mapping(name,regclass,text,text,text[],text,text,text,text)',
 		'bluegreen.map_table(name,text,text,text,text[],text,text,text,text)',
-		'bluegreen.alter_mapping(name,text,text,text,text[],text,text,text)',
+		'bluegreen.alter_mapping(name,text,text,text,text[],text,text,text,text)',
 		'bluegreen.unmap_table(name,text,text,text)',
+		'bluegreen.describe_lookup(name,name,text,name[],text[],name[],boolean)',
 		'bluegreen.verify(name,regclass,interval,boolean)',
 		'bluegreen.routers_pause(name,interval)',
 		'bluegreen.routers_switch(name,text)',

@@ -179,9 +179,10 @@ $green->poll_query_until($builds);
 is(indexes('built'), '|2|1', 'it is aside until it is built');
 kill9_worker($blue, 'copy');
 # the next one waits for that writer before it does anything
-$green->poll_query_until(q{SELECT count(*) > 0 FROM pg_locks WHERE NOT granted
-	AND (relation = 'built'::regclass OR locktype = 'virtualxid')});
-ok(1, 'who builds it can be killed');
+ok( $green->poll_query_until(
+		q{SELECT count(*) > 0 FROM pg_locks WHERE NOT granted
+		AND (relation = 'built'::regclass OR locktype = 'virtualxid')}),
+	'who builds it can be killed');
 $green->kill9;
 $green->start;
 $green->wait_until_up;

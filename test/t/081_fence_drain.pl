@@ -187,6 +187,29 @@ is($node->safe_psql('SELECT v FROM t WHERE id IN (13, 14) ORDER BY id'),
 	"0\n1", 'what he had written is gone');
 $writer = $node->session;
 
+# who was held, and is let in because one who is waited for waits for him, is
+# not one of those that wrote when it began
+my $first = $node->session;
+$first->query(q{SET deadlock_timeout = '20ms';
+	BEGIN; UPDATE t SET v = 7 WHERE id = 13});
+$writer->query('BEGIN; UPDATE free SET v = 1 WHERE id = 5');
+$epoch++;
+$raiser->send("CALL bluegreen.fence_raise('d', $epoch, '3 s', 'terminate')");
+ok(waits($raiser), 'terminate: raising waits');
+$writer->send('UPDATE t SET v = 7 WHERE id = 14');
+writers(1, 1);
+$first->send('UPDATE free SET v = 2 WHERE id = 5');
+$writer->wait;
+is($writer->errors, '', 'one who was held is let in');
+$raiser->wait;
+is($raiser->errors, '', 'and ended with the others');
+writers(0, 0);
+$raiser->query("CALL bluegreen.fence_lower('d', $epoch)");
+is($node->safe_psql('SELECT count(*) FROM t WHERE v = 7'), 0,
+	'nothing of them is left');
+eval { $_->query('COMMIT') } for $first, $writer;
+$writer = $node->session;
+
 # a cancel
 $writer->query('BEGIN; UPDATE t SET v = 1 WHERE id = 15');
 $epoch++;

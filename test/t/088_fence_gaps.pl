@@ -259,6 +259,22 @@ like($raiser->errors, qr/ERROR:  synchronous standbys do not have what was decid
 	'one that is away is waited for for a while');
 $raiser->query("CALL bluegreen.fence_lower('d', $epoch)");
 is($raiser->errors . state(), 'open', 'lowered');
+
+# ... and by a writer, whose commit is one already
+my $committing = $node->session;
+$committing->send('UPDATE t SET v = 77 WHERE id = 5');
+ok(waits($committing, 'SyncRep'), 'a commit waits for the standby');
+$epoch++;
+$raiser->query("CALL bluegreen.fence_raise('d', $epoch, '300 ms', 'abort')");
+like($raiser->errors, qr/Still running: process @{[$committing->pid]}\./,
+	'it is a writer still');
+$epoch++;
+$raiser->query("CALL bluegreen.fence_raise('d', $epoch, '300 ms', 'terminate')");
+is($raiser->errors . state(), 'raised', 'that can be ended');
+is($node->safe_psql('SELECT v FROM t WHERE id = 5'),
+	77, 'but what it has written counts');
+$raiser->query("CALL bluegreen.fence_lower('d', $epoch)");
+is($raiser->errors . state(), 'open', 'lowered');
 $standby->start;
 $epoch++;
 $raiser->query("CALL bluegreen.fence_raise('d', $epoch);

@@ -28,8 +28,22 @@ $green->safe_psql(q{
 $blue->safe_psql(q{SELECT bluegreen.create_deployment('d', 'green');
 	SELECT bluegreen.map_table('d', 't', 'thing', transform =>
 		'SELECT id AS number, v AS name, n FROM t');
-	SELECT bluegreen.map_table('d', 'log');
-	CALL bluegreen.start('d');});
+	SELECT bluegreen.map_table('d', 'log');});
+
+# The slot of the way back waits for green's transactions; a copy would make long
+# ones, so it comes after that.
+my ($long, $starter) = ($green->session, $blue->session);
+$long->query('BEGIN; SELECT pg_current_xact_id()');
+$starter->send(q{CALL bluegreen.start('d')});
+$green->poll_query_until(q{SELECT count(*) = 1 FROM pg_replication_slots
+	WHERE slot_name ~ '_b$' AND active});
+is( $blue->safe_psql(q{SELECT count(*) FROM pg_stat_activity
+		WHERE backend_type = 'pg_bluegreen stream'}),
+	0, 'nothing is copied before the slot of the way back is there');
+$long->query('COMMIT');
+$starter->wait;
+unlike($starter->errors, qr/ERROR|WARNING/, 'then both streams start');
+$_->quit for $long, $starter;
 
 sub both_same
 {

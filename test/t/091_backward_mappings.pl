@@ -63,6 +63,9 @@ my @cases = (
 		undef, qr/on_write 'merge'$/, q{on_write => 'merge'} ],
 	[ 'ignored', 'id int PRIMARY KEY, v text', 'id int PRIMARY KEY, v text',
 		undef, qr/on_delete 'ignore'$/, q{on_delete => 'ignore'} ],
+	[ 'looked_up', 'id int PRIMARY KEY, v int', 'id int PRIMARY KEY, v int',
+		undef, qr/has a lookup, and only green knows what it makes of column id, v$/,
+		q{lookup => 'SELECT id, v FROM incoming'} ],
 	[ 'computed', 'id int PRIMARY KEY, v text', 'id int PRIMARY KEY, v text',
 		'SELECT id + 1 AS id, v FROM %s', qr/does not tell column id$/ ],
 );

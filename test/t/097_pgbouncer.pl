@@ -97,6 +97,11 @@ $bouncer->start;
 is($blue->safe_psql($check),
 	'notice|router "bouncer" keeps a server connection for each session: clients will be disconnected',
 	'and tells what it finds');
+$bouncer->console('SET query_wait_timeout = 10');
+is( $blue->safe_psql($check),
+	join("\n", (q{warning|router "bouncer" disconnects clients that have waited for 10 s, and a switchover may hold them for as long as its timeout}) x 2),
+	'and what is too short for a switchover');
+$bouncer->console('SET query_wait_timeout = 120');
 my $retry = $bouncer->show('CONFIG', 'value', key => 'server_login_retry');
 
 sub paused { return $bouncer->show('DATABASES', 'paused', name => 'app') }

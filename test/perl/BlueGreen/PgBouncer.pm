@@ -5,6 +5,7 @@ package BlueGreen::PgBouncer;
 #
 #	my $bouncer = BlueGreen::PgBouncer->new($blue, ['app'], 'pool_mode = ...');
 #	... add_router(..., route_file => $bouncer->route_file('app')) ...
+#	$bouncer->add_to('d', 'app', $blue, $green);	# or like this
 #	$bouncer->start;
 #	$bouncer->console('SHOW POOLS')
 #
@@ -22,19 +23,22 @@ use IPC::Run;
 my $password = 'open sesame';
 my @running;
 
+# Its files are where a second node, if there is one, can write them as well.
 sub new
 {
-	my ($class, $node, $databases, $settings) = @_;
+	my ($class, $node, $databases, $settings, $second) = @_;
 	my $port = BlueGreen::Node::free_port();
+	my $beside = $second || $node;
 	my $self = bless {
 		name => "pgbouncer-$port",
 		client => $node->{client},
 		root => '',
 		port => $port,
-		dir => "$node->{root}$node->{dir}/pgbouncer-$port",
+		dir => "$beside->{root}$beside->{dir}/pgbouncer-$port",
 	}, $class;
 	mkdir $self->{dir} or croak $!;
-	$node->_server_owns($self->{dir});
+	$beside->_server_owns($self->{dir});
+	chmod 0777, $self->{dir} or croak $!;
 	$self->_write('users', qq{"postgres" "$password"\n"console" "$password"\n});
 	$settings //= '';
 	my $includes = join '', map { '%include ' . $self->route_file($_) . "\n" }
@@ -58,11 +62,38 @@ INI
 	return $self;
 }
 
-# The file that its configuration includes for a database.
+# The file that its configuration includes for a database, as a node sees it.
 sub route_file
 {
-	my ($self, $database) = @_;
-	return "$self->{dir}/$database.ini";
+	my ($self, $database, $node) = @_;
+	my $file = "$self->{dir}/$database.ini";
+	return $file unless $node;
+	return substr $file, length $node->{root};
+}
+
+# Make it a router of a deployment, on both sides: server "bouncer".
+sub add_to
+{
+	my ($self, $deployment, $database, $blue, $green) = @_;
+	my %route = map {
+		$_->name => 'host=127.0.0.1 port=' . $_->port . ' dbname=postgres'
+	} $blue, $green;
+
+	# the servers may be run by two users
+	$self->_write("$database.ini", "[databases]\n$database = $route{blue}\n");
+	chmod 0666, $self->route_file($database) or croak $!;
+	foreach my $node ($blue, $green)
+	{
+		my $file = $self->route_file($database, $node);
+		$node->safe_psql("CREATE SERVER bouncer FOREIGN DATA WRAPPER pg_bluegreen
+				OPTIONS (host '127.0.0.1', port '$self->{port}');
+			CREATE USER MAPPING FOR CURRENT_USER SERVER bouncer
+				OPTIONS (user 'console', password '$password');
+			SELECT bluegreen.add_router('$deployment', 'pgbouncer', 'bouncer',
+				'$database', '$route{blue}', '$route{green}',
+				route_file => '$file')");
+	}
+	return;
 }
 
 sub password { return $password }
@@ -100,6 +131,17 @@ sub kill
 	my ($self) = @_;
 	my $harness = delete $self->{harness} or return;
 	$harness->kill_kill(grace => 0);
+	return;
+}
+
+# kill -9; it can be started again.
+sub kill9
+{
+	my ($self) = @_;
+	my $harness = delete $self->{harness} or croak "$self->{name} does not run";
+	$harness->signal('KILL');
+	eval { $harness->finish };
+	unlink "$self->{dir}/pid";
 	return;
 }
 

@@ -1,5 +1,6 @@
-# Kill -9 at every step of a switchover; see BlueGreen::KillMatrix.  And what a
-# human can do when the other side cannot be asked.
+# Kill -9 of who calls a switchover or a rollback, and of its worker, at every
+# step; see BlueGreen::KillMatrix.  And what a human can do when the other side
+# cannot be asked.
 use strict;
 use warnings;
 
@@ -9,7 +10,7 @@ use Test::More;
 
 my $matrix = BlueGreen::KillMatrix->new;
 my ($blue, $green) = @{ $matrix->{nodes} }{qw(blue green)};
-$matrix->run('switchover');
+$matrix->run(qw(caller worker ended));
 
 sub writable { return BlueGreen::KillMatrix::writable(@_) }
 

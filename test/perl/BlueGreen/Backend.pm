@@ -1,7 +1,7 @@
-package Backend;
+package BlueGreen::Backend;
 
-# A connection to a server on this machine that trusts us, for tools that may
-# not cost much: one long session and no library.
+# A connection to a server on this machine that trusts us, for who may not cost
+# much: one long session and no library.
 
 use strict;
 use warnings;
@@ -9,15 +9,17 @@ use warnings;
 use IO::Socket::INET;
 use Socket qw(IPPROTO_TCP TCP_NODELAY);
 
-# Connect and log in.
+# Connect and log in.  Options: database, options (settings as "-c name=value").
 sub new
 {
-	my ($class, $port) = @_;
+	my ($class, $port, %options) = @_;
 	my $socket =
 	  IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port)
 	  or die "port $port: $!\n";
 	$socket->setsockopt(IPPROTO_TCP, TCP_NODELAY, 1);
-	my $startup = pack('N', 3 << 16) . "user\0postgres\0database\0postgres\0\0";
+	my $database = $options{database} // 'postgres';
+	my $startup = pack('N', 3 << 16) . "user\0postgres\0database\0$database\0"
+	  . (defined $options{options} ? "options\0$options{options}\0" : '') . "\0";
 	$socket->syswrite(pack('N', 4 + length $startup) . $startup);
 	my $self = bless { socket => $socket, buffer => '' }, $class;
 	while (($self->message)[0] ne 'Z') { }
