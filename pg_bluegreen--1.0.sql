@@ -325,7 +325,8 @@ CREATE TABLE bluegreen.fence (
 	since timestamptz NOT NULL DEFAULT clock_timestamp(),
 	raised_by integer,				-- process
 	switched_at timestamptz,		-- became the active side, or was closed
-	marked boolean NOT NULL DEFAULT false	-- by the sign for clients
+	marked boolean NOT NULL DEFAULT false,	-- by the sign for clients
+	activated bigint NOT NULL DEFAULT 0	-- epoch in which it was, the last time
 );
 
 -- The last switchover or rollback that began on this side (core/switch_row.c);
@@ -698,7 +699,7 @@ AS 'MODULE_PATHNAME', 'bluegreen_session_merge'
 LANGUAGE C
 SET search_path = pg_catalog, pg_temp;
 
-CREATE TRIGGER session_merge BEFORE UPDATE ON bluegreen.session
+CREATE TRIGGER session_merge BEFORE INSERT OR UPDATE ON bluegreen.session
 	FOR EACH ROW EXECUTE FUNCTION bluegreen.session_merge();
 ALTER TABLE bluegreen.session ENABLE REPLICA TRIGGER session_merge;
 
@@ -750,6 +751,9 @@ RETURNS trigger
 AS 'MODULE_PATHNAME', 'bluegreen_session_gone'
 LANGUAGE C
 SET search_path = pg_catalog, pg_temp;
+
+CREATE TRIGGER session_truncate BEFORE TRUNCATE ON bluegreen.session
+	FOR EACH STATEMENT EXECUTE FUNCTION bluegreen.session_rules();
 
 --
 -- For blue, on green: the deployment's second row and its derived mappings
@@ -1399,8 +1403,9 @@ SELECT d.name AS deployment,
 	format('%I.%I', m.target_schema, m.target_table) AS target,
 	c.number,
 	c.state,
-	c.lower,
-	c.upper,
+	-- ids of sessions are secrets
+	CASE WHEN NOT s.secret THEN c.lower END AS lower,
+	CASE WHEN NOT s.secret THEN c.upper END AS upper,
 	c.rows,
 	c.bytes,
 	c.lsn,
@@ -1418,6 +1423,11 @@ FROM (SELECT l.mapping, l.number, 'copied'::text AS state, l.lower, l.upper,
 	WHERE a.mapping IS NOT NULL) c
 	JOIN bluegreen.table_mapping m ON m.id = c.mapping
 	JOIN bluegreen.deployment d ON d.id = m.deployment
+	CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM pg_trigger t
+		WHERE t.tgrelid = m.source AND t.tgfoid IN (
+			'bluegreen.session_merge()'::regprocedure,
+			'bluegreen.session_rules()'::regprocedure,
+			'bluegreen.session_gone()'::regprocedure)) AS secret) s
 ORDER BY d.name, m.id, c.number;
 
 CREATE VIEW bluegreen.conflict AS
@@ -1464,7 +1474,11 @@ ORDER BY d.name, m.id;
 CREATE VIEW bluegreen.difference AS
 SELECT d.name AS deployment,
 	format('%I.%I', m.target_schema, m.target_table) AS target,
-	f.key,
+	CASE WHEN s.secret				-- as in conflict
+		THEN ARRAY(SELECT 'sha256:' || substr(encode(sha256(
+				convert_to(k, 'UTF8')), 'hex'), 1, 16)
+			FROM unnest(f.key) WITH ORDINALITY u (k, o) ORDER BY o)
+		ELSE f.key END AS key,
 	f.kind,
 	f.source_rows,
 	f.target_rows,
@@ -1476,6 +1490,11 @@ SELECT d.name AS deployment,
 FROM bluegreen.verify_difference f
 	JOIN bluegreen.table_mapping m ON m.id = f.mapping
 	JOIN bluegreen.deployment d ON d.id = m.deployment
+	CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM pg_trigger t
+		WHERE t.tgrelid = m.source AND t.tgfoid IN (
+			'bluegreen.session_merge()'::regprocedure,
+			'bluegreen.session_rules()'::regprocedure,
+			'bluegreen.session_gone()'::regprocedure)) AS secret) s
 ORDER BY d.name, m.id, f.id;
 
 CREATE VIEW bluegreen.event AS

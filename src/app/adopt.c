@@ -45,6 +45,7 @@
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/typcache.h"
 
 PG_FUNCTION_INFO_V1(bluegreen_prepare_sessions);
 PG_FUNCTION_INFO_V1(bluegreen_adopt_sessions);
@@ -278,6 +279,46 @@ check_columns(const CatalogAccess *access, Oid relid, const Adoption *a)
 				 errhint("Is it the preset of this framework? Names of columns are given as options.")));
 }
 
+/*
+ * Error if the later of two values of a column could not be found out.
+ */
+static void
+check_touch(Oid relid, const Adoption *a)
+{
+	ListCell   *lc;
+
+	foreach(lc, store_names(a->rules[RULE_TOUCH]))
+	{
+		Oid			type = get_atttype(relid, get_attnum(relid, lfirst(lc)));
+
+		if (!OidIsValid(lookup_type_cache(type, TYPECACHE_CMP_PROC)->cmp_proc))
+			ereport(ERROR,
+					(errcode(ERRCODE_DATATYPE_MISMATCH),
+					 errmsg("values of column \"%s\" of table \"%s\" cannot be compared",
+							(char *) lfirst(lc), a->table),
+					 errdetail("It is of type %s.", format_type_be(type))));
+	}
+}
+
+/*
+ * Error if the expiry cannot be computed from its column.
+ */
+static void
+check_expiry(Oid relid, const Adoption *a)
+{
+	CatalogArgs args = {0};
+	AttrNumber	n = get_attnum(relid, a->rules[RULE_EXPIRY]);
+
+	if (n == InvalidAttrNumber)
+		return;					/* rows that belong to sessions have none */
+	catalog_arg(&args, get_atttype(relid, n), (Datum) 0);
+	args.nulls[0] = 'n';
+	catalog_arg_text(&args, a->rules[RULE_LIFETIME]);
+	catalog_run(psprintf("SELECT (%s + $2::interval)::timestamptz",
+						 expiry_sql(a->rules[RULE_KIND])), &args,
+				SPI_OK_SELECT);
+}
+
 static void
 ddl(const char *sql)
 {
@@ -308,8 +349,21 @@ drop_triggers(const Adoption *a)
 
 	for (int i = 0; i < lengthof(suffixes); i++)
 		if (has_trigger(a, suffixes[i]))
+		{
 			ddl(psprintf("DROP TRIGGER " STORE_TRIGGER " ON %s",
 						 quoted(a, suffixes[i])));
+			ddl(psprintf("DROP TRIGGER IF EXISTS " STORE_TRUNCATE " ON %s",
+						 quoted(a, suffixes[i])));
+		}
+}
+
+static void
+refuse_truncate(const Adoption *a, const char *suffix)
+{
+	ddl(psprintf("CREATE TRIGGER " STORE_TRUNCATE " BEFORE TRUNCATE ON %s "
+				 "FOR EACH STATEMENT "
+				 "EXECUTE FUNCTION bluegreen.session_rules()",
+				 quoted(a, suffix)));
 }
 
 static void
@@ -335,6 +389,8 @@ create_triggers(const Adoption *a)
 				 quote_literal_cstr(a->rows_session)));
 	ddl(psprintf("ALTER TABLE %s ENABLE REPLICA TRIGGER " STORE_TRIGGER,
 				 quoted(a, STORE_GONE)));
+	refuse_truncate(a, "");
+	refuse_truncate(a, STORE_GONE);
 }
 
 /*
@@ -366,6 +422,8 @@ prepare_table(Oid relid, const Adoption *a)
 
 	catalog_begin(&access);
 	check_columns(&access, relid, a);
+	check_touch(relid, a);
+	check_expiry(relid, a);
 	check_gone(a);
 	key = column_list(&access, a->key);
 	drop_triggers(a);
@@ -516,28 +574,83 @@ not_prepared(const char *side, const char *table)
 					 side, quote_literal_cstr(table), side)));
 }
 
-/*
- * Error unless both sides' tables were prepared.  Green looks at blue's by
- * itself, so blue's must have been committed.
- */
-static void
-check_prepared(const Deployment *deployment, const Adoption *a)
+static pg_noreturn void
+other_options(const char *side, const char *table)
 {
-	Peer	   *peer = registry_connect(deployment, false);
-	const char *args[] = {quoted(a, "")};
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("table %s on %s is prepared for sessions with another preset, other options, or as the other side",
+					table, side),
+			 errhint("Give the same preset and options to bluegreen.prepare_sessions() on both sides and to bluegreen.adopt_sessions().")));
+}
+
+/*
+ * pg_trigger.tgargs of the rules on a side, in hexadecimal.
+ */
+static char *
+rules_hex(const Adoption *a, const char *side)
+{
+	StringInfoData rules;
+	char	   *hex;
+
+	initStringInfo(&rules);
+	for (int i = 0; i < RULE_ARGUMENTS; i++)
+	{
+		appendStringInfoString(&rules, i == RULE_SIDE ? side : a->rules[i]);
+		appendStringInfoChar(&rules, '\0');
+	}
+	hex = palloc0(2 * rules.len + 1);
+	hex_encode(rules.data, rules.len, hex);
+	return hex;
+}
+
+static void
+check_prepared_here(Oid relid, const Adoption *a)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	if (!has_trigger(a, "") || !has_trigger(a, STORE_GONE))
+		not_prepared("blue", quoted(a, ""));
+	catalog_begin(&access);
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(relid));
+	catalog_arg_text(&args, rules_hex(a, "blue"));
+	if (catalog_run("SELECT FROM pg_trigger WHERE tgrelid = $1 "
+					"AND tgname = '" STORE_TRIGGER "' AND tgenabled = 'A' "
+					"AND encode(tgargs, 'hex') = $2", &args,
+					SPI_OK_SELECT) != 1)
+		other_options("blue", quoted(a, ""));
+	catalog_end(&access);
+}
+
+static void
+check_prepared_there(Peer *peer, const Adoption *a)
+{
+	const char *args[] = {quoted(a, ""), rules_hex(a, "green")};
 	PeerResult *result;
 
 	result = peer_query(peer,
-						"SELECT pg_catalog.encode(tgargs, 'escape') "
-						"LIKE 'green%' FROM pg_catalog.pg_trigger "
+						"SELECT pg_catalog.encode(tgargs, 'hex') = $2 "
+						"FROM pg_catalog.pg_trigger "
 						"WHERE tgrelid = pg_catalog.to_regclass($1) "
 						"AND tgname = '" STORE_TRIGGER "' AND tgenabled = 'A'",
-						1, args);
-	peer_close(peer);
-	if (!has_trigger(a, "") || !has_trigger(a, STORE_GONE))
-		not_prepared("blue", args[0]);
-	if (result->ntuples != 1 || result->values[0][0][0] != 't')
+						2, args);
+	if (result->ntuples != 1)
 		not_prepared("green", args[0]);
+	if (result->values[0][0][0] != 't')
+		other_options("green", args[0]);
+}
+
+/*
+ * Error unless both sides' tables were prepared, in the same way: a side that
+ * takes another session for expired would log out the other one's users.  Green
+ * looks at blue's by itself, so blue's must have been committed.
+ */
+static void
+check_prepared(Peer *peer, Oid relid, const Adoption *a)
+{
+	check_prepared_here(relid, a);
+	check_prepared_there(peer, a);
 }
 
 /*
@@ -552,7 +665,9 @@ bluegreen_adopt_sessions(PG_FUNCTION_ARGS)
 	Deployment *deployment;
 	SessionStore store;
 	Adoption	sessions;
+	Adoption	attributes;
 	Oid			rows;
+	Peer	   *peer;
 	int			n = 4;
 
 	require_argument(fcinfo, 0, "deployment");
@@ -566,18 +681,23 @@ bluegreen_adopt_sessions(PG_FUNCTION_ARGS)
 	check_table(PG_GETARG_OID(1));
 	store = read_store(fcinfo, 2, 3);
 	sessions = sessions_of(PG_GETARG_OID(1), &store, "blue");
-	check_prepared(deployment, &sessions);
 	rows = rows_table(PG_GETARG_OID(1), &sessions);
+	peer = registry_connect(deployment, false);
+	check_prepared(peer, PG_GETARG_OID(1), &sessions);
+	if (OidIsValid(rows))
+	{
+		attributes = rows_of(rows, &store, &sessions);
+		check_prepared(peer, rows, &attributes);
+	}
+	peer_close(peer);
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	map_both(deployment->name, &sessions, "");
 	map_both(deployment->name, &sessions, STORE_GONE);
 	if (OidIsValid(rows))
 	{
-		Adoption	a = rows_of(rows, &store, &sessions);
-
-		map_both(deployment->name, &a, "");
-		map_both(deployment->name, &a, STORE_GONE);
+		map_both(deployment->name, &attributes, "");
+		map_both(deployment->name, &attributes, STORE_GONE);
 		n = 8;
 	}
 	if (SPI_finish() != SPI_OK_FINISH)

@@ -8,10 +8,13 @@
 #ifndef BG_ADOPT_H
 #define BG_ADOPT_H
 
+#include "nodes/pg_list.h"
+
 /* What an adopted table gets, and its table of tombstones. */
 #define STORE_STAMP		"bluegreen_stamp"
 #define STORE_UNTIL		"bluegreen_until"
 #define STORE_TRIGGER	"bluegreen_session"
+#define STORE_TRUNCATE	"bluegreen_session_truncate"
 #define STORE_GONE		"_bluegreen_gone"	/* after the table's name */
 
 /* The stamp of a tombstone that nothing is newer than. */
@@ -63,5 +66,6 @@ typedef enum GoneArgument
 
 extern const SessionStore *session_store_preset(const char *name);
 extern const char *expiry_sql(const char *kind);	/* NULL: no such kind */
+extern List *store_names(const char *array);	/* of a text[] literal */
 
 #endif							/* BG_ADOPT_H */

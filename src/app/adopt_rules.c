@@ -56,8 +56,8 @@ typedef struct RuleCall
 /* ---- helpers ---- */
 
 /* A text[] literal as names. */
-static List *
-names(const char *array)
+List *
+store_names(const char *array)
 {
 	Oid			input;
 	Oid			ioparam;
@@ -290,6 +290,23 @@ expiry_of(RuleCall *call, HeapTuple tuple)
 	return DatumGetTimestampTz(catalog_value(0, 1, NULL));
 }
 
+/*
+ * An upsert whose row is just being deleted waits for that and then inserts it,
+ * without another call of triggers.  So it is waited for here: what has been left
+ * behind is seen then.
+ */
+static void
+wait_for_delete(RuleCall *call, HeapTuple new)
+{
+	CatalogArgs args = {0};
+	char	   *condition = key_condition(call, call->key, new, &args);
+
+	catalog_run(psprintf("SELECT FROM %s WHERE %s FOR NO KEY UPDATE",
+						 table_name(call,
+									RelationGetRelationName(call->trigger->tg_relation)),
+						 condition), &args, SPI_OK_SELECT);
+}
+
 /* ---- in an application's session ---- */
 
 static HeapTuple
@@ -309,8 +326,10 @@ static HeapTuple
 insert_here(RuleCall *call)
 {
 	HeapTuple	new = call->trigger->tg_trigtuple;
-	int64		gone = gone_stamp(call, call->gone, call->key, new);
+	int64		gone;
 
+	wait_for_delete(call, new);
+	gone = gone_stamp(call, call->gone, call->key, new);
 	if (gone == STAMP_FOR_GOOD)
 	{
 		session_count(SESSION_LATE, 1);
@@ -519,8 +538,11 @@ insert_there(RuleCall *call)
 {
 	HeapTuple	new = call->trigger->tg_trigtuple;
 	int64		stamp = stamp_of(call, new);
-	bool		late = gone_stamp(call, call->gone, call->key, new) > stamp;
+	bool		late;
 
+	wait_for_delete(call, new);
+	late = gone_stamp(call, call->gone, call->key, new) > stamp;
+	session_note_write();
 	if (!late && call->args[RULE_PARENT][0] != '\0')
 	{
 		List	   *columns = list_make1(call->args[RULE_PARENT_KEY]);
@@ -535,31 +557,96 @@ insert_there(RuleCall *call)
 	return NULL;
 }
 
+/* A column of a row as text, NULL as the least. */
+static const char *
+column_text(RuleCall *call, HeapTuple tuple, int i)
+{
+	char	   *text = SPI_getvalue(tuple, call->desc, i + 1);
+
+	return text == NULL ? "" : psprintf("=%s", text);
+}
+
+/*
+ * Both rows have one stamp: they are from before the table was adopted, or a
+ * server is a copy of the other.  Does the old one's payload count?  Any rule
+ * will do that gives the same row on both sides.
+ */
+static bool
+old_counts(RuleCall *call)
+{
+	for (int i = 0; i < call->desc->natts; i++)
+	{
+		int			order;
+
+		if (column_rule(call, i) != COLUMN_PAYLOAD)
+			continue;
+		order = strcmp(column_text(call, call->trigger->tg_trigtuple, i),
+					   column_text(call, call->trigger->tg_newtuple, i));
+		if (order != 0)
+			return order > 0;
+	}
+	return false;
+}
+
 static HeapTuple
 update_there(RuleCall *call)
 {
 	int64		was = stamp_of(call, call->trigger->tg_trigtuple);
 	int64		is = stamp_of(call, call->trigger->tg_newtuple);
+	bool		keep = was == is ? old_counts(call) : was > is;
 
-	return with_stamp(call, keep_columns(call, was > is), Max(was, is));
+	return with_stamp(call, keep_columns(call, keep), Max(was, is));
 }
 
 /*
- * Trigger BEFORE INSERT, UPDATE or DELETE of an adopted table.
+ * What a TRUNCATE has removed nobody could tell the other side: an error, if the
+ * table is mapped.
+ */
+static void
+check_truncate(const TriggerData *trigger)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	bool		mapped;
+
+	catalog_begin(&access);
+	catalog_arg(&args, OIDOID,
+				ObjectIdGetDatum(RelationGetRelid(trigger->tg_relation)));
+	mapped = catalog_run("SELECT FROM bluegreen.table_mapping WHERE source = $1",
+						 &args, SPI_OK_SELECT) > 0;
+	catalog_end(&access);
+	if (mapped)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot truncate table \"%s\" because its sessions are mapped",
+						RelationGetRelationName(trigger->tg_relation)),
+				 errhint("Use DELETE.")));
+}
+
+/*
+ * Trigger BEFORE INSERT, UPDATE or DELETE of an adopted table; and BEFORE
+ * TRUNCATE of one, and of bluegreen.session.
  */
 Datum
 bluegreen_session_rules(PG_FUNCTION_ARGS)
 {
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
 	bool		applies = SessionReplicationRole ==
 		SESSION_REPLICATION_ROLE_REPLICA;
 	RuleCall	call = {0};
 	TriggerEvent event;
 	HeapTuple	result;
 
+	if (CALLED_AS_TRIGGER(fcinfo) &&
+		TRIGGER_FIRED_BY_TRUNCATE(trigger->tg_event))
+	{
+		check_truncate(trigger);
+		PG_RETURN_POINTER(NULL);
+	}
 	begin_call(&call, fcinfo, RULE_ARGUMENTS);
-	call.key = names(call.args[RULE_KEY]);
-	call.touch = names(call.args[RULE_TOUCH]);
-	call.own = names(call.args[RULE_OWN]);
+	call.key = store_names(call.args[RULE_KEY]);
+	call.touch = store_names(call.args[RULE_TOUCH]);
+	call.own = store_names(call.args[RULE_OWN]);
 	call.gone = table_name(&call,
 						   psprintf("%s" STORE_GONE,
 									RelationGetRelationName(call.trigger->tg_relation)));
@@ -634,7 +721,7 @@ bluegreen_session_gone(PG_FUNCTION_ARGS)
 	HeapTuple	result;
 
 	begin_call(&call, fcinfo, GONE_ARGUMENTS);
-	call.key = names(call.args[GONE_KEY]);
+	call.key = store_names(call.args[GONE_KEY]);
 	result = TRIGGER_FIRED_BY_UPDATE(call.trigger->tg_event) ?
 		later_tombstone(&call) : call.trigger->tg_trigtuple;
 	delete_gone(&call, result);

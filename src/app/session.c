@@ -89,6 +89,12 @@ check_lifetime(Interval *lifetime)
 {
 	Interval	none = {0};
 
+	if (!DatumGetBool(DirectFunctionCall1(interval_finite,
+										  IntervalPGetDatum(lifetime))))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("lifetime of a session must be finite"),
+				 errdetail("When it is deleted it is remembered until it would have expired.")));
 	if (DatumGetBool(DirectFunctionCall2(interval_le,
 										 IntervalPGetDatum(lifetime),
 										 IntervalPGetDatum(&none))))

@@ -20,6 +20,7 @@
 #include "commands/trigger.h"
 #include "executor/spi.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
 #include "utils/rel.h"
 #include "utils/timestamp.h"
@@ -35,11 +36,14 @@ typedef enum SessionColumn
 	COLUMN_STAMP,
 	COLUMN_EXPIRES_AT,
 	COLUMN_DELETED_AT,
+	COLUMN_LIFETIME,
+	COLUMN_CREATED_AT,
 	SESSION_COLUMNS
 } SessionColumn;
 
 static const char *const column_names[SESSION_COLUMNS] = {
-	"data", "written", "attributes", "stamp", "expires_at", "deleted_at"
+	"data", "written", "attributes", "stamp", "expires_at", "deleted_at",
+	"lifetime", "created_at"
 };
 
 /* Two rows of one session, and what comes of them. */
@@ -57,6 +61,8 @@ typedef struct SessionMerge
  * $1 to $3: data, written and attributes of one row, $4 to $6 those of the
  * other.  The one that was written as a whole last is the base; attributes of
  * the other that are newer than that, and than those of the base, go on top.
+ * Stamps are equal of what one writer has written once, or if a server is a copy
+ * of the other: then the texts decide, the same on both sides.
  */
 static const char merge_sql[] =
 "SELECT (b.data - coalesce(o.gone, '{}')) || coalesce(o.added, '{}'), "
@@ -66,7 +72,8 @@ static const char merge_sql[] =
 "CASE WHEN n THEN $6 ELSE $3 END AS attributes, "
 "CASE WHEN n THEN $1 ELSE $4 END AS other_data, "
 "CASE WHEN n THEN $3 ELSE $6 END AS other_attributes "
-"FROM (SELECT $5 > $2 AS n) w) b CROSS JOIN LATERAL (SELECT "
+"FROM (SELECT $5 > $2 OR ($5 = $2 AND $4::text COLLATE \"C\" > "
+" $1::text COLLATE \"C\") AS n) w) b CROSS JOIN LATERAL (SELECT "
 "jsonb_object_agg(key, value) AS stamps, "
 "jsonb_object_agg(key, b.other_data -> key) "
 " FILTER (WHERE jsonb_exists(b.other_data, key)) AS added, "
@@ -114,7 +121,8 @@ merge_data(SessionMerge *merge)
 	Datum		values[6];
 
 	if (same_jsonb(merge, COLUMN_WRITTEN) &&
-		same_jsonb(merge, COLUMN_ATTRIBUTES))
+		same_jsonb(merge, COLUMN_ATTRIBUTES) &&
+		same_jsonb(merge, COLUMN_DATA))
 		return;					/* the same data */
 	for (int i = 0; i < 3; i++)
 	{
@@ -158,6 +166,28 @@ merge_deletion(SessionMerge *merge)
 	merge->new[COLUMN_ATTRIBUTES] = empty;
 }
 
+/*
+ * Of two that were created with one id: the longer lifetime, which is compared
+ * as its parts where it is the same time, and the earlier creation.
+ */
+static void
+merge_creation(SessionMerge *merge)
+{
+	Interval   *was = DatumGetIntervalP(merge->old[COLUMN_LIFETIME]);
+	Interval   *is = DatumGetIntervalP(merge->new[COLUMN_LIFETIME]);
+	int			order = DatumGetInt32(DirectFunctionCall2(interval_cmp,
+														  IntervalPGetDatum(was),
+														  IntervalPGetDatum(is)));
+
+	if (order > 0 || (order == 0 && (was->month > is->month ||
+									 (was->month == is->month &&
+									  was->day > is->day))))
+		merge->new[COLUMN_LIFETIME] = merge->old[COLUMN_LIFETIME];
+	merge->new[COLUMN_CREATED_AT] =
+		TimestampTzGetDatum(Min(DatumGetTimestampTz(merge->old[COLUMN_CREATED_AT]),
+								DatumGetTimestampTz(merge->new[COLUMN_CREATED_AT])));
+}
+
 static HeapTuple
 merge_rows(TriggerData *trigger)
 {
@@ -167,6 +197,7 @@ merge_rows(TriggerData *trigger)
 	read_rows(&merge, trigger);
 	merge_data(&merge);
 	merge_deletion(&merge);
+	merge_creation(&merge);
 	merge.new[COLUMN_STAMP] =
 		Int64GetDatum(Max(DatumGetInt64(merge.old[COLUMN_STAMP]),
 						  DatumGetInt64(merge.new[COLUMN_STAMP])));
@@ -180,7 +211,8 @@ merge_rows(TriggerData *trigger)
 }
 
 /*
- * Trigger BEFORE UPDATE of bluegreen.session, in sessions that apply.
+ * Trigger BEFORE INSERT or UPDATE of bluegreen.session, in sessions that apply.
+ * A row that is new here has nothing to be merged with, but will expire.
  */
 Datum
 bluegreen_session_merge(PG_FUNCTION_ARGS)
@@ -188,18 +220,20 @@ bluegreen_session_merge(PG_FUNCTION_ARGS)
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
 	HeapTuple	result;
 
+	session_note_write();
 	if (!CALLED_AS_TRIGGER(fcinfo) ||
 		!TRIGGER_FIRED_BEFORE(trigger->tg_event) ||
-		!TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
+		!TRIGGER_FIRED_FOR_ROW(trigger->tg_event))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("function \"%s\" must be called as a trigger before UPDATE",
+				 errmsg("function \"%s\" must be called as a trigger before INSERT or UPDATE",
 						"bluegreen.session_merge")));
+	if (!TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
+		return PointerGetDatum(trigger->tg_trigtuple);
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	result = merge_rows(trigger);
 	if (SPI_finish() != SPI_OK_FINISH)
 		elog(ERROR, "SPI_finish failed");
-	session_note_write();
 	return PointerGetDatum(result);
 }

@@ -17,6 +17,7 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/table.h"
 #include "access/xact.h"
 #include "app/adopt.h"
 #include "app/session.h"
@@ -33,8 +34,10 @@
 #include "postmaster/bgworker.h"
 #include "storage/ipc.h"
 #include "storage/shmem.h"
+#include "utils/builtins.h"
 #include "utils/hsearch.h"
 #include "utils/lsyscache.h"
+#include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
@@ -163,66 +166,113 @@ session_note_write(void)
 /* ---- what ---- */
 
 /* Of one adopted table. */
-typedef struct TombstonePurge
+typedef struct TablePurge
 {
+	Oid			relid;
 	char	   *table;			/* quoted */
 	Oid			owner;
+	bool		tombstones;		/* or rows that belong to sessions */
 	int64		max_rows;
 	int64		removed;
-} TombstonePurge;
+} TablePurge;
+
+/*
+ * Which rows of a table that belong to sessions are of none, and have not been
+ * written for long: they came for a session that had been removed here.
+ */
+static char *
+orphans_sql(const TablePurge *p)
+{
+	Relation	relation = table_open(p->relid, AccessShareLock);
+	TriggerDesc *triggers = relation->trigdesc;
+	char	   *schema = get_namespace_name(RelationGetNamespace(relation));
+	char	   *result = "false";
+
+	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+	{
+		Trigger    *trigger = &triggers->triggers[i];
+
+		if (strcmp(trigger->tgname, STORE_TRIGGER) != 0 ||
+			trigger->tgnargs != RULE_ARGUMENTS ||
+			trigger->tgargs[RULE_PARENT][0] == '\0')
+			continue;
+		result = psprintf(STORE_STAMP " < 2000000 * extract(epoch FROM "
+						  "clock_timestamp() - make_interval(secs => %d) "
+						  "- timestamptz '2000-01-01 00:00:00+00') "
+						  "AND NOT EXISTS (SELECT FROM %s p WHERE p.%s = r.%s)",
+						  bg_session_retention,
+						  quote_qualified_identifier(schema,
+													 trigger->tgargs[RULE_PARENT]),
+						  quote_identifier(trigger->tgargs[RULE_PARENT_KEY]),
+						  quote_identifier(linitial(store_names(trigger->tgargs[RULE_KEY]))));
+	}
+	table_close(relation, NoLock);
+	return result;
+}
 
 static void
 purge_table(void *arg)
 {
-	TombstonePurge *p = arg;
+	TablePurge *p = arg;
+	char	   *condition;
 	Oid			userid;
 	int			sec_context;
 
+	condition = p->tombstones ?
+		psprintf(STORE_UNTIL " < clock_timestamp() - make_interval(secs => %d)",
+				 bg_session_retention) : orphans_sql(p);
 	GetUserIdAndSecContext(&userid, &sec_context);
 	SetUserIdAndSecContext(p->owner,
 						   sec_context | SECURITY_RESTRICTED_OPERATION);
 	p->removed = catalog_run(psprintf("DELETE FROM %s WHERE ctid = ANY "
-									  "(ARRAY(SELECT ctid FROM %s WHERE "
-									  STORE_UNTIL " < clock_timestamp() - "
-									  "make_interval(secs => %d) LIMIT "
-									  INT64_FORMAT "))", p->table, p->table,
-									  bg_session_retention, p->max_rows),
+									  "(ARRAY(SELECT r.ctid FROM %s r WHERE "
+									  "%s LIMIT " INT64_FORMAT "))",
+									  p->table, p->table, condition,
+									  p->max_rows),
 							 NULL, SPI_OK_DELETE);
 	SetUserIdAndSecContext(userid, sec_context);
 }
 
 /*
- * Remove tombstones of adopted tables (adopt.c), as the owner of each; returns
- * how many.  An error of one, which may be its owner's, does not keep the
+ * Remove tombstones of adopted tables (adopt.c), and rows that belong to sessions
+ * which are not there, as the owner of each; returns how many.  An error of one, which may be its owner's, does not keep the
  * others from it.  Within catalog_begin().
  */
 static int64
-purge_tombstones(int64 max_rows)
+purge_adopted(int64 max_rows)
 {
 	uint64		n;
 	int64		removed = 0;
 	SPITupleTable *tables;
 
-	n = catalog_run("SELECT c.relowner, format('%I.%I', n.nspname, c.relname) "
+	n = catalog_run("SELECT c.relowner, format('%I.%I', n.nspname, c.relname), "
+					"c.oid, t.tgfoid = 'bluegreen.session_gone'::regproc "
 					"FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid "
 					"JOIN pg_namespace n ON n.oid = c.relnamespace "
-					"WHERE t.tgfoid = 'bluegreen.session_gone'::regproc", NULL,
+					"WHERE t.tgname = '" STORE_TRIGGER "' AND (t.tgfoid = "
+					" 'bluegreen.session_gone'::regproc OR (t.tgfoid = "
+					" 'bluegreen.session_rules'::regproc AND "
+					" encode(tgargs, 'hex') NOT LIKE '%000000'))", NULL,
 					SPI_OK_SELECT);
 	tables = SPI_tuptable;
 	for (uint64 i = 0; i < n; i++)
 	{
 		bool		isnull;
-		TombstonePurge p = {.max_rows = max_rows};
+		TablePurge	p = {.max_rows = max_rows};
 		ErrorData  *error;
 
 		p.table = SPI_getvalue(tables->vals[i], tables->tupdesc, 2);
 		p.owner = DatumGetObjectId(SPI_getbinval(tables->vals[i],
 												 tables->tupdesc, 1, &isnull));
+		p.relid = DatumGetObjectId(SPI_getbinval(tables->vals[i],
+												 tables->tupdesc, 3, &isnull));
+		p.tombstones = DatumGetBool(SPI_getbinval(tables->vals[i],
+												  tables->tupdesc, 4, &isnull));
 		error = attempt_or_cancel(purge_table, &p);
 		if (error != NULL)
 			ereport(LOG,
 					(errcode(error->sqlerrcode),
-					 errmsg("could not remove tombstones of sessions from table %s: %s",
+					 errmsg("could not remove what is left of sessions from table %s: %s",
 							p.table, error->message)));
 		removed += p.removed;
 	}
@@ -249,7 +299,7 @@ purge(int64 max_rows)
 						  "- make_interval(secs => $2) "
 						  "ORDER BY expires_at LIMIT $1 "
 						  "FOR UPDATE SKIP LOCKED))", &args, SPI_OK_DELETE);
-	removed += purge_tombstones(max_rows);
+	removed += purge_adopted(max_rows);
 	catalog_end(&access);
 	session_count(SESSION_PURGED, removed);
 	return removed;

@@ -8,38 +8,50 @@
  * bluegreen.wait_for_token() on the other side waits until the stream from here
  * has brought everything up to there, and others can see it.
  *
- *		b.3.16B3748.5F3A9C0D12345678.1A2B3C4D
- *		| | |       |                checksum of what is before it
- *		| | |       the deployment: hash of its forward stream's name
- *		| | position: no commit that its holder knows of lies behind it
- *		| epoch of this side (core of the fence: moves so far)
+ *		b.3.1C0FFEE5A.016B3748.5F3A9C0D12345678.1A2B3C4D
+ *		| | |         |        |                checksum of what is before it
+ *		| | |         |        the deployment: hash of its forward stream's name
+ *		| | |         position: no commit that its holder knows of lies behind it
+ *		| | timeline of this server, and a hash of where that begins
+ *		| epoch of this side (of its fence: moves so far)
  *		side: b or g
  *
  * A text that is not exactly what token() makes is refused: one that was cut
  * off could pass for an earlier position.  It is not signed.  Who makes up a
  * position has to wait, as long as he wants to; he learns nothing.
  *
- * What is true without waiting: a token of this side; and one of a former epoch
- * on the side that has become the active one since, because the move waited
+ * What is true without waiting: a token of this side; and one that is older than
+ * the move by which this side has become the active one, because that waited
  * until everything was here (or a human has decided that nothing more comes).
+ * An epoch alone does not tell that: it also rises on one side, with a move that
+ * is undone.
  *
- * A position is that of the last commit on this server, not of the session:
- * behind a pooler the session that asks is often another one than that which
- * has committed.
+ * A position means something on its timeline only.  If another server has taken
+ * the source's place, or that was put back to an earlier state, the commit may
+ * be in nobody's history any more, while positions go on beyond it.  So a token
+ * of another timeline than that which the stream follows is never reached.
+ *
+ * A position is that of the end of this server's WAL, not of the session's
+ * commit: behind a pooler the session that asks is often another one than that
+ * which has committed; and others can see a commit before anybody is told of it.
  *
  * The procedure commits before it waits, so that no snapshot keeps vacuum from
- * its work.  A function cannot do that.
+ * its work.  A function cannot do that.  What is true of the tables is asked
+ * again after waiting, and after the position was read: a table that was mapped
+ * meanwhile is registered here before the stream passes the mapping.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/timeline.h"
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "core/definition.h"
+#include "core/place.h"
 #include "core/reached.h"
 #include "core/worker.h"
 #include "executor/spi.h"
@@ -58,8 +70,9 @@ typedef struct Token
 {
 	char		side;			/* 'b' or 'g' */
 	int64		epoch;
+	uint64		timeline;		/* see timeline_id() */
 	XLogRecPtr	lsn;
-	uint64		deployment;
+	uint64		deployment;		/* 0 = not known */
 } Token;
 
 /* What this database is in a deployment: a row of bluegreen.fence. */
@@ -69,9 +82,11 @@ typedef struct Place
 	int32		deployment;		/* of which it is the source; 0 = not */
 	bool		retired;
 	bool		open;			/* takes writes */
+	int64		activated;		/* epoch in which it became the active side */
 	bool		follows;		/* all tables of the stream to here do, and it
 								 * is not lost */
 	char	   *stream;			/* from the other side to here; NULL = none */
+	uint64		followed;		/* the timeline that it comes from; 0 = none */
 } Place;
 
 /* What can be said of a token at once. */
@@ -100,8 +115,9 @@ hash_name(const char *name)
 static char *
 token_text(const Token *token)
 {
-	char	   *text = psprintf("%c." INT64_FORMAT ".%X%08X.%08X%08X",
+	char	   *text = psprintf("%c." INT64_FORMAT ".%X%08X.%X%08X.%08X%08X",
 								token->side, token->epoch,
+								LSN_FORMAT_ARGS(token->timeline),
 								LSN_FORMAT_ARGS(token->lsn),
 								LSN_FORMAT_ARGS(token->deployment));
 	pg_crc32c	crc;
@@ -125,6 +141,8 @@ token_parse(const char *text)
 	if (*end == '.')
 		token.epoch = strtoll(end + 1, &end, 10);
 	if (*end == '.')
+		token.timeline = strtoull(end + 1, &end, 16);
+	if (*end == '.')
 		token.lsn = strtoull(end + 1, &end, 16);
 	if (*end == '.')
 		token.deployment = strtoull(end + 1, &end, 16);
@@ -138,11 +156,72 @@ token_parse(const char *text)
 	return token;
 }
 
+/* ---- timelines ---- */
+
+/*
+ * Two standbys that are promoted may take the same number, so it goes with where
+ * it begins.  The same on both sides.
+ */
+static uint64
+timeline_id(TimeLineID tli, XLogRecPtr begin)
+{
+	uint64		hash = hash_name(psprintf("%X/%X", LSN_FORMAT_ARGS(begin)));
+
+	return (uint64) tli << 32 | (uint32) (hash ^ hash >> 32);
+}
+
+/* As the target keeps it: source_timeline() of the other side. */
+static uint64
+parse_timeline(const char *text)
+{
+	uint32		tli = 0;
+	uint32		hi = 0;
+	uint32		lo = 0;
+
+	if (text != NULL)
+		(void) sscanf(text, "%u@%X/%X", &tli, &hi, &lo);
+	return tli == 0 ? 0 : timeline_id(tli, (uint64) hi << 32 | lo);
+}
+
+/*
+ * That of this server, which does not change while it runs.
+ */
+static uint64
+own_timeline(void)
+{
+	static uint64 known = 0;
+
+	if (known == 0)
+		known = parse_timeline(source_timeline());
+	return known;
+}
+
+/*
+ * Is a position of this side's in this server's history?
+ */
+static bool
+is_in_history(const Token *token)
+{
+	ListCell   *lc;
+
+	if (token->timeline == own_timeline())
+		return token->lsn <= GetXLogInsertEndRecPtr();
+	foreach(lc, readTimeLineHistory(GetWALInsertionTimeLine()))
+	{
+		TimeLineHistoryEntry *entry = lfirst(lc);
+
+		if (timeline_id(entry->tli, entry->begin) == token->timeline)
+			return token->lsn <= entry->end;
+	}
+	return false;
+}
+
 /* ---- what this side is ---- */
 
 /*
  * The deployment's forward stream tells it from all others; both sides know
- * its name.  False as long as it has none.
+ * its name.  False as long as it has none, but for a side that stays closed
+ * when the deployment is gone.
  */
 static bool
 read_place(const CatalogAccess *access, uint64 row, Place *place)
@@ -157,6 +236,8 @@ read_place(const CatalogAccess *access, uint64 row, Place *place)
 	place->stream = catalog_text(access, row, 4);
 	place->deployment = DatumGetInt32(catalog_value(row, 5, &isnull));
 	place->follows = DatumGetBool(catalog_value(row, 7, NULL));
+	place->followed = parse_timeline(catalog_text(access, row, 8));
+	place->activated = DatumGetInt64(catalog_value(row, 9, NULL));
 	place->retired = strcmp(state, "retired") == 0;
 	place->open = strcmp(state, "open") == 0 || strcmp(state, "raised") == 0;
 	if (place->token.side == 'g')
@@ -165,10 +246,9 @@ read_place(const CatalogAccess *access, uint64 row, Place *place)
 		name = sysid == NULL ? NULL :
 			stream_origin_name((uint64) strtoll(sysid, NULL, 10), MyDatabaseId,
 							   place->deployment, 'f');
-	if (name == NULL)
-		return false;
-	place->token.deployment = hash_name(name);
-	return true;
+	if (name != NULL)
+		place->token.deployment = hash_name(name);
+	return name != NULL || place->retired;
 }
 
 /*
@@ -193,7 +273,9 @@ load_places(Datum name, bool any, uint64 *rows)
 						" WHERE t.stream = f.stream "
 						" AND t.state <> 'streaming') "
 						"AND NOT EXISTS (SELECT FROM bluegreen.applied_stream a "
-						" WHERE a.name = f.stream AND a.lost IS NOT NULL) "
+						" WHERE a.name = f.stream AND a.lost IS NOT NULL), "
+						"(SELECT a.timeline FROM bluegreen.applied_stream a "
+						" WHERE a.name = f.stream), f.activated "
 						"FROM bluegreen.fence f "
 						"LEFT JOIN bluegreen.deployment d ON d.id = f.deployment "
 						"WHERE $1 IS NULL OR f.name = $1",
@@ -237,7 +319,7 @@ only_place(List *places, bool any)
 	{
 		Place	   *place = lfirst(lc);
 
-		if (any && place->retired)
+		if ((any && place->retired) || place->token.deployment == 0)
 			continue;
 		result = place;
 		n++;
@@ -251,14 +333,13 @@ only_place(List *places, bool any)
 }
 
 /*
- * The position behind all that was committed so far, on disk.  Commits tell
- * theirs while there are streams on this server.
+ * The position behind all that was committed so far, on disk.  What commits
+ * publish (wake.c) would not do: that is after others can see them.
  */
 static XLogRecPtr
 committed_position(void)
 {
-	XLogRecPtr	lsn = shared_has_streams() ? wake_last_commit() :
-		GetXLogInsertEndRecPtr();
+	XLogRecPtr	lsn = GetXLogInsertEndRecPtr();
 
 	XLogFlush(lsn);				/* streams send nothing that is not */
 	return lsn;
@@ -296,6 +377,7 @@ bluegreen_token(PG_FUNCTION_ARGS)
 	place = only_place(places, any);
 	if (place == NULL)
 		PG_RETURN_NULL();
+	place->token.timeline = own_timeline();
 	place->token.lsn = committed_position();
 	stream = place->deployment == 0 ? NULL :
 		stream_of_deployment(place->deployment);
@@ -306,9 +388,14 @@ bluegreen_token(PG_FUNCTION_ARGS)
 
 /* ---- wait_for_token() ---- */
 
+/*
+ * What this side is in a token's deployment.  If it is a side that stays closed
+ * without its deployment: that may have been it.
+ */
 static Place *
 find_place(List *places, const Token *token)
 {
+	Place	   *closed = NULL;
 	ListCell   *lc;
 
 	foreach(lc, places)
@@ -317,19 +404,23 @@ find_place(List *places, const Token *token)
 
 		if (place->token.deployment == token->deployment)
 			return place;
+		if (place->token.deployment == 0)
+			closed = place;
 	}
-	ereport(ERROR,
-			(errcode(ERRCODE_UNDEFINED_OBJECT),
-			 errmsg("token is of a deployment that this database does not take part in"),
-			 errhint("Go on as if there were none.")));
-	return NULL;				/* keep compiler quiet */
+	if (closed == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("token is of a deployment that this database does not take part in"),
+				 errhint("Go on as if there were none.")));
+	return closed;
 }
 
 /*
- * What can be said at once; if one must wait: for which stream.
+ * What can be said, if the stream from the other side is at this position: one
+ * that was read before.  If one must wait: for which stream.
  */
 static Answer
-look(const Token *token, char **stream)
+look(const Token *token, XLogRecPtr position, ReachedWatch *watch)
 {
 	uint64		rows;
 	List	   *places = load_places((Datum) 0, true, &rows);
@@ -339,15 +430,39 @@ look(const Token *token, char **stream)
 		return ANSWER_REACHED;	/* there is no other side any more */
 	place = find_place(places, token);
 	if (place->token.side == token->side)
-		return token->lsn <= GetXLogInsertEndRecPtr() ? ANSWER_REACHED :
-			ANSWER_NEVER;
-	if (place->open && place->token.epoch > token->epoch)
+		return is_in_history(token) ? ANSWER_REACHED : ANSWER_NEVER;
+	if (place->open && place->activated > token->epoch)
 		return ANSWER_REACHED;
-	if (place->stream == NULL || !place->follows)
+	if (place->retired || place->stream == NULL || !place->follows)
 		return ANSWER_NEVER;
-	*stream = place->stream;
-	return reached_position(place->stream) >= token->lsn ? ANSWER_REACHED :
-		ANSWER_WAIT;
+	reached_watch(watch, place->stream);
+	if (place->followed == token->timeline)
+		return position >= token->lsn ? ANSWER_REACHED : ANSWER_WAIT;
+	/* a server that has just become the source will be followed soon */
+	return place->followed >> 32 < token->timeline >> 32 &&
+		position < token->lsn ? ANSWER_WAIT : ANSWER_NEVER;
+}
+
+/*
+ * Wait for what a token stands for.  Commits, if told so, before it waits.
+ */
+static bool
+wait_until_reached(const Token *token, TimestampTz end, bool commit)
+{
+	ReachedWatch watch;
+	XLogRecPtr	position;
+	Answer		answer = look(token, InvalidXLogRecPtr, &watch);
+
+	if (answer != ANSWER_WAIT)
+		return answer == ANSWER_REACHED;
+	position = reached_position(&watch);
+	if (position < token->lsn)
+	{
+		if (commit)
+			SPI_commit();		/* no snapshot while we wait */
+		position = reached_wait(&watch, token->lsn, end);
+	}
+	return look(token, position, &watch) == ANSWER_REACHED;
 }
 
 static TimestampTz
@@ -372,8 +487,6 @@ bluegreen_wait_for_token(PG_FUNCTION_ARGS)
 {
 	TimestampTz end = deadline(fcinfo);
 	Token		token;
-	char	   *stream;
-	Answer		answer;
 
 	refuse_in_recovery("bluegreen.wait_for_token");
 	shared_require();
@@ -386,33 +499,21 @@ bluegreen_wait_for_token(PG_FUNCTION_ARGS)
 				 errmsg("cannot wait for a token in a transaction whose snapshot is taken"),
 				 errdetail("It would not see what it has waited for."),
 				 errhint("Wait before the transaction begins, or use READ COMMITTED.")));
-	answer = look(&token, &stream);
-	PG_RETURN_BOOL(answer == ANSWER_REACHED ||
-				   (answer == ANSWER_WAIT &&
-					reached_wait(stream, token.lsn, end)));
+	PG_RETURN_BOOL(wait_until_reached(&token, end, false));
 }
 
 static bool
-call_wait(FunctionCallInfo fcinfo, const char *text, TimestampTz end)
+call_wait(const char *text, TimestampTz end)
 {
-	MemoryContext caller = CurrentMemoryContext;
 	Token		token = token_parse(text);
-	char	   *stream = NULL;
-	Answer		answer;
+	bool		result;
 
 	if (SPI_connect_ext(SPI_OPT_NONATOMIC) != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	answer = look(&token, &stream);
-	if (answer == ANSWER_WAIT)
-	{
-		stream = MemoryContextStrdup(caller, stream);
-		SPI_commit();			/* no snapshot while we wait */
-		if (reached_wait(stream, token.lsn, end))
-			answer = ANSWER_REACHED;
-	}
+	result = wait_until_reached(&token, end, true);
 	if (SPI_finish() != SPI_OK_FINISH)
 		elog(ERROR, "SPI_finish failed");
-	return answer == ANSWER_REACHED;
+	return result;
 }
 
 /*
@@ -440,8 +541,7 @@ bluegreen_call_wait_for_token(PG_FUNCTION_ARGS)
 		elog(ERROR, "return type must be a row type");
 	desc = BlessTupleDesc(desc);
 	values[0] = BoolGetDatum(PG_ARGISNULL(0) ||
-							 call_wait(fcinfo,
-									   text_to_cstring(PG_GETARG_TEXT_PP(0)),
+							 call_wait(text_to_cstring(PG_GETARG_TEXT_PP(0)),
 									   end));
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));
 }

@@ -21,6 +21,7 @@
 #include "fmgr.h"
 #include "nodes/parsenodes.h"
 #include "utils/array.h"
+#include "utils/relcache.h"
 
 #define BG_SCHEMA "bluegreen"
 #define BG_EXTENSION "pg_bluegreen"
@@ -125,6 +126,7 @@ typedef struct MapRequest
 } MapRequest;
 
 extern void source_check(Oid source, Oid owner);
+extern bool holds_sessions(Relation relation);
 extern TargetTable *target_require(Peer *peer, const MapRequest *request);
 extern char *transform_default(const MapRequest *request, TargetTable *target);
 extern void target_check_columns(const MapRequest *request,

@@ -143,6 +143,50 @@ is_own_table(const char *schema, const char *table)
 }
 
 /*
+ * Does a table hold sessions of users: ours, or an adopted one?  It is known by
+ * the trigger that merges them.
+ */
+bool
+holds_sessions(Relation relation)
+{
+	Oid			schema = get_namespace_oid(BG_SCHEMA, true);
+	TriggerDesc *triggers = relation->trigdesc;
+
+	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+	{
+		Oid			function = triggers->triggers[i].tgfoid;
+
+		if (get_func_namespace(function) == schema &&
+			strncmp(get_func_name(function), "session_", 8) == 0)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Rows of sessions are merged where they meet; otherwise one side's would be
+ * written over the other's, and the removal of expired ones would log out users.
+ */
+static void
+check_sessions(const MapRequest *request, const char *target)
+{
+	Relation	source = table_open(request->source, AccessShareLock);
+	bool		sessions = holds_sessions(source) ||
+		(strcmp(request->target_schema, BG_SCHEMA) == 0 &&
+		 strcmp(request->target_table, "session") == 0);
+
+	table_close(source, NoLock);
+	if (sessions && (request->on_write != ON_WRITE_MERGE ||
+					 request->on_delete != ON_DELETE_IGNORE))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("mapping to table \"%s\" must merge and ignore deletes",
+						target),
+				 errdetail("Its rows are sessions of users."),
+				 errhint("Use on_write => 'merge', on_delete => 'ignore'.")));
+}
+
+/*
  * Error unless the relation can be the source of a mapping of this owner.
  * Takes AccessShareLock on it and keeps it until the end of the transaction.
  */
@@ -239,6 +283,7 @@ target_require(Peer *peer, const MapRequest *request)
 				 errhint("Make the constraint NOT DEFERRABLE, or name another key.")));
 	if (!target->has_key)
 		check_keyless(request, name);
+	check_sessions(request, name);
 	return target;
 }
 

@@ -11,6 +11,7 @@
 
 #include "access/xlogdefs.h"
 #include "datatype/timestamp.h"
+#include "replication/origin.h"
 
 /* for shared.c */
 extern void reached_request(void);
@@ -20,11 +21,22 @@ extern void reached_startup(void);
 extern void reached_attach(const char *stream);
 extern void reached_commit(XLogRecPtr lsn);
 
+#define REACHED_NAME_SIZE 96	/* of an origin of ours */
+
+/* A stream into this database, as who waits for it knows it. */
+typedef struct ReachedWatch
+{
+	char		stream[REACHED_NAME_SIZE];	/* its origin's name */
+	RepOriginId origin;
+} ReachedWatch;
+
 /*
- * How far a stream into this database is; invalid if nobody knows.  And wait
- * until it is at lsn, or end is past: false.  Waiting needs no snapshot.
+ * How far a stream is; invalid if nobody knows.  And wait until it is at lsn, or
+ * end is past.  Waiting needs no snapshot.
  */
-extern XLogRecPtr reached_position(const char *stream);
-extern bool reached_wait(const char *stream, XLogRecPtr lsn, TimestampTz end);
+extern void reached_watch(ReachedWatch *watch, const char *stream);
+extern XLogRecPtr reached_position(const ReachedWatch *watch);
+extern XLogRecPtr reached_wait(const ReachedWatch *watch, XLogRecPtr lsn,
+							   TimestampTz end);
 
 #endif							/* BG_REACHED_H */

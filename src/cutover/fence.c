@@ -444,7 +444,9 @@ set_fence(int32 fence, int64 epoch, const Move *move)
 					"WHEN $2 = 'raised' THEN pg_backend_pid() "
 					"WHEN $2 <> 'open' THEN raised_by END, "
 					"switched_at = CASE WHEN $6 THEN clock_timestamp() "
-					"ELSE switched_at END "
+					"ELSE switched_at END, "
+					"activated = CASE WHEN $6 AND $2 = 'open' THEN $3 "
+					"ELSE activated END "
 					"WHERE id = $1 AND state = ANY ($4::text[]) "
 					"AND CASE WHEN $5 THEN epoch < $3 ELSE epoch = $3 END",
 					&args, SPI_OK_UPDATE);
@@ -616,6 +618,8 @@ fence_force(int32 fence, bool open)
 	catalog_arg_text(&args, fence_state_names[open ? FENCE_OPEN : FENCE_CLOSED]);
 	catalog_run("UPDATE bluegreen.fence SET state = $2, epoch = epoch + 1, "
 				"since = clock_timestamp(), switched_at = clock_timestamp(), "
+				"activated = CASE $2 WHEN 'open' THEN epoch + 1 "
+				"ELSE activated END, "
 				"raised_by = NULL WHERE id = $1", &args, SPI_OK_UPDATE);
 	catalog_end(&access);
 	fence_commit_durably();

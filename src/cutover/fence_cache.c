@@ -516,8 +516,9 @@ judge_named(FenceVerdict *verdict)
 
 /*
  * Does a side that is closed include a relation like this?  Not the catalogs,
- * our own tables, views (what is behind them counts), tables of other servers,
- * and what would not be there after a crash or for others.
+ * our own tables but for users' sessions, views (what is behind them counts),
+ * tables of other servers, and what would not be there after a crash or for
+ * others.
  */
 static bool
 is_closable(Form_pg_class form)
@@ -527,7 +528,8 @@ is_closable(Form_pg_class form)
 		form->relpersistence == RELPERSISTENCE_PERMANENT &&
 		form->oid >= FirstNormalObjectId &&
 		!IsToastNamespace(form->relnamespace) &&
-		form->relnamespace != get_rel_namespace(tables[TABLE_FENCE]);
+		(form->relnamespace != get_rel_namespace(tables[TABLE_FENCE]) ||
+		 strcmp(NameStr(form->relname), "session") == 0);
 }
 
 static FenceVerdict

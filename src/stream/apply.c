@@ -625,6 +625,7 @@ static int64
 finish_carefully(Apply *apply, const RowChange *change)
 {
 	const PeerGroup *group;
+	PeerError	error;
 	char	   *key;
 
 	apply->careful = true;
@@ -636,7 +637,10 @@ finish_carefully(Apply *apply, const RowChange *change)
 		return group->affected[apply->row_statement];
 
 	key = blame_row(apply, change);
-	peer_rethrow(&group->error,
+	error = group->error;
+	if (change->transform->secret)
+		error.detail[0] = error.context[0] = '\0';	/* may have the key */
+	peer_rethrow(&error,
 				 psprintf("applying %s to \"%s\",%s",
 						  change_kind_names[change->kind],
 						  mapping_target_name(change->transform->row), key));

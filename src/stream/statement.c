@@ -563,7 +563,7 @@ build_note(StringInfo sql, const TargetWriter *writer)
 /*
  * Record a conflict together with the row that was noted.  Parameters: stream,
  * deployment, key as text, kind, LSN, commit time, incoming row, decision.
- * Without a key there is no such row.
+ * Without a key there is no such row, and one of a session is not shown.
  */
 static int
 build_conflict(StringInfo sql, const TargetWriter *writer)
@@ -579,7 +579,8 @@ build_conflict(StringInfo sql, const TargetWriter *writer)
 					 " %s)",
 					 quote_literal_cstr(row->target_schema),
 					 quote_literal_cstr(row->target_table),
-					 writer->transform->nkeys > 0 ?
+					 writer->transform->nkeys > 0 &&
+					 !writer->transform->secret ?
 					 "bluegreen.noted_row()" : "NULL");
 	return 8;
 }

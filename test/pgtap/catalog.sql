@@ -473,7 +473,8 @@ SELECT set_eq($$SELECT tgrelid::regclass::text, tgname::text, tgenabled::text
 		('bluegreen.applied_table', 'fence_name_target', 'A'),
 		('bluegreen.deployment', 'fence_follow', 'A'),
 		('bluegreen.applied_stream', 'fence_follow', 'A'),
-		('bluegreen.session', 'session_merge', 'R')$$,
+		('bluegreen.session', 'session_merge', 'R'),
+		('bluegreen.session', 'session_truncate', 'O')$$,
 	'no triggers but those that keep the fence, which fire for streams, too, and one for them only');
 -- what backends read of the fence is read by the columns' numbers
 SELECT set_eq($$SELECT attrelid::regclass::text, attname::text,

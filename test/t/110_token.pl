@@ -1,6 +1,7 @@
 # Tokens: who takes one on a side after a commit and waits for it on the other
 # sees what was committed, whatever it was; others are refused, or wait as long
-# as they want to, without a snapshot.
+# as they want to, without a snapshot.  115_token_moves.pl: after moves and
+# failovers.
 use strict;
 use warnings;
 
@@ -47,8 +48,16 @@ sub call
 # What was committed can be seen
 #
 my $own = $b->query($token);
-like($own, qr/^b\.\d+\.[0-9A-F]+\.[0-9A-F]{16}\.[0-9A-F]{8}$/, 'a token');
+like($own, qr/^b\.\d+(\.[0-9A-F]{9,}){2}\.[0-9A-F]{16}\.[0-9A-F]{8}$/,
+	'a token');
 is(call($b, $own, '0'), 't', 'a token of this side is there at once');
+
+# the parts of a token that a test looks at, or makes up
+sub position
+{
+	my (undef, undef, undef, $lsn) = split /\./, $_[0];
+	return sprintf '%X/%X', hex(substr $lsn, 0, -8), hex(substr $lsn, -8);
+}
 
 sub seen
 {
@@ -67,15 +76,44 @@ is(seen($b, $g, 1), '50 50', 'blue to green: read after write, fifty times');
 is(seen($g, $b, 101), '50 50', 'and back');
 is(call($g, $own, '0'), 't', 'an older token is there at once');
 
+# of what has no row for the other side no commit there tells
+$b->query('SET SESSION AUTHORIZATION DEFAULT');
 my $begin = time;
-$blue->safe_psql('INSERT INTO u VALUES (1)');
-my $unmapped = $b->query($token);
-is(call($g, $unmapped), 't', 'a commit that is none of the stream\'s');
+my $told = 0;
+foreach my $i (101 .. 140)
+{
+	$b->query("INSERT INTO u VALUES ($i)");
+	$told += call($g, $b->query($token)) eq 't';
+}
+is($told, 40, 'commits that are none of the stream\'s');
+cmp_ok(time - $begin, '<', 12, '... are told at once, not once a second');
+$b->query('SET SESSION AUTHORIZATION app');
+
+# Nobody flushes it by himself for long: the time of WAL writers is also that
+# after which a stream's worker does it.
+$blue->append_conf("wal_writer_delay = '10s'");
+$blue->reload;
+$blue->poll_query_until('SHOW wal_writer_delay', '10s') or die;
+$b->query('INSERT INTO t VALUES (201)');	# the worker knows, too
+is(call($g, $b->query($token)), 't', 'the stream goes on');
+$begin = time;
 $blue->safe_psql('SET synchronous_commit = off; INSERT INTO u VALUES (2)');
-is(call($g, $b->query($token)), 't', 'one that nobody has flushed');
+is(call($g, $b->query($token)), 't', 'a commit that nobody has flushed');
+cmp_ok(time - $begin, '<', 6, '... token() has flushed');
+$blue->append_conf("wal_writer_delay = '200ms'");
+$blue->reload;
 $blue->safe_psql(q{BEGIN; INSERT INTO t VALUES (90, 'p'); COMMIT});
 is(call($g, $b->query($token)), 't', 'a commit of somebody else');
-cmp_ok(time - $begin, '<', 60, '... are told, not found out after the timeout');
+
+# what is in WAL already may be committed, and seen, before a commit says so
+my $writer = $blue->session;
+$writer->query(q{BEGIN; INSERT INTO u SELECT generate_series(1000, 1100)});
+my $inserted = $blue->safe_psql('SELECT pg_current_wal_insert_lsn()');
+is( $blue->safe_psql("SELECT '" . position($b->query($token))
+		  . "'::pg_lsn >= '$inserted'"),
+	't', 'a token is behind all that is in WAL');
+$writer->query('ROLLBACK');
+$writer->quit;
 
 #
 # Waiting
@@ -109,6 +147,53 @@ cmp_ok(time - $begin, '<', 100, '... and not by their timeout');
 is($waiters[0]->query('SELECT v FROM t WHERE id = 91'),
 	'late', '... and see it');
 $_->quit for @waiters;
+
+# who waits for what will never come
+my $far = forge_token($late, '7FFFFFFF00000000');
+is(call($g, $far, '100 ms'), 'f', 'a position that is made up');
+is(call($b, $far), 'f', '... on its own side: at once');
+my @far = map { $green->session } 1 .. 3;
+$_->query('SET SESSION AUTHORIZATION app') for @far;
+my @far_pids = map { $_->pid } @far;
+$_->send("CALL bluegreen.wait_for_token('$far', '170 s', NULL)") for @far;
+my $all_far = join ',', @far_pids;
+$green->poll_query_until(
+	"SELECT count(*) FROM pg_stat_activity WHERE pid IN ($all_far)
+	AND wait_event_type = 'Extension'", 3) or die;
+my @before = map { (usage_of($_))[1] } @far_pids;
+is(seen($b, $g, 301), '50 50', 'others do not wait for them');
+my @after = map { (usage_of($_))[1] } @far_pids;
+cmp_ok($after[$_] - $before[$_], '<', 20, 'nor is he woken when they are')
+  for 0 .. 2;
+my ($cancelled, $ended, $last_one) = @far_pids;
+$green->safe_psql("SELECT pg_cancel_backend($cancelled),
+	pg_terminate_backend($ended, 180000)");
+$far[0]->wait;
+like($far[0]->errors, qr/canceling statement due to user request/,
+	'who waits can be cancelled');
+is(call($far[0], $late), 't', '... and goes on');
+is($green->safe_psql("SELECT count(*) FROM pg_stat_activity
+	WHERE pid = $ended"), 0, '... or ended');
+$green->safe_psql("SELECT pg_terminate_backend($last_one, 180000)");
+is(seen($b, $g, 401), '50 50', '... and the stream is well');
+$far[0]->quit;
+
+# what is committed but waits for a standby cannot be seen
+$green->append_conf("synchronous_standby_names = 'nobody'");
+$green->reload;
+$green->poll_query_until('SHOW synchronous_standby_names', 'nobody') or die;
+$b->query("INSERT INTO t VALUES (95, 'standby')");
+my $waits = $b->query($token);
+$green->poll_query_until(
+	"SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'
+	AND application_name = 'bluegreen d forward'", 1) or die;
+is(call($g, $waits, '300 ms'), 'f',
+	'what is committed but waits for a standby is not there');
+is($g->query('SELECT count(*) FROM t WHERE id = 95'), 0, '... nor is it seen');
+$green->append_conf("synchronous_standby_names = ''");
+$green->reload;
+is(call($g, $waits), 't', '... but then it is');
+is($g->query('SELECT count(*) FROM t WHERE id = 95'), 1, '... and seen');
 
 #
 # In transactions
@@ -158,7 +243,7 @@ like($g->errors, qr/argument "timeout" must not be null/, 'no timeout');
 # After restarts, also where nothing was applied
 #
 $blue->safe_psql('INSERT INTO u VALUES (3)');
-$unmapped = $b->query($token);
+my $unmapped = $b->query($token);
 $_->quit for $b, $g;
 $green->restart('immediate');
 $g = $green->session;
@@ -177,7 +262,19 @@ $b = $blue->session;
 wait_for_both('d');
 $blue->append_conf('bluegreen.copy_workers = 0');
 $blue->reload;
+$b->query('INSERT INTO late VALUES (1)');
+$blue->safe_psql(q{CALL bluegreen.stop('d')});
 $b->query(q{SELECT bluegreen.map_table('d', 'late')});
+my $mapped = $b->query($token);
+$waiters[0] = $green->session;
+$waiters[0]->send("CALL bluegreen.wait_for_token('$mapped', '170 s', NULL)");
+$green->poll_query_until('SELECT count(*) FROM pg_stat_activity
+	WHERE pid = ' . $waiters[0]->pid . q{ AND wait_event_type = 'Extension'},
+	1) or die;
+$blue->safe_psql(q{CALL bluegreen.start('d')});
+is($waiters[0]->wait, 'f',
+	'a table that was mapped while somebody waits is not there either');
+$waiters[0]->quit;
 $green->poll_query_until(q{SELECT count(*) FROM bluegreen.applied_table
 	WHERE state = 'copying'}, 1) or die;
 is(call($g, $b->query($token)), 'f', 'a table that is copied is not there');
@@ -205,19 +302,6 @@ like($g->errors, qr/of a deployment that this database does not take part in/,
 $b->query(q{SELECT bluegreen.token('e')});
 like($b->errors, qr/deployment "e" does not exist/, 'of none');
 
-#
-# After a move, the side that was left is not needed any more
-#
-$b->query("INSERT INTO t VALUES (94, 'z')");
-my $before = $b->query($token);
-$blue->safe_psql(q{CALL bluegreen.switchover('d')});
-is(call($b, $g->query($token)), 't', 'green\'s token, on blue');
-$b->quit;
-$g->quit;
-$blue->stop('immediate');
-$green->restart('immediate');
-$g = $green->session;
-is(call($g, $before, '0'), 't', 'a token from before the move is there');
-$g->quit;
+$_->quit for $b, $g;
 
 done_testing();

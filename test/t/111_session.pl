@@ -5,6 +5,7 @@ use strict;
 use warnings;
 
 use BlueGreen;
+use IPC::Run;
 use Test::More;
 use Time::HiRes qw(usleep);
 
@@ -68,6 +69,11 @@ on($blue, qq{create_session('0')});
 like($app{blue}->errors, qr/must be positive/, 'a lifetime of nothing');
 on($blue, qq{create_session('1 hour', '[1]')});
 like($app{blue}->errors, qr/must be a JSON object/, 'data that is no object');
+if ($blue->safe_psql('SHOW server_version_num') >= 170000)
+{
+	on($blue, q{create_session('infinity')});
+	like($app{blue}->errors, qr/must be finite/, 'a lifetime without an end');
+}
 $app{blue}->query('TABLE bluegreen.session');
 like($app{blue}->errors, qr/permission denied for table session/,
 	'an application has no list of sessions');
@@ -78,16 +84,36 @@ is($blue->safe_psql('SELECT live, expired FROM bluegreen.stat_session'),
 is($blue->safe_psql('SELECT bluegreen.expire_sessions()'),
 	0, '... and is kept for a while');
 
+my $dump;
+IPC::Run::run([ "$blue->{client}/pg_dump", '-d', $blue->connstr ],
+	'>', \$dump) or die 'pg_dump fails';
+like($dump, qr/^COPY bluegreen\.session .*^$id\t/ms, 'sessions are dumped');
+
 #
 # Both sides
 #
-$blue->safe_psql(q{SELECT bluegreen.create_deployment('d', 'green');
+$blue->safe_psql(q{SELECT bluegreen.create_deployment('d', 'green')});
+foreach my $options ('', q{, on_write => 'merge'}, q{, on_delete => 'ignore'})
+{
+	my (undef, undef, $error) = $blue->psql(
+		"SELECT bluegreen.map_table('d', 'bluegreen.session'$options)");
+	like($error, qr/must merge and ignore deletes/,
+		"sessions are not mapped otherwise$options");
+}
+$blue->safe_psql(q{BEGIN; TRUNCATE bluegreen.session; ROLLBACK;
 	SELECT bluegreen.map_table('d', 'bluegreen.session',
 		on_write => 'merge', on_delete => 'ignore');
 	SELECT bluegreen.map_table('d', 'bluegreen.session',
 		on_write => 'merge', on_delete => 'ignore', direction => 'backward');
 	CALL bluegreen.start('d');});
 wait_for_both('d');
+
+foreach my $node (@sides)
+{
+	my (undef, undef, $error) = $node->psql('TRUNCATE bluegreen.session');
+	like($error, qr/cannot truncate table "session".*\nHINT:  Use DELETE/,
+		'a TRUNCATE cannot be carried over from ' . $node->name);
+}
 
 sub same
 {
@@ -211,6 +237,29 @@ is( $_->safe_psql('SELECT count(*) FROM bluegreen.conflict'),
 	0, 'none of this is a conflict on ' . $_->name)
   for @sides;
 
+# created on both, and written with one stamp
+$blue->safe_psql(q{CALL bluegreen.stop('d')});
+is(on($blue, q{create_session('1 hour', '{"side": "blue"}', 'twice')}),
+	'twice', 'an id that blue uses');
+is(on($green, q{create_session('2 hours', '{"side": "green"}', 'twice')}),
+	'twice', '... and green');
+is(on($_, q{create_session('30 days', '{}', 'days')}), 'days', 'a lifetime')
+  for $blue;
+is(on($_, q{create_session('1 month', '{}', 'days')}), 'days', '... as long')
+  for $green;
+$_->safe_psql(q{INSERT INTO bluegreen.session
+	(id, data, written, stamp, lifetime, created_at, expires_at)
+	SELECT 'one stamp', jsonb_build_object('side', current_setting('port')),
+		'[1, 1]', 1, '1 hour', '2026-01-01', 'tomorrow'})
+  for @sides;
+$blue->safe_psql(q{CALL bluegreen.start('d')});
+same('created on both');
+is(on($_, q{read_session('twice')}), '{"side": "green"}',
+	'the later one\'s on ' . $_->name)
+  for @sides;
+is($blue->safe_psql(q{SELECT lifetime FROM bluegreen.session
+	WHERE id = 'twice'}), '02:00:00', 'with the longer lifetime');
+
 # a clock that is far ahead
 on($green, q{write_session('attributes', '{"from": "the future"}')});
 $green->safe_psql(q{UPDATE bluegreen.session
@@ -266,10 +315,19 @@ foreach my $node (@sides)
 	$node->append_conf("bluegreen.session_purge_interval = '100ms'");
 	$node->reload;
 }
+# green's application writes nothing: what comes from blue is enough
+for (1 .. 600)
+{
+	on($blue, q{create_session('1 hour')});
+	last if $green->safe_psql(q{SELECT NOT EXISTS (SELECT
+		FROM bluegreen.session WHERE id LIKE 'x%')}) eq 't';
+	usleep(100_000);
+}
 foreach my $node (@sides)
 {
-	$node->poll_query_until(q{SELECT bluegreen.touch_session('kept')
-		AND NOT EXISTS (SELECT FROM bluegreen.session WHERE id LIKE 'x%')})
+	$node->poll_query_until(q{SELECT }
+		  . ($node == $blue ? q{bluegreen.touch_session('kept') AND } : '')
+		  . q{ NOT EXISTS (SELECT FROM bluegreen.session WHERE id LIKE 'x%')})
 	  or die;
 	cmp_ok($node->safe_psql('SELECT purged FROM bluegreen.stat_session'),
 		'>=', 1200, 'expired sessions go by themselves on ' . $node->name);
@@ -311,5 +369,34 @@ cmp_ok($blue->safe_psql(q{SELECT count(*) FROM bluegreen.session
 cmp_ok($blue->safe_psql(q{SELECT count(*) FROM bluegreen.session
 	WHERE id ~ '^r\d+$' AND deleted_at IS NOT NULL}), '>', 0, '... or deleted');
 $_->quit for values %app;
+
+#
+# A closed side removes nothing
+#
+$blue->safe_psql(q{SELECT bluegreen.create_session('1 hour', '{}', 'closed')});
+wait_for_both('d');
+foreach my $node (@sides)
+{
+	$node->safe_psql(q{UPDATE bluegreen.session
+		SET expires_at = now() - interval '2 hours' WHERE id = 'closed'});
+	wait_for_both('d');
+}
+$blue->safe_psql(q{CALL bluegreen.switchover('d')});
+$blue->append_conf("bluegreen.session_purge_interval = '100ms'\n"
+	  . 'log_min_messages = debug1');
+$blue->reload;
+$blue->poll_query_until('SHOW log_min_messages', 'debug1') or die;
+my $from = length $blue->log;
+$green->safe_psql(q{SELECT bluegreen.touch_session('kept')});
+wait_for_both('d');
+ok($blue->wait_for_log(
+		qr/background worker "pg_bluegreen session" .* exited with exit code 0/,
+		$from), 'what comes from green wakes blue\'s worker');
+is( $_->safe_psql(q{SELECT count(*) FROM bluegreen.session
+		WHERE id = 'closed' AND expires_at < now()}),
+	1, 'which removes nothing, like green\'s that is asleep: ' . $_->name)
+  for @sides;
+is($green->safe_psql('SELECT bluegreen.expire_sessions(10000) > 0'),
+	't', 'green can');
 
 done_testing();

@@ -224,6 +224,30 @@ like($error, qr/unlogged.*ALTER TABLE public.fleeting SET LOGGED/s,
 	SELECT bluegreen.prepare_sessions('session', 'connect-pg-simple', 'blue')});
 like($error, qr/permission denied/, 'not for everybody');
 
+(undef, undef, $error) = $blue->psql(
+	q{SELECT bluegreen.prepare_sessions('session', 'connect-pg-simple', 'blue',
+		'{"touch": ["sess", "expire"]}')});
+like($error, qr/values of column "sess".* cannot be compared.*type json/s,
+	'times of a type without an order');
+(undef, undef, $error) = $blue->psql(
+	q{SELECT bluegreen.prepare_sessions('session', 'connect-pg-simple', 'blue',
+		'{"expiry": "sess"}')});
+like($error, qr/cannot cast type json/, 'an expiry that is none');
+
+# options other than those of prepare_sessions would not count
+$green->safe_psql(q{SELECT bluegreen.prepare_sessions('laravel_sessions',
+	'laravel', 'green', '{"lifetime": "3 hours"}')});
+$blue->safe_psql(q{SELECT bluegreen.prepare_sessions('laravel_sessions',
+	'laravel', 'blue')});
+foreach my $try ([ 'NULL', 'green' ], [ q{'{"lifetime": "3 hours"}'}, 'blue' ])
+{
+	(undef, undef, $error) = $blue->psql(
+		"SELECT bluegreen.adopt_sessions('d', 'laravel_sessions', 'laravel',
+			$try->[0])");
+	like($error, qr/on $try->[1] is prepared for sessions with .*other options/,
+		"with other options than on $try->[1]");
+}
+
 my $mappings = 0;
 foreach my $name (@names)
 {
@@ -236,6 +260,18 @@ foreach my $name (@names)
 		'$frameworks{$name}{table}', '$name', $options)");
 }
 is($mappings, 4 * 6 + 8, 'mappings both ways, of tables and tombstones');
+(undef, undef, $error) = $blue->psql(
+	q{SELECT bluegreen.alter_mapping('d', 'session', on_delete => 'delete')});
+like($error, qr/must merge and ignore deletes/, '... which stay what they are');
+foreach my $table ('session', 'session_bluegreen_gone')
+{
+	foreach my $node (@sides)
+	{
+		(undef, undef, $error) = $node->psql("TRUNCATE $table");
+		like($error, qr/cannot truncate table "$table"/,
+			"TRUNCATE of $table on " . $node->name);
+	}
+}
 is( $blue->safe_psql(q{SELECT * FROM bluegreen.preflight('d')
 		WHERE "check" LIKE '%trigger%' AND severity <> 'ok'}),
 	'', 'preflight does not warn of our own triggers');
@@ -326,6 +362,55 @@ foreach my $name (grep { $expires->($_) } @names)
 }
 
 #
+# An upsert that waits for a logout
+#
+foreach my $name (grep { $frameworks{$_}{upserts} } @names)
+{
+	run($green, $name, 'create', 'u', 'first', 6000);
+	my ($logout, $late) = map { $green->session } 1, 2;
+	$logout->query('BEGIN');
+	$logout->query($frameworks{$name}{delete} =~ s/\$k/u/r);
+	my $upsert = $frameworks{$name}{create} =~ s/\$k/u/gr;
+	$upsert =~ s/\$v/late/g;
+	$upsert =~ s/\$t\b/$start + 6000/ge;
+	$late->send($upsert);
+	$green->poll_query_until('SELECT pg_blocking_pids(' . $late->pid . ') = ARRAY['
+		  . $logout->pid . ']') or die;
+	$logout->query('COMMIT');
+	$late->wait;
+	is($late->errors, '', "$name: an upsert that waits for a logout");
+	is(run($green, $name, 'read', 'u', undef, 0), '', '... is late');
+	$_->quit for $logout, $late;
+}
+
+# ... and one that comes from the other side
+run($blue, 'connect-pg-simple', 'create', 'u2', 'first', 6000);
+wait_for_both('d');
+my $logout = $green->session;
+$logout->query(q{BEGIN; DELETE FROM session WHERE sid = 'u2'});
+run($blue, 'connect-pg-simple', 'write', 'u2', 'late', 6000);
+$green->poll_query_until('SELECT count(*) FROM pg_stat_activity WHERE '
+	  . $logout->pid . ' = ANY (pg_blocking_pids(pid))', 1) or die;
+$logout->query('COMMIT');
+$logout->quit;
+same('a write that has waited for a logout');
+is(run($_, 'connect-pg-simple', 'read', 'u2', undef, 0),
+	'', '... is late on ' . $_->name)
+  for @sides;
+
+#
+# Rows that were written with one stamp
+#
+$blue->safe_psql(q{CALL bluegreen.stop('d')});
+$_->safe_psql(q{ALTER TABLE session DISABLE TRIGGER bluegreen_session;
+	UPDATE session SET bluegreen_stamp = 5,
+		sess = json_build_object('v', current_setting('port')) WHERE sid = 'c';
+	ALTER TABLE session ENABLE ALWAYS TRIGGER bluegreen_session})
+  for @sides;
+$blue->safe_psql(q{CALL bluegreen.start('d')});
+same('one stamp');
+
+#
 # A late request on the side of the logout; a new session
 #
 foreach my $name (grep { $frameworks{$_}{upserts} } @names)
@@ -359,6 +444,28 @@ cmp_ok($green->safe_psql('SELECT late FROM bluegreen.stat_session'),
 is( $_->safe_psql('SELECT count(*) FROM bluegreen.conflict'),
 	0, 'none of this is a conflict on ' . $_->name)
   for @sides;
+
+# a session that was logged out shortly before it would have expired
+$green->safe_psql(q{UPDATE session_bluegreen_gone
+	SET bluegreen_until = now() - interval '1 minute' WHERE sid = 'd'});
+run($green, 'connect-pg-simple', 'create', 'd', 'very late', 6000);
+is(run($green, 'connect-pg-simple', 'read', 'd', undef, 0),
+	'', 'a tombstone counts for the retention, too');
+
+#
+# Rows of sessions that are not there
+#
+$green->safe_psql(q{SET session_replication_role = replica;
+	INSERT INTO spring_session_attributes VALUES ('nobody', 'v', 'x')});
+wait_for_both('d');
+foreach my $node (@sides)
+{
+	$node->safe_psql('SELECT bluegreen.expire_sessions()');
+	is( $node->safe_psql(q{SELECT count(*) FILTER
+			(WHERE session_primary_id = 'nobody'), count(*) > 0
+			FROM spring_session_attributes}),
+		'0|t', 'an attribute without a session is removed, others are not');
+}
 
 #
 # Tombstones go when they are not needed any more

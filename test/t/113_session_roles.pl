@@ -63,4 +63,51 @@ is( $green->safe_psql(q{SELECT string_agg(DISTINCT usename, ' ')
 		FROM pg_stat_activity WHERE application_name LIKE 'bluegreen d%'}),
 	'applier', 'all of it by a role that applies');
 
+#
+# Ids are secrets, wherever they turn up
+#
+sub hash_of
+{
+	return $green->safe_psql("SELECT 'sha256:' || substr(encode(sha256(
+		convert_to('$_[0]', 'UTF8')), 'hex'), 1, 16)");
+}
+$green->safe_psql(q{SET session_replication_role = replica;
+	DELETE FROM session WHERE sid = '3'});
+$blue->safe_psql(q{CALL bluegreen.verify('d', 'session')});
+is( $blue->safe_psql(
+		q{SELECT key FROM bluegreen.difference WHERE kind = 'missing'}),
+	'{' . hash_of('3') . '}', 'in differences');
+is( $blue->safe_psql(q{SELECT count(*) FROM bluegreen.verify_difference
+		WHERE key = '{3}'}),
+	1, '... which are known to who repairs them');
+$green->safe_psql(q{ALTER TABLE session ADD CHECK (sid <> 'very secret')});
+$blue->safe_psql(q{INSERT INTO session
+	VALUES ('very secret', '{}', now() + interval '1 hour')});
+$blue->poll_query_until(q{SELECT error IS NOT NULL FROM bluegreen.status})
+  or die;
+my $shown = $blue->safe_psql(q{SELECT s::text FROM bluegreen.stat_stream s;
+	SELECT s::text FROM bluegreen.status s; TABLE bluegreen.event;
+	TABLE bluegreen.chunk}) . $blue->log;
+my $hash = hash_of('very secret');
+like($shown, qr/$hash/, 'in errors');
+unlike($shown, qr/very secret/, '... by nothing else');
+$green->safe_psql('ALTER TABLE session DROP CONSTRAINT session_sid_check');
+wait_for_sync('d');
+is($green->safe_psql(q{SELECT count(*) FROM session WHERE sid = 'very secret'}),
+	1, '... and the stream goes on');
+
+#
+# Without a window, what comes from blue is not for green's applications
+#
+(undef, undef, my $error) = $green->psql(q{
+	SET bluegreen.allow_target_writes = off;
+	SELECT bluegreen.touch_session('s')});
+like($error, qr/cannot write to table "session": it is a target of deployment/,
+	'green\'s functions are fenced');
+
+# ... and nothing goes back: no stream, no token
+my $token = $green->safe_psql('SELECT bluegreen.token()');
+is( $blue->safe_psql("CALL bluegreen.wait_for_token('$token', '120 s', NULL)"),
+	'f', 'a token without a way back is not waited for');
+
 done_testing();
