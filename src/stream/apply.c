@@ -625,7 +625,6 @@ static int64
 finish_carefully(Apply *apply, const RowChange *change)
 {
 	const PeerGroup *group;
-	PeerError	error;
 	char	   *key;
 
 	apply->careful = true;
@@ -637,10 +636,7 @@ finish_carefully(Apply *apply, const RowChange *change)
 		return group->affected[apply->row_statement];
 
 	key = blame_row(apply, change);
-	error = group->error;
-	if (change->transform->secret)
-		error.detail[0] = error.context[0] = '\0';	/* may have the key */
-	peer_rethrow(&error,
+	peer_rethrow(&group->error,
 				 psprintf("applying %s to \"%s\",%s",
 						  change_kind_names[change->kind],
 						  mapping_target_name(change->transform->row), key));

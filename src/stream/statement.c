@@ -183,6 +183,9 @@ target_writer_create(Peer *peer, Transform *transform)
 	writer->transform = transform;
 	writer->context = CurrentMemoryContext;
 	writer->name = mapping_target_name(transform->row);
+	if (transform->secret)
+		peer_hide(peer, transform->row->target_schema,
+				  transform->row->target_table);
 	load_columns(peer, writer);
 	if (transform->row->lookup)
 	{
