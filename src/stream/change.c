@@ -46,8 +46,8 @@ shown(const Transform *transform, char *text)
 }
 
 static void
-append_column(StringInfo out, Transform *transform, int i, Datum value,
-			  bool isnull, bool missing)
+append_column(StringInfo out, Transform *transform, int i,
+			  NullableDatum value, bool missing)
 {
 	TransformColumn *column = &transform->columns[i];
 	char	   *text;
@@ -56,11 +56,11 @@ append_column(StringInfo out, Transform *transform, int i, Datum value,
 					 column->def->type);
 	if (missing)
 		appendStringInfoString(out, "unchanged-toast-datum");
-	else if (isnull)
+	else if (value.isnull)
 		appendStringInfoString(out, "null");
 	else
 	{
-		text = OutputFunctionCall(&column->output, value);
+		text = OutputFunctionCall(&column->output, value.value);
 
 		appendStringInfoString(out, quote_literal_cstr(shown(transform, text)));
 		pfree(text);
@@ -81,11 +81,13 @@ append_key(StringInfo out, const RowChange *change, const Datum *values,
 	{
 		int			i = transform->keys[k];
 
-		append_column(out, transform, i, values[i], false, false);
+		append_column(out, transform, i, (NullableDatum) {values[i], false},
+					  false);
 	}
 	for (int i = 0; i < transform->ncolumns; i++)
 		if (transform->columns[i].finds_row)
-			append_column(out, transform, i, values[i], isnull[i], false);
+			append_column(out, transform, i,
+						  (NullableDatum) {values[i], isnull[i]}, false);
 }
 
 /*
@@ -123,8 +125,9 @@ change_describe(StringInfo out, const RowChange *change)
 		change_describe_key(out, change);
 	else
 		for (int i = 0; i < transform->ncolumns; i++)
-			append_column(out, transform, i, change->values[i],
-						  change->isnull[i], change->missing[i]);
+			append_column(out, transform, i,
+						  (NullableDatum) {change->values[i], change->isnull[i]},
+						  change->missing[i]);
 }
 
 /*
