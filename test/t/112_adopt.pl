@@ -164,6 +164,8 @@ my @names = sort keys %frameworks;
 my $start = time;
 my $expires = sub { $frameworks{ $_[0] }{purge} || $frameworks{ $_[0] }{early} };
 
+my %app;						# sessions of applications
+
 # A framework's statement.  $seconds are those from the start of the test until
 # the session expires.
 sub run
@@ -174,7 +176,10 @@ sub run
 	$sql =~ s/\$k/$key/g;
 	$sql =~ s/\$v/$value/g if defined $value;
 	$sql =~ s/\$t\b/$time/g;
-	return $node->safe_psql("SET SESSION AUTHORIZATION app; $sql");
+	my $app = $app{ $node->name } //= $node->session;
+	my $result = $app->query("SET SESSION AUTHORIZATION app; $sql");
+	die $app->errors if $app->errors ne '';
+	return $result;
 }
 
 foreach my $node (@sides)
@@ -493,5 +498,7 @@ is( $blue->safe_psql(q{SELECT count(*) FROM pg_attribute a
 		SELECT to_regclass('session_bluegreen_gone') IS NULL;
 		SELECT count(*) FROM pg_trigger WHERE tgrelid = 'public.session'::regclass}),
 	"0\nt\n0", 'the table is as it was');
+
+$_->quit for values %app;
 
 done_testing();
