@@ -20,6 +20,7 @@
 #include "compat.h"
 #include "core/event.h"
 #include "cutover/switchover.h"
+#include "cutover/window.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "replication/origin.h"
@@ -75,6 +76,7 @@ finish_locked(const char *name)
 	Peer	   *peer;
 
 	check_moved(deployment, fence);
+	(void) sequences_restore(deployment->id, 0, NULL, NULL, true);
 	retire(deployment, fence);
 	SPI_commit();
 	deployment_slot_name(slot_name, deployment);
@@ -244,6 +246,8 @@ bluegreen_force_active(PG_FUNCTION_ARGS)
 	if (deployment != NULL)
 		end_worker(deployment);
 	fence_force(fence, open);
+	if (deployment != NULL)
+		(void) window_set(deployment->id, WINDOW_CLOSED);
 	if (open)
 		fence_unmark(fence);
 	else
