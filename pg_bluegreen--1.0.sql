@@ -939,7 +939,7 @@ AS 'MODULE_PATHNAME', 'bluegreen_restore_sequences'
 LANGUAGE C VOLATILE STRICT
 SET search_path = pg_catalog, pg_temp;
 
-CREATE FUNCTION bluegreen.restore_sequences(deployment integer)
+CREATE FUNCTION bluegreen.restore_all_sequences(deployment integer)
 RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_restore_all_sequences'
 LANGUAGE C VOLATILE STRICT
@@ -1785,7 +1785,7 @@ REVOKE ALL ON FUNCTION bluegreen.interleave_sequences(text, bigint, oid[],
 	bigint[], bigint[], integer) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.restore_sequences(text, bigint, oid[],
 	bigint[], integer) FROM PUBLIC;
-REVOKE ALL ON FUNCTION bluegreen.restore_sequences(integer) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.restore_all_sequences(integer) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.start(name, boolean) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.stop(name) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.wait_for_sync(name, interval) FROM PUBLIC;
@@ -2164,7 +2164,7 @@ COMMENT ON FUNCTION bluegreen.interleave_sequences(text, bigint, oid[],
 COMMENT ON FUNCTION bluegreen.restore_sequences(text, bigint, oid[],
 	bigint[], integer) IS
 	'for close_window(): give all sequences their own increment back, these from a number on; returns how many';
-COMMENT ON FUNCTION bluegreen.restore_sequences(integer) IS
+COMMENT ON FUNCTION bluegreen.restore_all_sequences(integer) IS
 	'give a deployment''s sequences their own increment back, beyond what is in their columns; returns how many';
 COMMENT ON FUNCTION bluegreen.window_move(text, bigint, text) IS
 	'for the other side of open_window() and close_window(): its streams begin or end to keep what a window needs; returns the position';

@@ -207,7 +207,7 @@ restore_sequences(const Deployment *deployment)
 
 	catalog_begin(&access);
 	catalog_arg_int4(&args, deployment->id);
-	catalog_run("SELECT bluegreen.restore_sequences($1)", &args,
+	catalog_run("SELECT bluegreen.restore_all_sequences($1)", &args,
 				SPI_OK_SELECT);
 	catalog_end(&access);
 }

@@ -496,8 +496,8 @@ sequences_restore(int32 deployment, int n, const Oid *sequences,
 }
 
 /*
- * bluegreen.restore_sequences(deployment integer) returns integer: for who ends
- * a deployment, whose window may have been ended by force.  Errors: not its
+ * bluegreen.restore_all_sequences(deployment integer) returns integer: for who
+ * ends a deployment, whose window may have been ended by force.  Errors: not its
  * owner; no such deployment.
  */
 Datum
@@ -505,7 +505,7 @@ bluegreen_restore_all_sequences(PG_FUNCTION_ARGS)
 {
 	Deployment *deployment = deployment_load(PG_GETARG_INT32(0));
 
-	require_writable("bluegreen.restore_sequences");
+	require_writable("bluegreen.restore_all_sequences");
 	if (deployment == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
