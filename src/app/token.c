@@ -20,8 +20,9 @@
  * position has to wait, as long as he wants to; he learns nothing.
  *
  * What is true without waiting: a token of this side; and one of a former epoch
- * on the side that has become the active one since, because the move waited
- * until everything was here (or a human has decided that nothing more comes).
+ * on the side that has become the only active one since, because the move
+ * waited until everything was here (or a human has decided that nothing more
+ * comes).
  *
  * A position is that of the last commit on this server, not of the session:
  * behind a pooler the session that asks is often another one than that which
@@ -68,7 +69,7 @@ typedef struct Place
 	Token		token;			/* of this side, but for its position */
 	int32		deployment;		/* of which it is the source; 0 = not */
 	bool		retired;
-	bool		open;			/* takes writes */
+	bool		open;			/* takes writes, and the other side does not */
 	bool		follows;		/* all tables of the stream to here do, and it
 								 * is not lost */
 	char	   *stream;			/* from the other side to here; NULL = none */
@@ -158,7 +159,9 @@ read_place(const CatalogAccess *access, uint64 row, Place *place)
 	place->deployment = DatumGetInt32(catalog_value(row, 5, &isnull));
 	place->follows = DatumGetBool(catalog_value(row, 7, NULL));
 	place->retired = strcmp(state, "retired") == 0;
-	place->open = strcmp(state, "open") == 0 || strcmp(state, "raised") == 0;
+	place->open = (strcmp(state, "open") == 0 ||
+				   strcmp(state, "raised") == 0) &&
+		!DatumGetBool(catalog_value(row, 8, NULL));
 	if (place->token.side == 'g')
 		name = place->stream;
 	else
@@ -193,8 +196,8 @@ load_places(Datum name, bool any, uint64 *rows)
 						" WHERE t.stream = f.stream "
 						" AND t.state <> 'streaming') "
 						"AND NOT EXISTS (SELECT FROM bluegreen.applied_stream a "
-						" WHERE a.name = f.stream AND a.lost IS NOT NULL) "
-						"FROM bluegreen.fence f "
+						" WHERE a.name = f.stream AND a.lost IS NOT NULL), "
+						"f.window FROM bluegreen.fence f "
 						"LEFT JOIN bluegreen.deployment d ON d.id = f.deployment "
 						"WHERE $1 IS NULL OR f.name = $1",
 						&args, SPI_OK_SELECT);

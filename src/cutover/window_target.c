@@ -108,14 +108,16 @@ lock_place(const char *stream)
 	WindowPlace place = {.fence = fence_of_stream(stream)};
 	CatalogAccess access;
 	CatalogArgs args = {0};
+	int32		deployment;
 
 	catalog_begin(&access);
 	catalog_arg_int4(&args, place.fence);
 	catalog_run("SELECT epoch, coalesce(deployment, 0) FROM bluegreen.fence "
 				"WHERE id = $1 FOR UPDATE", &args, SPI_OK_SELECT);
 	place.epoch = DatumGetInt64(catalog_value(0, 1, NULL));
-	place.deployment = deployment_load(DatumGetInt32(catalog_value(0, 2, NULL)));
+	deployment = DatumGetInt32(catalog_value(0, 2, NULL));
 	catalog_end(&access);
+	place.deployment = deployment_load(deployment);
 	if (place.deployment == NULL ||
 		place.deployment->desired != DESIRED_STARTED)
 		ereport(ERROR,
@@ -198,6 +200,7 @@ bluegreen_window_look(PG_FUNCTION_ARGS)
 	bool		nulls[2] = {false, true};
 	CatalogAccess access;
 	CatalogArgs args = {0};
+	int32		id;
 	Deployment *deployment;
 	StreamShared *shared;
 	TupleDesc	desc;
@@ -208,8 +211,9 @@ bluegreen_window_look(PG_FUNCTION_ARGS)
 	catalog_arg_int4(&args, fence);
 	catalog_run("SELECT coalesce(deployment, 0) FROM bluegreen.fence "
 				"WHERE id = $1", &args, SPI_OK_SELECT);
-	deployment = deployment_load(DatumGetInt32(catalog_value(0, 1, NULL)));
+	id = DatumGetInt32(catalog_value(0, 1, NULL));
 	catalog_end(&access);
+	deployment = deployment_load(id);
 	shared = deployment == NULL ? NULL : stream_of_deployment(deployment->id);
 	if (shared != NULL)
 	{
