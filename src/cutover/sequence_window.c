@@ -307,8 +307,7 @@ check_window_sequences(PreflightRun *run)
 			.message = all[i].problem
 		};
 
-		row.hint = psprintf("-- on %s\nSELECT bluegreen.accept(%s, '%s', %s);",
-							run->deployment->direction == 'f' ? "blue" : "green",
+		row.hint = psprintf("-- on blue\nSELECT bluegreen.accept(%s, '%s', %s);",
 							quote_literal_cstr(run->deployment->name),
 							WINDOW_SEQUENCE_CHECK,
 							quote_literal_cstr(all[i].name));

@@ -194,6 +194,8 @@ is( $green->safe_psql('SELECT count(*) FROM bluegreen.conflict'),
 #
 # From green, while somebody else moves, and back to blue
 #
+$green->safe_psql(q{SET default_transaction_read_only = off;
+	SELECT bluegreen.accept('d', 'window_sequence', 'public.counted_id_seq')});
 my $mover = $green->session;
 $mover->query(q{SET default_transaction_read_only = off;
 	SET bluegreen.switchover_stop_at = 'numbers'});

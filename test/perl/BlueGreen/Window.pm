@@ -94,7 +94,9 @@ sub written
 {
 	my ($self, $side) = @_;
 	my $log = "$self->{dir}/r$self->{number}.$side";
-	return -e $log ? () = BlueGreen::Node::slurp($log) =~ /\n/g : 0;
+	return 0 unless -e $log;
+	my $lines = () = BlueGreen::Node::slurp($log) =~ /\n/g;
+	return $lines;
 }
 
 # Wait until each of these sides has taken a write more.
