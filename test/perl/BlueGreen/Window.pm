@@ -49,10 +49,11 @@ sub new
 sub _client
 {
 	my ($self, $side, $run) = @_;
+	my $parent = getppid;
 	my $backend;
 	open my $log, '>>', "$self->{dir}/$run.$side" or POSIX::_exit(1);
 	$log->autoflush(1);
-	for (my $i = 0; -e "$self->{dir}/$run"; $i++)
+	for (my $i = 0; -e "$self->{dir}/$run" && getppid == $parent; $i++)
 	{
 		my $table = $tables[ $i % @tables ];
 		alarm BlueGreen::Node::TIMEOUT;
