@@ -103,6 +103,9 @@ step_fence(SwitchMove *move)
 	const char *unmet;
 
 	fence_raise(move->fence, move->row.epoch);
+	MemoryContextSwitchTo(move->context);
+	if (move->deployment->window == WINDOW_OPEN)
+		window_check_other(move);
 	fence_wait_drained(move->row.drain_timeout, policy);
 	unmet = drain_unmet(move->deployment);
 	if (unmet == NULL)

@@ -28,7 +28,10 @@
  * It is closed by a switchover or a rollback, from the side that is to be closed.
  * That side's fence is raised, all of its changes are applied, and the decision
  * is the same compare-and-set, which takes an open fence that is in a window.
- * Then (deployment.window is 'closing'):
+ * Both sides could be closed at the same time, each with its fence raised, which
+ * the decision there would wait for.  So who has raised one looks at the other
+ * before it waits for anybody: of two at least one sees the other, and gives up.
+ * After the decision (deployment.window is 'closing'):
  *
  *		numbers		sequences go by their own steps again; the other side's
  *					beyond all that either has given
@@ -234,6 +237,24 @@ const SwitchPlan switch_plan_open_window = {
 };
 
 /* ---- closing ---- */
+
+/*
+ * This side's fence is raised.  Error if the other one's is, too, or if it does
+ * not take writes any more.
+ */
+void
+window_check_other(SwitchMove *move)
+{
+	FenceView	there = switch_look(switch_peer(move), move->stream);
+
+	if (there.state != FENCE_OPEN || !there.window)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("%s is about to be closed, too, or does not take writes in deployment \"%s\"",
+						move->to, move->deployment->name),
+				 errdetail("Its fence is %s in epoch " INT64_FORMAT ".",
+						   fence_state_names[there.state], there.epoch)));
+}
 
 /*
  * Sequences go by their own steps again: those of this side, which is closed,

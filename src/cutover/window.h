@@ -16,6 +16,7 @@
 
 /* window.c: steps on the side that a move goes from */
 extern const SwitchPlan switch_plan_open_window;
+extern void window_check_other(SwitchMove *move);
 extern void step_numbers_back(SwitchMove *move);
 extern void step_window_closed(SwitchMove *move);
 

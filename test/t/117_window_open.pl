@@ -228,30 +228,37 @@ $clients->wait_for_writes('green');
 $green->safe_psql(q{CALL bluegreen.open_window('d', '170 s')});
 ok($clients->wait_for_writes('blue', 'green'), 'opened from green');
 
-# Two who want to close it, towards different sides
+# Two who want to close it, towards different sides: at the same time, and one
+# while the other has raised his fence
 my @closers = map { $_->session } $blue, $green;
-$_->query(q{SET bluegreen.switchover_stop_at = 'barrier'}) foreach @closers;
+$_->query(q{SET bluegreen.switchover_stop_at = 'fence'}) foreach @closers;
 $closers[0]->send(q{CALL bluegreen.close_window('d', 'green', '170 s')});
 $closers[1]->send(q{CALL bluegreen.close_window('d', 'blue', '170 s')});
 $_->poll_query_until(q{SELECT count(*) = 1 FROM bluegreen.switch
-	WHERE stop_at = 'at barrier'}) foreach $blue, $green;
+	WHERE stop_at = 'at fence'}) foreach $blue, $green;
 $_->safe_psql('UPDATE bluegreen.switch SET stop_at = NULL') foreach $blue, $green;
 $_->wait foreach @closers;
-my $moved = grep { $_->errors =~ /the window is closed/ } @closers;
-cmp_ok($moved, '<=', 1, 'at most one of them does');
+my @moved = map { $_->errors =~ /the window is closed/ ? 1 : 0 } @closers;
+ok("@moved" ne '1 1', "at most one of two closes it: @moved");
+if ("@moved" ne '0 0')
+{
+	my $from = $moved[0] ? $green : $blue;
+	$from->safe_psql(q{SET default_transaction_read_only = off;
+		CALL bluegreen.open_window('d', '170 s')});
+}
+ok($clients->wait_for_writes('blue', 'green'), 'the window is open');
+$closers[1]->query(q{SET default_transaction_read_only = off;
+	SET bluegreen.switchover_stop_at = 'barrier'});
+$closers[1]->send(q{CALL bluegreen.close_window('d', 'blue', '170 s')});
+$green->poll_query_until(q{SELECT count(*) = 1 FROM bluegreen.switch
+	WHERE stop_at = 'at barrier'});
+fails($blue, q{CALL bluegreen.close_window('d', 'green', '170 s')},
+	qr/green does not take writes|green is about to be closed, too/,
+	'while it is closed towards blue it is not towards green');
+$green->safe_psql('UPDATE bluegreen.switch SET stop_at = NULL');
+$closers[1]->wait;
+like($closers[1]->errors, qr/the window is closed/, 'towards blue it is');
 $_->quit foreach @closers;
-if ($moved == 0)
-{
-	ok($clients->wait_for_writes('blue', 'green'), 'the window is still open');
-	$blue->safe_psql(q{CALL bluegreen.close_window('d', 'blue', '170 s')});
-}
-else
-{
-	pass('the window is closed');
-	$_->safe_psql(q{SET default_transaction_read_only = off;
-		CALL bluegreen.rollback('d', '170 s')})
-	  foreach grep { $_->safe_psql(q{SELECT state FROM bluegreen.fence}) eq 'open' } $green;
-}
 ok($clients->wait_for_writes('blue'), 'blue takes writes');
 is($clients->stop, '', 'no number was given twice');
 wait_for_both('d');
