@@ -160,6 +160,14 @@ fails($blue, q{CALL bluegreen.close_window('d', 'green', drain_timeout => '100 m
 is(state_of($_), 'both|open|open', 'the window is as it was') foreach $blue, $green;
 ok($clients->wait_for_writes('blue', 'green'), 'both sides take writes');
 $writer->query('COMMIT');
+
+# blue's epoch is ahead now, but green's tokens are not of a time that is over
+$writer->query('BEGIN; LOCK TABLE odd');
+$green->safe_psql("INSERT INTO odd (v) VALUES ('late')");
+my $token = $green->safe_psql(q{SELECT bluegreen.token('d')});
+is($blue->safe_psql("CALL bluegreen.wait_for_token('$token', '100 ms', NULL)"),
+	'f', 'a token is waited for after that, too');
+$writer->query('COMMIT');
 $writer->quit;
 my $holder = $green->session;
 $holder->query(q{BEGIN; SELECT nextval('w_numbers')});

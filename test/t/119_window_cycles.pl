@@ -11,7 +11,7 @@ use Test::More;
 my $conf = "bluegreen.restart_delay = '100ms'\nbluegreen.restart_delay_max = '500ms'";
 my ($blue, $green) = create_pair(guard => 1, way_back => 1, conf => $conf);
 my %nodes = (blue => $blue, green => $green);
-my $windows = $ENV{WINDOWS} || 12;
+my $windows = $ENV{WINDOWS} || 9;
 BlueGreen::Window::create_tables($blue, $green);
 $blue->safe_psql("SELECT bluegreen.create_deployment('d', 'green');"
 	  . join('', map { "SELECT bluegreen.map_table('d', '$_');" }
