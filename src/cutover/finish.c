@@ -44,6 +44,12 @@ check_moved(const Deployment *deployment, int32 fence)
 	switch_refuse_unfinished(deployment, "finish");
 	if (state == FENCE_CLOSED || state == FENCE_RETIRED)
 		return;
+	if (fence_in_window(fence))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("both sides of deployment \"%s\" take writes",
+						deployment->name),
+				 errhint("Use CALL bluegreen.close_window() first.")));
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("blue is the active side of deployment \"%s\"",

@@ -288,8 +288,14 @@ is(state_of($_), ($_ == $blue ? 'blue|open' : 'blue|closed') . '|closed',
 is(increments(), "$interleaved; $interleaved", 'sequences stay as they are');
 $blue->safe_psql(q{CALL bluegreen.open_window('d', '170 s')});
 is(increments(), "$interleaved; $interleaved", 'opened again');
-$blue->safe_psql(q{SELECT bluegreen.drop_deployment('d', force => true)});
-is(increments(), "$own; $own", 'with the deployment they are as before');
+fails($blue, q{CALL bluegreen.finish('d')}, qr/both sides of deployment "d" take writes/,
+	'not finished in a window');
+$_->safe_psql(q{SELECT bluegreen.force_active('green')}) foreach $blue, $green;
+is(increments(), "$interleaved; $interleaved", 'closed by force again');
+$green->safe_psql(q{SELECT setval('w_identity_id_seq', 1)});
+$blue->safe_psql(q{SET default_transaction_read_only = off;
+	CALL bluegreen.finish('d')});
+is(increments(), "$own; $own", 'when all is finished they are as before');
 foreach my $node ($blue, $green)
 {
 	is( $node->safe_psql('SELECT ' . join ' AND ',
