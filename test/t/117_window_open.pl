@@ -298,7 +298,8 @@ $blue->safe_psql(q{SET default_transaction_read_only = off;
 is(increments(), "$own; $own", 'when all is finished they are as before');
 foreach my $node ($blue, $green)
 {
-	is( $node->safe_psql('SELECT ' . join ' AND ',
+	is( $node->safe_psql('SET default_transaction_read_only = off; SELECT '
+			  . join ' AND ',
 			map { "(SELECT nextval(pg_get_serial_sequence('$_', 'id')) > max(id) FROM $_)" }
 			  qw(w_identity w_serial odd)),
 		't', 'beyond all that is there');
