@@ -66,7 +66,9 @@ sub _client
 		};
 		undef $backend unless defined $id;
 		print $log "$table $id\n" if defined $id;
-		usleep(2_000);
+
+		# a new connection costs more than a write
+		usleep(defined $id ? 5_000 : 25_000);
 	}
 	POSIX::_exit(0);
 }
