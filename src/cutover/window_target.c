@@ -177,7 +177,10 @@ bluegreen_window_move(PG_FUNCTION_ARGS)
 	if (state != WINDOW_OPENING && place.deployment->window == WINDOW_CLOSED)
 		PG_RETURN_NULL();
 	check_epoch(&place, PG_GETARG_INT64(1), state != WINDOW_OPENING);
-	if (state == WINDOW_OPENING && place.deployment->window > WINDOW_OPENING)
+	/* the epoch of a move that is over is that of the next window, too */
+	if (state == WINDOW_OPENING ?
+		place.deployment->window > WINDOW_OPENING :
+		place.deployment->window != WINDOW_CLOSING)
 		refuse_state(&place);
 	if (state == WINDOW_OPENING)
 		(void) sequences_restore(place.deployment->id, 0, NULL, NULL, true);
