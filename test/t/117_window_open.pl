@@ -150,6 +150,24 @@ fails($blue, q{SELECT bluegreen.unmap_table('d', 'odd')},
 fails($blue, q{SELECT bluegreen.drop_deployment('d')},
 	qr/cannot drop deployment "d" while its window is open/, 'no drop');
 
+# What a worker that is gone has asked, and arrives now
+my $stream = $green->safe_psql(
+	q{SELECT name FROM bluegreen.applied_stream WHERE name LIKE '%\_f'});
+my $epoch = $green->safe_psql('SELECT epoch FROM bluegreen.fence');
+fails($green, "SELECT bluegreen.window_move('$stream', $epoch, 'closed')",
+	qr/window of deployment "d" is open/, 'it does not end a window');
+is($green->safe_psql("SELECT bluegreen.restore_sequences('$stream', $epoch, '{}', '{}', 0)"),
+	0, 'nor have sequences go by their own steps');
+foreach my $late ("window_move('$stream', $epoch, 'opening')",
+	"interleave_sequences('$stream', $epoch, '{}', '{}', '{}', 0)",
+	"window_decide('$stream', $epoch)")
+{
+	fails($green, "SELECT bluegreen.$late", qr/epoch $epoch of deployment "d" is over/,
+		'nor begin another one: ' . $late =~ s/\(.*//r);
+}
+is($green->safe_psql("SELECT bluegreen.window_settle('$stream', 100)"),
+	't', 'to settle one that is open changes nothing');
+
 #
 # Close it: a writer who does not end, then towards green
 #
