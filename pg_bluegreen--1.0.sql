@@ -24,7 +24,10 @@ CREATE TABLE bluegreen.deployment (
 	side text NOT NULL DEFAULT 'blue' CHECK (side IN ('blue', 'green')),
 	peer_server name,				-- on blue: green's server that leads back
 	opposite text,					-- origin of the stream that writes here ...
-	opposite_lsn pg_lsn				-- ... from here on
+	opposite_lsn pg_lsn,			-- ... from here on
+	-- Do both sides take writes?  Streams keep what that needs unless closed.
+	"window" text NOT NULL DEFAULT 'closed'
+		CHECK ("window" IN ('closed', 'opening', 'open', 'closing'))
 );
 
 CREATE TABLE bluegreen.table_mapping (
@@ -146,6 +149,17 @@ CREATE TABLE bluegreen.sequence_move (
 	moved_to bigint NOT NULL,		-- the first value over there
 	at timestamptz NOT NULL DEFAULT clock_timestamp(),
 	PRIMARY KEY (deployment, sequence, target)
+);
+
+-- Sequences of this side that leave numbers to the other one, as they were
+-- before (cutover/sequence_window.c).
+CREATE TABLE bluegreen.sequence_window (
+	sequence oid PRIMARY KEY,
+	deployment integer NOT NULL
+		REFERENCES bluegreen.deployment ON DELETE CASCADE,
+	increment bigint NOT NULL,
+	last_value bigint NOT NULL,		-- one of its own numbers
+	at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
 -- What stands between clients and the two sides (cutover/router.c).
@@ -326,15 +340,17 @@ CREATE TABLE bluegreen.fence (
 	raised_by integer,				-- process
 	switched_at timestamptz,		-- became the active side, or was closed
 	marked boolean NOT NULL DEFAULT false,	-- by the sign for clients
+	"window" boolean NOT NULL DEFAULT false,	-- the other side takes writes, too
 	activated bigint NOT NULL DEFAULT 0	-- epoch in which it was, the last time
 );
 
--- The last switchover or rollback that began on this side (core/switch_row.c);
+-- The last move that began on this side (core/switch_row.c);
 -- what decides it are the rows of both sides in fence.
 CREATE TABLE bluegreen.switch (
 	deployment integer PRIMARY KEY
 		REFERENCES bluegreen.deployment ON DELETE CASCADE,
-	kind text NOT NULL CHECK (kind IN ('switchover', 'rollback')),
+	kind text NOT NULL
+		CHECK (kind IN ('switchover', 'rollback', 'open_window')),
 	epoch bigint NOT NULL,
 	state text NOT NULL
 		CHECK (state IN ('running', 'decided', 'done', 'failed')),
@@ -499,6 +515,7 @@ LANGUAGE C
 SET search_path = pg_catalog, pg_temp;
 
 CREATE FUNCTION bluegreen.preflight(deployment name,
+	stage text DEFAULT 'switchover',
 	OUT "check" text, OUT severity text, OUT object text, OUT message text,
 	OUT hint text)
 RETURNS SETOF record
@@ -911,6 +928,27 @@ AS 'MODULE_PATHNAME', 'bluegreen_restart_sequences'
 LANGUAGE C VOLATILE STRICT
 SET search_path = pg_catalog, pg_temp;
 
+CREATE FUNCTION bluegreen.interleave_sequences(stream text, epoch bigint,
+	sequences oid[], increments bigint[], first bigint[],
+	lock_timeout integer)
+RETURNS bigint[]
+AS 'MODULE_PATHNAME', 'bluegreen_interleave_sequences'
+LANGUAGE C VOLATILE STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.restore_sequences(stream text, epoch bigint,
+	sequences oid[], at_least bigint[], lock_timeout integer)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_restore_sequences'
+LANGUAGE C VOLATILE STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.restore_all_sequences(deployment integer)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_restore_all_sequences'
+LANGUAGE C VOLATILE STRICT
+SET search_path = pg_catalog, pg_temp;
+
 -- Not for PUBLIC to lose: it is called as the owner of the row's table, and
 -- keeps a text of his for the rest of the transaction.
 CREATE FUNCTION bluegreen.note_row(stored_row text)
@@ -1094,7 +1132,7 @@ LANGUAGE C;
 
 -- The other side asks these, by its stream's name.
 CREATE FUNCTION bluegreen.fence_look(stream text, OUT state text,
-	OUT epoch bigint)
+	OUT epoch bigint, OUT "window" boolean)
 AS 'MODULE_PATHNAME', 'bluegreen_fence_look'
 LANGUAGE C STRICT
 SET search_path = pg_catalog, pg_temp;
@@ -1108,6 +1146,31 @@ SET search_path = pg_catalog, pg_temp;
 CREATE FUNCTION bluegreen.fence_settle(stream text, epoch bigint)
 RETURNS boolean
 AS 'MODULE_PATHNAME', 'bluegreen_fence_settle'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+-- The same when a window is opened or has been closed.
+CREATE FUNCTION bluegreen.window_move(stream text, epoch bigint, state text)
+RETURNS pg_lsn
+AS 'MODULE_PATHNAME', 'bluegreen_window_move'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.window_look(stream text, lsn pg_lsn,
+	OUT passed boolean, OUT problem text)
+AS 'MODULE_PATHNAME', 'bluegreen_window_look'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.window_decide(stream text, epoch bigint)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_window_decide'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.window_settle(stream text, epoch bigint)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'bluegreen_window_settle'
 LANGUAGE C STRICT
 SET search_path = pg_catalog, pg_temp;
 
@@ -1126,6 +1189,17 @@ CREATE PROCEDURE bluegreen.rollback(deployment name,
 	on_drain_timeout text DEFAULT 'abort',
 	require_verified interval DEFAULT NULL, dry_run boolean DEFAULT false)
 AS 'MODULE_PATHNAME', 'bluegreen_rollback'
+LANGUAGE C;
+
+CREATE PROCEDURE bluegreen.open_window(deployment name,
+	timeout interval DEFAULT '60 s')
+AS 'MODULE_PATHNAME', 'bluegreen_open_window'
+LANGUAGE C;
+
+CREATE PROCEDURE bluegreen.close_window(deployment name, side text,
+	timeout interval DEFAULT '60 s', drain_timeout interval DEFAULT '5 s',
+	on_drain_timeout text DEFAULT 'abort')
+AS 'MODULE_PATHNAME', 'bluegreen_close_window'
 LANGUAGE C;
 
 CREATE PROCEDURE bluegreen.cancel(deployment name)
@@ -1174,8 +1248,8 @@ SET search_path = pg_catalog, pg_temp;
 CREATE FUNCTION bluegreen.stream_state(
 	OUT deployment integer, OUT direction text, OUT slot_name text,
 	OUT pid integer, OUT state text, OUT stop_requested boolean,
-	OUT mapping_version bigint, OUT next_start timestamptz,
-	OUT failures integer,
+	OUT mapping_version bigint, OUT window_since pg_lsn,
+	OUT next_start timestamptz, OUT failures integer,
 	OUT decoded_lsn pg_lsn, OUT applied_lsn pg_lsn, OUT confirmed_lsn pg_lsn,
 	OUT applied_commit_time timestamptz, OUT applied_at timestamptz,
 	OUT oldest_pending timestamptz,
@@ -1333,7 +1407,8 @@ ORDER BY d.name, m.id;
 
 CREATE VIEW bluegreen.status AS
 SELECT s.deployment,
-	(SELECT CASE WHEN f.state IN ('open', 'raised') THEN f.side
+	(SELECT CASE WHEN f.window THEN 'both'
+			WHEN f.state IN ('open', 'raised') THEN f.side
 			WHEN f.state = 'in_doubt' THEN 'doubt'
 			WHEN f.side = 'blue' THEN 'green'
 			ELSE 'blue' END
@@ -1583,6 +1658,7 @@ SELECT f.name AS deployment,
 	f.side,
 	CASE WHEN f.state = 'raised' AND o.drained IS NULL THEN 'abandoned'
 		ELSE f.state END AS state,
+	f.window,
 	f.epoch,
 	f.since,
 	f.raised_by,
@@ -1638,6 +1714,7 @@ SELECT f.name AS deployment,
 	a.active,
 	coalesce(f.switched_at, d.created_at) AS since,
 	f.state AS fence,
+	d.window,
 	f.epoch,
 	m.kind AS move,
 	m.state AS move_state,
@@ -1650,7 +1727,11 @@ SELECT f.name AS deployment,
 		WHEN f.state = 'in_doubt'
 			THEN coalesce(m.hint, 'the other side will be asked which one is active')
 		WHEN m.state IN ('running', 'decided')
-			THEN format('a %s is under way', m.kind)
+			THEN coalesce(m.hint, format('%s is under way', CASE m.kind
+				WHEN 'open_window' THEN 'opening the window'
+				ELSE 'a ' || m.kind END))
+		WHEN f.window
+			THEN 'both sides take writes; close_window() names the one that stays'
 		WHEN a.active = 'blue'
 			THEN 'nothing to roll back: blue is the active side'
 		WHEN d.opposite IS NOT NULL
@@ -1660,6 +1741,7 @@ SELECT f.name AS deployment,
 	END AS advice
 FROM bluegreen.fence f
 	CROSS JOIN LATERAL (SELECT CASE
+		WHEN f.window AND f.state <> 'in_doubt' THEN 'both'
 		WHEN f.state IN ('open', 'raised') THEN f.side
 		WHEN f.state IN ('closed', 'guarded', 'retired')
 			THEN CASE f.side WHEN 'blue' THEN 'green' ELSE 'blue' END
@@ -1702,7 +1784,7 @@ REVOKE ALL ON FUNCTION bluegreen.derive_mapping(name, text, text, text, text[],
 REVOKE ALL ON FUNCTION bluegreen.keep_derived(name, integer[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.joined_mappings(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.preview(name, regclass, integer) FROM PUBLIC;
-REVOKE ALL ON FUNCTION bluegreen.preflight(name) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.preflight(name, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.accept(name, text, text, boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.add_router(name, text, name, name, text, text,
 	text, text) FROM PUBLIC;
@@ -1718,6 +1800,11 @@ REVOKE ALL ON FUNCTION bluegreen.column_extreme(oid, name, boolean)
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.restart_sequences(oid[], bigint[], boolean[],
 	integer) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.interleave_sequences(text, bigint, oid[],
+	bigint[], bigint[], integer) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.restore_sequences(text, bigint, oid[],
+	bigint[], integer) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.restore_all_sequences(integer) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.start(name, boolean) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.stop(name) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.wait_for_sync(name, interval) FROM PUBLIC;
@@ -1786,10 +1873,17 @@ REVOKE ALL ON PROCEDURE bluegreen.fence_activate(name, bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.fence_look(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.fence_decide(text, bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.fence_settle(text, bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.window_move(text, bigint, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.window_look(text, pg_lsn) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.window_decide(text, bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.window_settle(text, bigint) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.switchover(name, interval, interval, text,
 	interval, boolean) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.rollback(name, interval, interval, text,
 	interval, boolean) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.open_window(name, interval) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.close_window(name, text, interval, interval,
+	text) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.cancel(name) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.finish(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.force_active(text, name) FROM PUBLIC;
@@ -1864,8 +1958,10 @@ COMMENT ON TABLE bluegreen.conflict_log IS
 
 COMMENT ON TABLE bluegreen.fence IS
 	'state of this side in each deployment, and the lock that writers of mapped tables take; see view fence_state';
+COMMENT ON TABLE bluegreen.sequence_window IS
+	'sequences of this side that leave numbers to the other one while both take writes, as they were before';
 COMMENT ON TABLE bluegreen.switch IS
-	'the last switchover or rollback that began on this side; see view switch_state';
+	'the last switchover, rollback or opening of a window that began on this side; see view switch_state';
 COMMENT ON TABLE bluegreen.drain_condition IS
 	'what a switchover waits for; see view drain';
 COMMENT ON TABLE bluegreen.session IS
@@ -1912,8 +2008,8 @@ COMMENT ON FUNCTION bluegreen.joined_mappings(name) IS
 	'for blue, on green: the mappings back';
 COMMENT ON FUNCTION bluegreen.preview(name, regclass, integer) IS
 	'show what rows of a mapped table become; nothing is written';
-COMMENT ON FUNCTION bluegreen.preflight(name) IS
-	'every reason why a start or a switchover would fail or lose something, with what mends it';
+COMMENT ON FUNCTION bluegreen.preflight(name, text) IS
+	'every reason why a start or a switchover would fail or lose something, with what mends it; stage ''window'': or open_window()';
 COMMENT ON FUNCTION bluegreen.accept(name, text, text, boolean) IS
 	'count what a check of preflight() finds about an object as a notice; accepted => false: not any more';
 COMMENT ON FUNCTION bluegreen.add_router(name, text, name, name, text, text,
@@ -2081,6 +2177,22 @@ COMMENT ON FUNCTION bluegreen.fence_look(text) IS
 	'for the other side of a switchover: state and epoch of the fence of a stream''s target';
 COMMENT ON FUNCTION bluegreen.fence_decide(text, bigint) IS
 	'for the other side of a switchover: the decision, this side is the active one';
+COMMENT ON FUNCTION bluegreen.interleave_sequences(text, bigint, oid[],
+	bigint[], bigint[], integer) IS
+	'for open_window(): have sequences leave numbers to the other side, given UPDATE on them; returns their next values';
+COMMENT ON FUNCTION bluegreen.restore_sequences(text, bigint, oid[],
+	bigint[], integer) IS
+	'for close_window(): give all sequences their own increment back, these from a number on; returns how many';
+COMMENT ON FUNCTION bluegreen.restore_all_sequences(integer) IS
+	'give a deployment''s sequences their own increment back, beyond what is in their columns; returns how many';
+COMMENT ON FUNCTION bluegreen.window_move(text, bigint, text) IS
+	'for the other side of open_window() and close_window(): its streams begin or end to keep what a window needs; returns the position';
+COMMENT ON FUNCTION bluegreen.window_look(text, pg_lsn) IS
+	'for the other side of open_window() and close_window(): has the stream from here passed a position, in a window?';
+COMMENT ON FUNCTION bluegreen.window_decide(text, bigint) IS
+	'for the other side of open_window(): the decision, this side takes writes, too';
+COMMENT ON FUNCTION bluegreen.window_settle(text, bigint) IS
+	'for the other side of open_window(): was it decided? If not it is undone here and cannot be any more';
 COMMENT ON FUNCTION bluegreen.fence_settle(text, bigint) IS
 	'for the other side of a switchover: was it decided? If not it cannot be any more';
 COMMENT ON PROCEDURE bluegreen.switchover(name, interval, interval, text,
@@ -2089,8 +2201,13 @@ COMMENT ON PROCEDURE bluegreen.switchover(name, interval, interval, text,
 COMMENT ON PROCEDURE bluegreen.rollback(name, interval, interval, text,
 	interval, boolean) IS
 	'move the users back from green to blue';
+COMMENT ON PROCEDURE bluegreen.open_window(name, interval) IS
+	'let both sides take writes; a conflict is decided by its mapping''s policy';
+COMMENT ON PROCEDURE bluegreen.close_window(name, text, interval, interval,
+	text) IS
+	'end that: one side, blue or green, goes on to take writes, as after a switchover or a rollback';
 COMMENT ON PROCEDURE bluegreen.cancel(name) IS
-	'end a switchover or rollback that has not been decided';
+	'end a switchover, a rollback or the opening of a window that has not been decided';
 COMMENT ON PROCEDURE bluegreen.finish(name) IS
 	'end the way back: remove streams, slots and origins; blue stays closed until reopen()';
 COMMENT ON FUNCTION bluegreen.force_active(text, name) IS

@@ -21,10 +21,10 @@
  * position has to wait, as long as he wants to; he learns nothing.
  *
  * What is true without waiting: a token of this side; and one that is older than
- * the move by which this side has become the active one, because that waited
- * until everything was here (or a human has decided that nothing more comes).
- * An epoch alone does not tell that: it also rises on one side, with a move that
- * is undone.
+ * the move by which this side has become the only active one, because that
+ * waited until everything was here (or a human has decided that nothing more
+ * comes).  An epoch alone does not tell that: it also rises on one side, with a
+ * move that is undone.
  *
  * A position means something on its timeline only.  If another server has taken
  * the source's place, or that was put back to an earlier state, the commit may
@@ -81,7 +81,7 @@ typedef struct Place
 	Token		token;			/* of this side, but for its position */
 	int32		deployment;		/* of which it is the source; 0 = not */
 	bool		retired;
-	bool		open;			/* takes writes */
+	bool		open;			/* takes writes, and the other side does not */
 	int64		activated;		/* epoch in which it became the active side */
 	bool		follows;		/* all tables of the stream to here do, and it
 								 * is not lost */
@@ -239,7 +239,9 @@ read_place(const CatalogAccess *access, uint64 row, Place *place)
 	place->followed = parse_timeline(catalog_text(access, row, 8));
 	place->activated = DatumGetInt64(catalog_value(row, 9, NULL));
 	place->retired = strcmp(state, "retired") == 0;
-	place->open = strcmp(state, "open") == 0 || strcmp(state, "raised") == 0;
+	place->open = (strcmp(state, "open") == 0 ||
+				   strcmp(state, "raised") == 0) &&
+		!DatumGetBool(catalog_value(row, 10, NULL));
 	if (place->token.side == 'g')
 		name = place->stream;
 	else
@@ -275,7 +277,7 @@ load_places(Datum name, bool any, uint64 *rows)
 						"AND NOT EXISTS (SELECT FROM bluegreen.applied_stream a "
 						" WHERE a.name = f.stream AND a.lost IS NOT NULL), "
 						"(SELECT a.timeline FROM bluegreen.applied_stream a "
-						" WHERE a.name = f.stream), f.activated "
+						" WHERE a.name = f.stream), f.activated, f.window "
 						"FROM bluegreen.fence f "
 						"LEFT JOIN bluegreen.deployment d ON d.id = f.deployment "
 						"WHERE $1 IS NULL OR f.name = $1",

@@ -53,10 +53,17 @@ const char *const apply_privileges[] = {
 	"bluegreen.restore_indexes(text, integer, boolean), "
 	"bluegreen.restore_key(text, integer), bluegreen.wait_for_writers(text), "
 	"bluegreen.fence_look(text), bluegreen.fence_decide(text, bigint), "
-	"bluegreen.fence_settle(text, bigint)",
+	"bluegreen.fence_settle(text, bigint), "
+	"bluegreen.window_move(text, bigint, text), "
+	"bluegreen.window_look(text, pg_lsn), "
+	"bluegreen.window_decide(text, bigint), "
+	"bluegreen.window_settle(text, bigint)",
 	"EXECUTE ON FUNCTION bluegreen.sequence_position(oid), "
 	"bluegreen.column_extreme(oid, name, boolean), "
-	"bluegreen.restart_sequences(oid[], bigint[], boolean[], integer)",
+	"bluegreen.restart_sequences(oid[], bigint[], boolean[], integer), "
+	"bluegreen.interleave_sequences(text, bigint, oid[], bigint[], bigint[], "
+	"integer), "
+	"bluegreen.restore_sequences(text, bigint, oid[], bigint[], integer)",
 };
 const int	apply_privilege_count = lengthof(apply_privileges);
 

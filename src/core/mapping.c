@@ -558,6 +558,13 @@ mapping_define(const Deployment *deployment, Peer *peer, MapRequest *request,
 void
 mappings_changed(const Deployment *deployment, const char *message)
 {
+	if (deployment->window != WINDOW_CLOSED)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot change mappings of deployment \"%s\" while its window is %s",
+						deployment->name,
+						window_state_names[deployment->window]),
+				 errhint("Use CALL bluegreen.close_window() first.")));
 	deployment_bump_version(deployment->id);
 	event_record_local(deployment->id, EVENT_DEFINED, InvalidXLogRecPtr,
 					   message, NULL);

@@ -108,6 +108,7 @@ add_stream_identity(StateRow *row, const StreamShared *s)
 	add_text(row, stream_state_names[s->state]);
 	add(row, BoolGetDatum(s->stop_requested), false);
 	add_int8(row, s->mapping_version);
+	add_lsn(row, s->window_since);
 	add_time(row, s->next_start);
 	add_int4(row, s->failures, false);
 }

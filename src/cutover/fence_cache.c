@@ -74,6 +74,7 @@ static const char *const table_names[NTABLES] = {
 #define FENCE_STATE			6
 #define FENCE_EPOCH			7
 #define FENCE_SINCE			8
+#define FENCE_WINDOW		12
 #define MAPPING_DEPLOYMENT	2
 #define MAPPING_SOURCE		4
 #define TARGET_STREAM		1
@@ -209,6 +210,7 @@ read_fence(HeapTuple tuple, TupleDesc desc)
 	fence->state = state_value(tuple, desc);
 	fence->epoch = DatumGetInt64(value(tuple, desc, FENCE_EPOCH));
 	fence->since = DatumGetTimestampTz(value(tuple, desc, FENCE_SINCE));
+	fence->window = DatumGetBool(value(tuple, desc, FENCE_WINDOW));
 	if (fence->state == FENCE_CLOSED || fence->state == FENCE_RETIRED)
 		closed = nfences;
 	nfences++;

@@ -19,7 +19,7 @@
  * look at what is there, gets an error.
  *
  * A session that applies changes passes the fence of its own stream as long as
- * that side is a stream's target; from its activation on, whatever has become
+ * that side is a stream's target, or both sides take writes; from its activation on, whatever has become
  * of it since, the stream is not the live one any more.  The session takes a
  * lock of that fence, which raising does not wait for, but activating does.
  * So it does for other targets, which any stream may write to.  Once these are
@@ -259,7 +259,7 @@ check_live(const Fence *fence)
 	bool		unmoved = fence->state == FENCE_OPEN && fence->epoch == 0;
 
 	if (fence->state != FENCE_GUARDED && fence->state != FENCE_CLOSED &&
-		!unmoved)
+		!fence->window && !unmoved)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("this side of deployment \"%s\" has become the active one",
