@@ -24,7 +24,9 @@ CREATE TABLE bluegreen.deployment (
 	side text NOT NULL DEFAULT 'blue' CHECK (side IN ('blue', 'green')),
 	peer_server name,				-- on blue: green's server that leads back
 	opposite text,					-- origin of the stream that writes here ...
-	opposite_lsn pg_lsn				-- ... from here on
+	opposite_lsn pg_lsn,			-- ... from here on
+	"window" text NOT NULL DEFAULT 'closed'
+		CHECK ("window" IN ('closed', 'opening', 'open', 'closing'))
 );
 
 CREATE TABLE bluegreen.table_mapping (
@@ -47,6 +49,9 @@ CREATE TABLE bluegreen.table_mapping (
 	row_shape text[],				-- of a transform that reads whole rows
 	defined_in pg_snapshot NOT NULL DEFAULT pg_current_snapshot(),
 	derived_from text,				-- what blue derived it from; NULL = defined
+	conflict text NOT NULL DEFAULT 'error'	-- who wins while both sides write
+		CHECK (conflict IN ('last_write', 'blue', 'green', 'error', 'none')
+			OR conflict LIKE 'newer_column:_%'),
 	UNIQUE (deployment, direction, source, target_schema, target_table)
 );
 
@@ -245,6 +250,7 @@ CREATE TABLE bluegreen.applied_stream (
 	slot_lsn pg_lsn NOT NULL,		-- the slot's first position
 	timeline text NOT NULL,			-- of the source that writes
 	lost text,						-- why no source may go on writing
+	seen pg_lsn,					-- in a window: of this side, by the source
 	created_at timestamptz NOT NULL DEFAULT now()
 );
 
@@ -434,7 +440,7 @@ CREATE FUNCTION bluegreen.map_table(deployment name, source regclass,
 	target text DEFAULT NULL, transform text DEFAULT NULL,
 	key text[] DEFAULT NULL, on_write text DEFAULT 'mirror',
 	on_delete text DEFAULT 'delete', lookup text DEFAULT NULL,
-	direction text DEFAULT 'forward')
+	direction text DEFAULT 'forward', conflict text DEFAULT 'error')
 RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_map_table'
 LANGUAGE C;
@@ -444,7 +450,7 @@ CREATE FUNCTION bluegreen.map_table(deployment name, source text,
 	target text DEFAULT NULL, transform text DEFAULT NULL,
 	key text[] DEFAULT NULL, on_write text DEFAULT 'mirror',
 	on_delete text DEFAULT 'delete', lookup text DEFAULT NULL,
-	direction text DEFAULT 'forward')
+	direction text DEFAULT 'forward', conflict text DEFAULT 'error')
 RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_map_table'
 LANGUAGE C;
@@ -632,7 +638,7 @@ LANGUAGE C
 SET search_path = pg_catalog, pg_temp;
 
 CREATE FUNCTION bluegreen.commit_position(lsn pg_lsn, commit_time timestamptz,
-	after pg_lsn)
+	after pg_lsn, seen pg_lsn)
 RETURNS void
 AS 'MODULE_PATHNAME', 'bluegreen_commit_position'
 LANGUAGE C STRICT
@@ -813,6 +819,30 @@ SET search_path = pg_catalog, pg_temp;
 CREATE FUNCTION bluegreen.note_reached(lsn pg_lsn)
 RETURNS void
 AS 'MODULE_PATHNAME', 'bluegreen_note_reached'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.note_seen(seen pg_lsn)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_note_seen'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.check_change(relation regclass, key name[],
+	seen pg_lsn, VARIADIC "any")
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_check_change'
+LANGUAGE C;
+
+CREATE FUNCTION bluegreen.weigh_change(relation regclass, key name[],
+	seen pg_lsn, policy text, theirs text, rank bigint, VARIADIC "any")
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_weigh_change'
+LANGUAGE C;
+
+CREATE FUNCTION bluegreen.write_as_own()
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_write_as_own'
 LANGUAGE C STRICT
 SET search_path = pg_catalog, pg_temp;
 
@@ -1660,9 +1690,9 @@ REVOKE ALL ON FUNCTION bluegreen.create_deployment(name, name, name)
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.drop_deployment(name, boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.map_table(name, regclass, text, text, text[],
-	text, text, text, text) FROM PUBLIC;
+	text, text, text, text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.map_table(name, text, text, text, text[],
-	text, text, text, text) FROM PUBLIC;
+	text, text, text, text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.map_schema(name, name, name, name[])
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.alter_mapping(name, regclass, text, text,
@@ -1708,7 +1738,8 @@ REVOKE ALL ON FUNCTION bluegreen.cancel_verify(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.repair(name, regclass) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.skip(name, pg_lsn) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.confirm_source(name) FROM PUBLIC;
-REVOKE ALL ON FUNCTION bluegreen.commit_position(pg_lsn, timestamptz, pg_lsn)
+REVOKE ALL ON FUNCTION bluegreen.commit_position(pg_lsn, timestamptz, pg_lsn,
+	pg_lsn)
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.check_rows(bigint[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.begin_apply() FROM PUBLIC;
@@ -1738,6 +1769,12 @@ REVOKE ALL ON FUNCTION bluegreen.release_sessions(regclass) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.session_rules() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.session_gone() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.note_reached(pg_lsn) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.note_seen(pg_lsn) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.check_change(regclass, name[], pg_lsn,
+	VARIADIC "any") FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.weigh_change(regclass, name[], pg_lsn, text,
+	text, bigint, VARIADIC "any") FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.write_as_own() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_create(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_setup(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_progress() FROM PUBLIC;
@@ -1861,10 +1898,10 @@ COMMENT ON FUNCTION bluegreen.create_deployment(name, name, name) IS
 COMMENT ON FUNCTION bluegreen.drop_deployment(name, boolean) IS
 	'stop a deployment and remove it on both sides; force: also if the peer cannot be reached';
 COMMENT ON FUNCTION bluegreen.map_table(name, regclass, text, text, text[],
-	text, text, text, text) IS
+	text, text, text, text, text) IS
 	'map a table to a table of the peer through a transform; returns the mapping''s id';
 COMMENT ON FUNCTION bluegreen.map_table(name, text, text, text, text[],
-	text, text, text, text) IS
+	text, text, text, text, text) IS
 	'map a table to a table of the peer through a transform; direction backward: a table of the peer to one of this side; returns the mapping''s id';
 COMMENT ON FUNCTION bluegreen.map_schema(name, name, name, name[]) IS
 	'map every table of a schema under its own name, all or nothing';
@@ -1943,7 +1980,8 @@ COMMENT ON FUNCTION bluegreen.skip(name, pg_lsn) IS
 	'leave out the transaction that the stream stands at in state error, given its error_lsn';
 COMMENT ON FUNCTION bluegreen.confirm_source(name) IS
 	'this server is the deployment''s source now: after a failover, a move or a clone';
-COMMENT ON FUNCTION bluegreen.commit_position(pg_lsn, timestamptz, pg_lsn) IS
+COMMENT ON FUNCTION bluegreen.commit_position(pg_lsn, timestamptz, pg_lsn,
+	pg_lsn) IS
 	'for streams, on a target: let this transaction''s commit record the source''s position';
 COMMENT ON FUNCTION bluegreen.check_rows(bigint[]) IS
 	'for streams, on a target: error unless the statements since the last check affected as many rows each';
@@ -1977,6 +2015,16 @@ COMMENT ON FUNCTION bluegreen.session_rules() IS
 	'trigger of adopted session tables: stamps, tombstones, and rows of both sides that meet';
 COMMENT ON FUNCTION bluegreen.session_gone() IS
 	'trigger of tombstones in sessions that apply: what the other side has deleted is deleted';
+COMMENT ON FUNCTION bluegreen.note_seen(pg_lsn) IS
+	'for a stream in a window, on its target: what the source has seen';
+COMMENT ON FUNCTION bluegreen.check_change(regclass, name[], pg_lsn,
+	VARIADIC "any") IS
+	'for a stream in a window: error if this side has changed the row as well';
+COMMENT ON FUNCTION bluegreen.weigh_change(regclass, name[], pg_lsn, text,
+	text, bigint, VARIADIC "any") IS
+	'for a stream in a window: whose change of the row wins';
+COMMENT ON FUNCTION bluegreen.write_as_own() IS
+	'for a stream in a window: what this transaction writes goes back as well';
 COMMENT ON FUNCTION bluegreen.note_reached(pg_lsn) IS
 	'for streams, on a target: let who waits know how far the stream is, with nothing to apply';
 COMMENT ON FUNCTION bluegreen.token(name) IS

@@ -45,6 +45,7 @@ typedef struct Deployment
 	char	   *opposite;		/* origin of the stream that writes here, or
 								 * NULL: see join.c */
 	XLogRecPtr	opposite_lsn;	/* from here on that is whose origin it is */
+	char	   *window;			/* closed, opening, open or closing */
 } Deployment;
 
 typedef enum OnWrite
@@ -124,6 +125,7 @@ typedef struct MappingRow
 								 * made: name, type, name ...; NIL unless the
 								 * transform reads whole rows */
 	char	   *defined_in;		/* pg_snapshot of map_table() */
+	char	   *conflict;		/* who wins in a window, see window.c */
 	char	   *derived_from;	/* what blue derived it from; NULL = defined */
 	Lookup	   *lookup;			/* or NULL */
 	int			ncolumns;

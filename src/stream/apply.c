@@ -50,6 +50,7 @@
 #include "core/settings.h"
 #include "miscadmin.h"
 #include "stream/apply.h"
+#include "stream/window.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -110,13 +111,32 @@ apply_create(Peer *peer, StreamShared *shared, const char *origin,
 							  "bluegreen.commit_position("
 							  "$2::pg_catalog.pg_lsn, "
 							  "$3::pg_catalog.timestamptz, "
-							  "$4::pg_catalog.pg_lsn), "
-							  "pg_catalog.pg_current_xact_id()", 4, NULL);
+							  "$4::pg_catalog.pg_lsn, "
+							  "$5::pg_catalog.pg_lsn), "
+							  "pg_catalog.pg_current_xact_id()", 5, NULL);
 	apply->note_reached =
 		peer_statement_create("SELECT bluegreen.note_reached("
 							  "$1::pg_catalog.pg_lsn)", 1, NULL);
+	apply->note_seen =
+		peer_statement_create("SELECT bluegreen.note_seen("
+							  "$1::pg_catalog.pg_lsn)", 1, NULL);
 	peer_pipeline_enter(peer);
 	return apply;
+}
+
+/*
+ * Both sides take writes: ask the peer what that needs.  seen is what it has
+ * noted with the progress.
+ */
+void
+apply_open_window(Apply *apply, char direction, XLogRecPtr seen)
+{
+	apply->window = direction == 'f' ? "blue" : "green";
+	apply->noted_seen = seen;
+	peer_pipeline_exit(apply->peer);
+	for (int i = 0; i < apply->nwriters; i++)
+		window_writer_load(apply->peer, apply->writers[i], apply->window);
+	peer_pipeline_enter(apply->peer);
 }
 
 /* ---- sending ---- */
@@ -156,6 +176,22 @@ queue_check(Apply *apply)
 }
 
 /*
+ * In a window: what this side had seen goes with the position, if it has moved.
+ */
+static void
+note_seen(Apply *apply)
+{
+	if (apply->window == NULL || apply->position.seen <= apply->noted_seen)
+		return;
+	peer_send_sql(apply->peer,
+				  psprintf("UPDATE bluegreen.applied_stream SET seen = '%X/%X' WHERE name = %s",
+						   LSN_FORMAT_ARGS(apply->position.seen),
+						   quote_literal_cstr(apply->origin)));
+	apply_expect(apply, -1);
+	apply->noted_seen = apply->position.seen;
+}
+
+/*
  * The position goes with every commit; a transaction without rows takes a
  * transaction id, without which its position would not be recorded.
  */
@@ -164,12 +200,14 @@ queue_commit(Apply *apply)
 {
 	MemoryContext old = MemoryContextSwitchTo(apply->param_context);
 	const ApplyPosition *position = &apply->position;
-	const char *values[4];
+	const char *values[5];
 
+	note_seen(apply);
 	values[0] = take_expected(apply);
 	values[1] = psprintf("%X/%X", LSN_FORMAT_ARGS(position->end_lsn));
 	values[2] = timestamptz_to_str(position->commit_time);
 	values[3] = psprintf("%X/%X", LSN_FORMAT_ARGS(apply->reached));
+	values[4] = psprintf("%X/%X", LSN_FORMAT_ARGS(position->seen));
 	peer_send(apply->peer, apply->commit_position, values, NULL, NULL);
 	peer_send_sql(apply->peer, "COMMIT");
 	MemoryContextSwitchTo(old);
@@ -370,8 +408,8 @@ apply_wait(Apply *apply)
  * Wait until all that was to be sent is queued, and open a group of statements
  * in a transaction that is to reach position.
  */
-static void
-start_group(Apply *apply, const ApplyPosition *position)
+void
+apply_start_group(Apply *apply, const ApplyPosition *position)
 {
 	while (!apply_poll(apply) &&
 		   (apply->outgoing != NULL || !peer_has_room(apply->peer)))
@@ -395,7 +433,7 @@ apply_send(Apply *apply, Batch *batch, const ApplyPosition *position,
 {
 	if (batch->rows == 0 && !commit)
 		return batch;
-	start_group(apply, position);
+	apply_start_group(apply, position);
 	apply->outgoing = batch;
 	apply->commit_wanted = commit;
 	apply_slice_batch(apply, batch);
@@ -430,6 +468,22 @@ apply_tell(Apply *apply, XLogRecPtr lsn)
 	snprintf(text, sizeof(text), "%X/%X", LSN_FORMAT_ARGS(lsn));
 	memset(&apply->position, 0, sizeof(apply->position));
 	peer_send(apply->peer, apply->note_reached, values, NULL, NULL);
+	launch(apply, false);
+}
+
+/*
+ * Let the target know, when idle, what this side has seen of it.  Does not wait.
+ */
+void
+apply_tell_seen(Apply *apply, XLogRecPtr seen)
+{
+	char		text[32];
+	const char *values[1] = {text};
+
+	Assert(apply_is_idle(apply));
+	snprintf(text, sizeof(text), "%X/%X", LSN_FORMAT_ARGS(seen));
+	memset(&apply->position, 0, sizeof(apply->position));
+	peer_send(apply->peer, apply->note_seen, values, NULL, NULL);
 	launch(apply, false);
 }
 
@@ -474,7 +528,7 @@ apply_truncate(Apply *apply, List *transforms, bool restart_identity,
 {
 	ListCell   *lc;
 
-	start_group(apply, position);
+	apply_start_group(apply, position);
 	foreach(lc, transforms)
 	{
 		TargetWriter *writer = apply_writer(apply, lfirst(lc));
@@ -507,7 +561,7 @@ apply_restart_copy(Apply *apply, const Transform *transform,
 	char	   *stream = quote_literal_cstr(apply->origin);
 	int			mapping = transform->row->id;
 
-	start_group(apply, position);
+	apply_start_group(apply, position);
 	queue_uncounted(apply,
 					psprintf("UPDATE bluegreen.applied_table "
 							 "SET generation = generation + 1, state = 'copying' "
@@ -590,7 +644,7 @@ void
 apply_move(Apply *apply, const RowChange *change,
 		   const ApplyPosition *position)
 {
-	start_group(apply, position);
+	apply_start_group(apply, position);
 	queue_move(apply, change);
 	launch(apply, false);
 }
@@ -599,8 +653,8 @@ apply_move(Apply *apply, const RowChange *change,
  * Note for the operator which row the error to be raised is about.  Returns
  * its key as text, after a space.
  */
-static char *
-blame_row(Apply *apply, const RowChange *change)
+char *
+apply_blame_row(Apply *apply, const RowChange *change)
 {
 	StreamError *error = &apply->shared->error;
 	const char *relation = mapping_target_name(change->transform->row);
@@ -621,8 +675,8 @@ blame_row(Apply *apply, const RowChange *change)
  * with the row's key.  Returns the rows that the last statement on the table
  * affected.
  */
-static int64
-finish_carefully(Apply *apply, const RowChange *change)
+int64
+apply_finish_carefully(Apply *apply, const RowChange *change)
 {
 	const PeerGroup *group;
 	char	   *key;
@@ -635,7 +689,7 @@ finish_carefully(Apply *apply, const RowChange *change)
 	if (group->failed < 0 && group->error.sqlstate[0] == '\0')
 		return group->affected[apply->row_statement];
 
-	key = blame_row(apply, change);
+	key = apply_blame_row(apply, change);
 	peer_rethrow(&group->error,
 				 psprintf("applying %s to \"%s\",%s",
 						  change_kind_names[change->kind],
@@ -643,8 +697,8 @@ finish_carefully(Apply *apply, const RowChange *change)
 	return 0;					/* keep compiler quiet */
 }
 
-static int64
-run_carefully(Apply *apply, StatementKind kind, BatchRow *row,
+int64
+apply_run_carefully(Apply *apply, StatementKind kind, BatchRow *row,
 			  const RowChange *change, const CarefulContext *context)
 {
 	TargetWriter *writer = apply_writer(apply, change->transform);
@@ -652,14 +706,15 @@ run_carefully(Apply *apply, StatementKind kind, BatchRow *row,
 	if (target_statement(writer, kind, kind == STATEMENT_UPDATE ?
 						 row->missing : NULL) == NULL)
 		return 1;				/* nothing to set */
-	start_group(apply, &context->position);
+	apply_start_group(apply, &context->position);
 	apply_queue_row(apply, writer, kind, row);
-	return finish_carefully(apply, change);
+	return apply_finish_carefully(apply, change);
 }
 
-static void
-record_conflict(Apply *apply, BatchRow *row, const RowChange *change,
-				const CarefulContext *context, const char *const words[2])
+void
+apply_record_conflict(Apply *apply, BatchRow *row, const RowChange *change,
+					  const CarefulContext *context,
+					  const char *const words[2], PeerStatement *note)
 {
 	TargetWriter *writer = apply_writer(apply, change->transform);
 	TableShared *stats = table_shared_get(change->transform->row->id,
@@ -682,9 +737,9 @@ record_conflict(Apply *apply, BatchRow *row, const RowChange *change,
 	texts[5] = timestamptz_to_str(context->position.commit_time);
 	texts[6] = incoming.data + 1;
 	texts[7] = words[1];
-	start_group(apply, &context->position);
-	apply_queue_conflict(apply, writer, row, texts);
-	(void) finish_carefully(apply, change);
+	apply_start_group(apply, &context->position);
+	apply_queue_conflict(apply, writer, row, texts, note);
+	(void) apply_finish_carefully(apply, change);
 	pg_atomic_fetch_add_u64(&stats->conflicts, 1);
 	event_record(MyDatabaseId, change->transform->row->deployment,
 				 EVENT_CONFLICT, context->position.commit_lsn,
@@ -712,18 +767,18 @@ static void
 update_carefully(Apply *apply, BatchRow *row, const RowChange *change,
 				 const CarefulContext *context)
 {
-	if (run_carefully(apply, STATEMENT_UPDATE, row, change, context) > 0)
+	if (apply_run_carefully(apply, STATEMENT_UPDATE, row, change, context) > 0)
 		return;
 	if (!carries_all(change))
 		ereport(ERROR,
 				(errcode(ERRCODE_NO_DATA_FOUND),
 				 errmsg("row to update is missing on target table \"%s\":%s",
 						mapping_target_name(change->transform->row),
-						blame_row(apply, change)),
+						apply_blame_row(apply, change)),
 				 errdetail("The change does not carry all columns, so the row cannot be inserted."),
 				 errhint("Insert the row on the target, or leave this transaction out with bluegreen.skip().")));
-	record_conflict(apply, row, change, context, update_missing);
-	(void) run_carefully(apply, STATEMENT_UPSERT, row, change, context);
+	apply_record_conflict(apply, row, change, context, update_missing, NULL);
+	(void) apply_run_carefully(apply, STATEMENT_UPSERT, row, change, context);
 }
 
 /*
@@ -733,14 +788,14 @@ static void
 move_carefully(Apply *apply, BatchRow *row, const RowChange *change,
 			   const CarefulContext *context)
 {
-	if (run_carefully(apply, STATEMENT_FIND, row, change, context) > 0)
+	if (apply_run_carefully(apply, STATEMENT_FIND, row, change, context) > 0)
 	{
-		record_conflict(apply, row, change, context, move_exists);
-		(void) run_carefully(apply, STATEMENT_DELETE, row, change, context);
+		apply_record_conflict(apply, row, change, context, move_exists, NULL);
+		(void) apply_run_carefully(apply, STATEMENT_DELETE, row, change, context);
 	}
-	start_group(apply, &context->position);
+	apply_start_group(apply, &context->position);
 	queue_move(apply, change);
-	if (finish_carefully(apply, change) == 0)
+	if (apply_finish_carefully(apply, change) == 0)
 		update_carefully(apply, row, change, context);
 }
 
@@ -748,10 +803,10 @@ static void
 insert_carefully(Apply *apply, BatchRow *row, const RowChange *change,
 				 const CarefulContext *context)
 {
-	if (run_carefully(apply, STATEMENT_INSERT_ABSENT, row, change, context) > 0)
+	if (apply_run_carefully(apply, STATEMENT_INSERT_ABSENT, row, change, context) > 0)
 		return;
-	record_conflict(apply, row, change, context, insert_exists);
-	(void) run_carefully(apply, STATEMENT_UPSERT, row, change, context);
+	apply_record_conflict(apply, row, change, context, insert_exists, NULL);
+	(void) apply_run_carefully(apply, STATEMENT_UPSERT, row, change, context);
 }
 
 /*
@@ -764,18 +819,18 @@ apply_keyless_carefully(Apply *apply, BatchRow *row, const RowChange *change,
 	switch (change->kind)
 	{
 		case CHANGE_DELETE:
-			if (run_carefully(apply, STATEMENT_TAKE, row, change, context) == 0)
-				record_conflict(apply, row, change, context, delete_missing);
+			if (apply_run_carefully(apply, STATEMENT_TAKE, row, change, context) == 0)
+				apply_record_conflict(apply, row, change, context, delete_missing, NULL);
 			return;
 		case CHANGE_UPDATE:
-			if (run_carefully(apply, STATEMENT_REPLACE, row, change, context) > 0)
+			if (apply_run_carefully(apply, STATEMENT_REPLACE, row, change, context) > 0)
 				return;
-			record_conflict(apply, row, change, context, update_missing);
+			apply_record_conflict(apply, row, change, context, update_missing, NULL);
 			break;
 		default:
 			break;
 	}
-	(void) run_carefully(apply, STATEMENT_INSERT, row, change, context);
+	(void) apply_run_carefully(apply, STATEMENT_INSERT, row, change, context);
 }
 
 /*
@@ -799,13 +854,18 @@ apply_row_carefully(Apply *apply, const RowChange *change,
 {
 	BatchRow   *row = encode_row(change);
 
+	if (apply_writer(apply, change->transform)->window != NULL)
+	{
+		window_row(apply, row, change, context);
+		return;
+	}
 	if (change->transform->nkeys == 0)
 	{
 		apply_keyless_carefully(apply, row, change, context);
 		return;
 	}
 	if (change->transform->row->lookup != NULL &&
-		run_carefully(apply, lookup_test_of(change->kind), row, change,
+		apply_run_carefully(apply, lookup_test_of(change->kind), row, change,
 					  context) == 0)
 		return;					/* the lookup leaves it out */
 	switch (change->kind)
@@ -817,17 +877,17 @@ apply_row_carefully(Apply *apply, const RowChange *change,
 			update_carefully(apply, row, change, context);
 			break;
 		case CHANGE_UPSERT:
-			(void) run_carefully(apply, STATEMENT_UPSERT, row, change, context);
+			(void) apply_run_carefully(apply, STATEMENT_UPSERT, row, change, context);
 			break;
 		case CHANGE_PATCH:
-			(void) run_carefully(apply, STATEMENT_UPDATE, row, change, context);
+			(void) apply_run_carefully(apply, STATEMENT_UPDATE, row, change, context);
 			break;
 		case CHANGE_DELETE:
-			if (run_carefully(apply, STATEMENT_DELETE, row, change, context) == 0)
-				record_conflict(apply, row, change, context, delete_missing);
+			if (apply_run_carefully(apply, STATEMENT_DELETE, row, change, context) == 0)
+				apply_record_conflict(apply, row, change, context, delete_missing, NULL);
 			break;
 		case CHANGE_DELETE_IF_THERE:
-			(void) run_carefully(apply, STATEMENT_DELETE, row, change, context);
+			(void) apply_run_carefully(apply, STATEMENT_DELETE, row, change, context);
 			break;
 		case CHANGE_MOVE:
 			move_carefully(apply, row, change, context);

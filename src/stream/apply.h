@@ -20,6 +20,8 @@ typedef struct ApplyPosition
 	TimestampTz commit_time;
 	TimestampTz oldest;			/* commit time of the first one in it */
 	int			transactions;	/* source transactions in it */
+	XLogRecPtr	seen;			/* in a window: of the opposite stream, when
+								 * the last one was committed */
 } ApplyPosition;
 
 /* What is on its way to the peer and back: a group of the pipeline. */
@@ -51,6 +53,10 @@ typedef struct Apply
 	PeerStatement *commit_position;
 	PeerStatement *check_rows;
 	PeerStatement *note_reached;
+	PeerStatement *note_seen;
+	char	   *window;			/* the side that this comes from, in a window;
+								 * else NULL */
+	XLogRecPtr	noted_seen;		/* on the target, with the progress */
 
 	/* what is being sent */
 	bool		open;			/* BEGIN was queued, COMMIT was not */
@@ -85,6 +91,7 @@ typedef struct Apply
 extern Apply *apply_create(Peer *peer, StreamShared *shared,
 						   const char *origin, List *transforms,
 						   XLogRecPtr progress);
+extern void apply_open_window(Apply *apply, char direction, XLogRecPtr seen);
 
 /*
  * Send the rows of a batch that reaches up to position, and maybe commit.
@@ -99,6 +106,9 @@ extern void apply_ping(Apply *apply);
 
 /* Tell an idle peer's sessions how far the stream is (core/reached.c). */
 extern void apply_tell(Apply *apply, XLogRecPtr lsn);
+
+/* In a window: tell an idle peer what we have seen of it (own_changes.c). */
+extern void apply_tell_seen(Apply *apply, XLogRecPtr seen);
 
 /* Send and take answers without blocking; true if nothing is on its way. */
 extern bool apply_poll(Apply *apply);
@@ -125,13 +135,27 @@ typedef struct CarefulContext
 extern void apply_row_carefully(Apply *apply, const RowChange *change,
 								const CarefulContext *context);
 
+/* for window.c */
+extern void apply_start_group(Apply *apply, const ApplyPosition *position);
+extern int64 apply_finish_carefully(Apply *apply, const RowChange *change);
+extern int64 apply_run_carefully(Apply *apply, StatementKind kind,
+								 BatchRow *row, const RowChange *change,
+								 const CarefulContext *context);
+extern void apply_record_conflict(Apply *apply, BatchRow *row,
+								  const RowChange *change,
+								  const CarefulContext *context,
+								  const char *const words[2],
+								  PeerStatement *note);
+extern char *apply_blame_row(Apply *apply, const RowChange *change);
+
 /* apply_rows.c */
 extern void apply_slice_batch(Apply *apply, Batch *batch);
 extern void apply_queue_slice(Apply *apply, const Slice *slice);
 extern void apply_queue_row(Apply *apply, TargetWriter *writer,
 							StatementKind kind, BatchRow *row);
 extern void apply_queue_conflict(Apply *apply, TargetWriter *writer,
-								 BatchRow *row, const char *const texts[8]);
+								 BatchRow *row, const char *const texts[8],
+								 PeerStatement *note);
 extern void apply_queue_move(Apply *apply, TargetWriter *writer,
 							 BatchRow *row, const WireValue *old_key);
 extern void apply_expect(Apply *apply, int64 rows);

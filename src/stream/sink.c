@@ -148,6 +148,7 @@ sink_begin(void *arg, ReorderBufferTXN *txn)
 	worker->current.end_lsn = txn->end_lsn;
 	worker->current.commit_lsn = txn->final_lsn;
 	worker->current.commit_time = txn->xact_time.commit_time;
+	worker->current.seen = worker->seen;
 	worker->has_rows = false;
 	worker->careful = txn->final_lsn < worker->shared->careful_until;
 	worker->decode->name_rows = worker->careful;
@@ -182,9 +183,11 @@ apply_carefully(StreamWorker *worker, const RowChange *change)
 static void
 add_to_batch(StreamWorker *worker, const RowChange *change)
 {
+	worker->batch->seen = worker->seen;
 	if (batch_add(worker->batch, change) == BATCH_ADDED)
 		return;
 	send_part(worker);
+	worker->batch->seen = worker->seen;
 	if (change->kind == CHANGE_MOVE)
 		apply_move(worker->apply, change, &worker->current);
 	else if (batch_add(worker->batch, change) != BATCH_ADDED)
