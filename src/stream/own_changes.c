@@ -587,7 +587,7 @@ find_arguments(LookUp *look, Relation relation, List *names, int first)
 
 		foreach(lc, names)
 		{
-			if (get_attnum(look->relation, lfirst(lc)) == attnums[i])
+			if (get_attnum(look->relation, strVal(lfirst(lc))) == attnums[i])
 				break;
 			position++;
 		}

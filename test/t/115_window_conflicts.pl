@@ -60,7 +60,6 @@ sub set_window
 sub both_same
 {
 	my ($name) = @_;
-	my $seconds = 0;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	wait_for_both('d') for 1 .. 2;
 	compare_tables("SELECT * FROM $_", "SELECT * FROM $_", "$name: $_")
