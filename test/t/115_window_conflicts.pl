@@ -4,6 +4,7 @@ use strict;
 use warnings;
 
 use BlueGreen;
+use BlueGreen::Window;
 use Test::More;
 
 my ($blue, $green) = create_pair(
@@ -35,26 +36,6 @@ $blue->safe_psql("SELECT bluegreen.map_table('d', '$_', conflict => 'blue')")
   for @tables;
 $blue->safe_psql(q{CALL bluegreen.start('d')});
 wait_for_both('d');
-
-# Until there is open_window().
-sub set_window
-{
-	my ($state, $policy) = @_;
-	foreach my $node ($blue, $green)
-	{
-		$node->safe_psql(qq{
-			UPDATE bluegreen.table_mapping SET conflict = '$policy';
-			UPDATE bluegreen.deployment SET "window" = '$state',
-				mapping_version = mapping_version + 1});
-	}
-	foreach my $node ($blue, $green)
-	{
-		ok($node->poll_query_until(q{SELECT state = 'streaming'
-			FROM bluegreen.stat_stream}), "$node->{name}: $state");
-	}
-	wait_for_both('d');
-	return;
-}
 
 # Both sides are the same, at the latest now.
 sub both_same
@@ -127,6 +108,9 @@ my %unique = (
 			UPDATE pair SET code = NULL, rev = $rev + 1 WHERE id = $id + 0.1',
 		'INSERT INTO pair VALUES ($id + 0.2, $side, $rev, $code)' ]);
 
+# Rows of the cells: $rows{round}{table}{cell}{side with the larger rev}.
+my %rows;
+
 # The statements of one side: each cell twice in each table, once with the
 # larger rev on blue and once on green.
 sub script
@@ -144,6 +128,7 @@ sub script
 				my %values = (id => ++$number, new => $number + 1000,
 					t => $table, side => "'$side'", code => "'c$number'",
 					rev => $larger eq $side ? 20 : 10);
+				$rows{$base}{$table}{$cell}{$larger} = $number;
 				my $statement = $set->{$cell}[ $side eq 'green' ];
 				$statement =~ s/\$(\w+)/$values{$1}/g;
 				$sql .= "$statement;\n";
@@ -155,19 +140,95 @@ sub script
 	return $sql;
 }
 
-my $first = 0;
-$blue->safe_psql(q{
-	INSERT INTO plain SELECT i, '0', 1 FROM generate_series(1, 20000) i;
-	INSERT INTO triggered SELECT i, 'p', '0', 1 FROM generate_series(1, 20000) i;
-	INSERT INTO pair SELECT i, '0', 1, NULL FROM generate_series(1, 20000) i;
-	DELETE FROM plain WHERE id % 2000 > 1000;
-	DELETE FROM triggered WHERE id % 2000 > 1000;
-	DELETE FROM pair WHERE id % 2000 > 1000});
-wait_for_both('d');
-set_window('opening', 'blue');
+# What row $id of a table has to be: v, or '' if there must be none; and the same
+# for the row that a move or insert makes.  $winner is a side.
+my %expected = (
+	'update/update' => sub { [ $_[0] ] },
+	'update/delete' => sub { [ $_[0] eq 'blue' ? 'blue' : '' ] },
+	'delete/update' => sub { [ $_[0] eq 'blue' ? '' : 'green' ] },
+	'delete/delete' => sub { [''] },
+	'insert/insert' => sub { [ undef, $_[0] ] },
+	'replace/update' => sub { [ $_[0] ] },
+	'gone/insert' => sub { [ undef, $_[0] eq 'blue' ? '' : 'green' ] },
+	'update/back' => sub { [ $_[0] eq 'blue' ? 'blue' : '0' ] },
+	'move/update' => sub { [ $_[0] eq 'blue' ? '' : 'green', '0' ] },
+	'move/move' => sub { [ '', '0' ] });
 
-# A policy, on which side the update/update row must come from for the larger
-# rev, and the side whose statements are run last.
+sub row_of
+{
+	my ($table, $id) = @_;
+	return $green->safe_psql("SELECT v FROM $table WHERE id = $id");
+}
+
+# Compare the rows of a round with what must have become of them.
+sub check_winners
+{
+	my ($base, $name, $winner) = @_;
+	my @wrong;
+	my %is = map { my $table = $_;
+		($table => { map { split /\|/, $_, 2 } split /\n/,
+			$green->safe_psql("SELECT id, v FROM $table") }) } @tables;
+	foreach my $table (@tables)
+	{
+		foreach my $cell (sort keys %cells)
+		{
+			foreach my $larger ('blue', 'green')
+			{
+				my $id = $rows{$base}{$table}{$cell}{$larger};
+				my @is = map { $is{$table}{$_} // '' } $id, $id + 1000;
+				my $must = $expected{$cell}->($winner || $larger);
+				foreach my $i (0 .. $#$must)
+				{
+					push @wrong, "$table $cell $larger: $is[$i], not $must->[$i]"
+					  if defined $must->[$i] && $is[$i] ne $must->[$i];
+				}
+			}
+		}
+	}
+	foreach my $larger ('blue', 'green')
+	{
+		my $id = $rows{$base}{unique}{'insert/insert'}{$larger};
+		my $is = join(' ', grep { defined }
+			  map { $is{pair}{"$id.$_"} } 1, 2);
+		push @wrong, "unique: $is" if $is ne ($winner || $larger);
+	}
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	is(join("\n", @wrong), '', "$name: who wins");
+	return;
+}
+
+$blue->safe_psql(q{
+	INSERT INTO plain SELECT i, '0', 1 FROM generate_series(1, 12000) i
+		WHERE i % 2000 BETWEEN 1 AND 1000;
+	INSERT INTO triggered SELECT id, 'p', v, rev FROM plain;
+	INSERT INTO pair SELECT * FROM plain});
+wait_for_both('d');
+set_window('d', 'opening', 'blue', $blue, $green);
+set_window('d', 'open', 'blue', $blue, $green);
+
+#
+# There and back: who has seen a change is later, and nothing conflicts
+#
+foreach my $i (1 .. 5)
+{
+	$blue->safe_psql("UPDATE plain SET v = 'blue $i', rev = 1 WHERE id BETWEEN 901 AND 909");
+	wait_for_sync('d');
+	$green->safe_psql("UPDATE plain SET v = 'green $i', rev = 1 WHERE id BETWEEN 901 AND 909");
+	wait_for_sync('d', node => $green);
+}
+both_same('there and back');
+is(row_of('plain', 905), 'green 5', 'the last one counts');
+is(conflicts_of($blue, 'update_update') + conflicts_of($green, 'update_update'),
+	0, 'nothing conflicts');
+ok($_->poll_query_until(q{SELECT count(*) = 1 FROM pg_replication_slots
+		WHERE slot_name ~ '_own$' AND active}), "$_->{name}: one watches")
+  for $blue, $green;
+
+#
+# Each cell, under each policy
+#
+# The policy, the side that writes last, and the one that wins ('': that with the
+# larger rev).
 my $base = 0;
 foreach my $round (
 	[ 'blue', 'green', 'blue' ], [ 'green', 'blue', 'green' ],
@@ -176,26 +237,58 @@ foreach my $round (
 {
 	my ($policy, $last, $winner) = @$round;
 	my $name = "$policy, $last last";
-	set_window('open', $policy);
+	set_window('d', 'open', $policy, $blue, $green);
 	$_->safe_psql(q{TRUNCATE bluegreen.conflict_log}) for $blue, $green;
-	$_->safe_psql(q{CALL bluegreen.stop('d')}) for $blue, $green;
+	stop_both('d', $blue, $green);
 	foreach my $node ($last eq 'green' ? ($blue, $green) : ($green, $blue))
 	{
 		$node->safe_psql(script($node->{name}, $base));
 	}
-	$_->safe_psql(q{CALL bluegreen.start('d')}) for $blue, $green;
+	start_both('d', $blue, $green);
 	both_same($name);
-
-	my @kinds = map { my $kind = $_;
-		[ map { conflicts_of($_, $kind) } $blue, $green ] }
-	  qw(update_update unique);
-	ok($kinds[0][0] >= 6 && $kinds[0][1] >= 6,
-		"$name: recorded on both sides: @{$kinds[0]}");
-	ok($kinds[1][0] + $kinds[1][1] > 0,
-		"$name: also other unique constraints: @{$kinds[1]}");
-	diag($_->{name}, ' ', $_->safe_psql(q{SELECT kind, decision, count(*)
-		FROM bluegreen.conflict GROUP BY 1, 2 ORDER BY 1, 2})) for $blue, $green;
+	check_winners($base, $name, $winner);
+	my @update = map { conflicts_of($_, 'update_update') } $blue, $green;
+	ok($update[0] >= 6 && $update[1] >= 6,
+		"$name: recorded on both sides (@update)");
+	ok(conflicts_of($blue, 'unique') + conflicts_of($green, 'unique') > 0,
+		"$name: also conflicts of other unique constraints");
 	$base += 2000;
 }
+
+#
+# Nobody wins: the stream stops, and somebody decides
+#
+set_window('d', 'open', 'error', $blue, $green);
+stop_both('d', $blue, $green);
+$_->safe_psql("UPDATE plain SET v = '$_->{name}', rev = rev + 1 WHERE id = 999")
+  for $blue, $green;
+start_both('d', $blue, $green);
+foreach my $node ($blue, $green)
+{
+	ok($node->poll_query_until(q{SELECT state = 'error'
+		FROM bluegreen.stat_stream}), "$node->{name}: stopped");
+	like($node->safe_psql('SELECT error_message FROM bluegreen.stat_stream'),
+		qr/conflict update_update on table "public.plain":.*999/,
+		"$node->{name}: the row is named");
+	my $lsn = $node->safe_psql('SELECT error_lsn FROM bluegreen.stat_stream');
+	$node->safe_psql("SELECT bluegreen.skip('d', '$lsn')");
+}
+foreach my $node ($blue, $green)
+{
+	ok($node->poll_query_until(q{SELECT state = 'streaming'
+		FROM bluegreen.stat_stream}), "$node->{name}: goes on");
+}
+wait_for_both('d');
+is(row_of('plain', 999), 'green', 'both were left out');
+$blue->safe_psql(q{UPDATE plain SET v = 'decided' WHERE id = 999});
+both_same('decided');
+
+#
+# Closed: nothing is watched any more
+#
+set_window('d', 'closed', 'blue', $blue, $green);
+is($_->safe_psql(q{SELECT count(*) FROM pg_replication_slots
+		WHERE slot_name ~ '_own$'}), 0, "$_->{name}: nobody watches")
+  for $blue, $green;
 
 done_testing();
