@@ -297,6 +297,15 @@ CREATE TABLE bluegreen.saved_index (
 		REFERENCES bluegreen.applied_table ON DELETE CASCADE
 );
 
+CREATE TABLE bluegreen.window_owed (
+	stream text NOT NULL
+		REFERENCES bluegreen.applied_stream ON DELETE CASCADE,
+	mapping integer NOT NULL,		-- table_mapping.id of the source
+	key text[] NOT NULL,			-- as the mapping has it
+	source_columns name[] NOT NULL,	-- the same row's key on the source ...
+	source_key text[] NOT NULL		-- ... and its values
+);
+
 CREATE TABLE bluegreen.conflict_log (
 	id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
 	at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -839,6 +848,13 @@ CREATE FUNCTION bluegreen.weigh_change(relation regclass, key name[],
 RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_weigh_change'
 LANGUAGE C;
+
+CREATE FUNCTION bluegreen.forget_key(relation regclass, columns name[],
+	key text[])
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_forget_key'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
 
 CREATE FUNCTION bluegreen.write_as_own()
 RETURNS void
@@ -1775,6 +1791,8 @@ REVOKE ALL ON FUNCTION bluegreen.check_change(regclass, name[], pg_lsn,
 REVOKE ALL ON FUNCTION bluegreen.weigh_change(regclass, name[], pg_lsn, text,
 	text, bigint, VARIADIC "any") FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.write_as_own() FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.forget_key(regclass, name[], text[])
+	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_create(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_setup(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_progress() FROM PUBLIC;
@@ -1877,6 +1895,8 @@ COMMENT ON TABLE bluegreen.applied_chunk IS
 	'on a target: chunks that are copied in, with the snapshot and position they show';
 COMMENT ON TABLE bluegreen.saved_index IS
 	'on a target: indexes that are not in use until their table is copied';
+COMMENT ON TABLE bluegreen.window_owed IS
+	'rows that a stream has left out for another row of a unique constraint: the source is to have them as they are here';
 COMMENT ON TABLE bluegreen.conflict_log IS
 	'on a target: rows that were not as a stream expected; see view conflict';
 
@@ -2023,6 +2043,8 @@ COMMENT ON FUNCTION bluegreen.check_change(regclass, name[], pg_lsn,
 COMMENT ON FUNCTION bluegreen.weigh_change(regclass, name[], pg_lsn, text,
 	text, bigint, VARIADIC "any") IS
 	'for a stream in a window: whose change of the row wins';
+COMMENT ON FUNCTION bluegreen.forget_key(regclass, name[], text[]) IS
+	'for a stream in a window: the row that was left out is to go where it came from';
 COMMENT ON FUNCTION bluegreen.write_as_own() IS
 	'for a stream in a window: what this transaction writes goes back as well';
 COMMENT ON FUNCTION bluegreen.note_reached(pg_lsn) IS

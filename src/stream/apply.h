@@ -57,6 +57,7 @@ typedef struct Apply
 	char	   *window;			/* the side that this comes from, in a window;
 								 * else NULL */
 	XLogRecPtr	noted_seen;		/* on the target, with the progress */
+	bool		owes;			/* a row was left out, see window.c */
 
 	/* what is being sent */
 	bool		open;			/* BEGIN was queued, COMMIT was not */

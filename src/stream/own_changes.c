@@ -37,9 +37,12 @@
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_type.h"
 #include "common/hashfn.h"
+#include "core/definition.h"
 #include "core/guard.h"
 #include "core/settings.h"
+#include "executor/spi.h"
 #include "funcapi.h"
 #include "lib/dshash.h"
 #include "miscadmin.h"
@@ -65,6 +68,7 @@ PG_FUNCTION_INFO_V1(bluegreen_check_change);
 PG_FUNCTION_INFO_V1(bluegreen_weigh_change);
 PG_FUNCTION_INFO_V1(bluegreen_note_seen);
 PG_FUNCTION_INFO_V1(bluegreen_write_as_own);
+PG_FUNCTION_INFO_V1(bluegreen_forget_key);
 
 #define LOCK_NAME "pg_bluegreen_own"
 #define ORIGIN_NAME_SIZE 96
@@ -785,5 +789,41 @@ bluegreen_write_as_own(PG_FUNCTION_ARGS)
 	registered = true;
 	put_aside = replorigin_session_origin;
 	replorigin_session_origin = InvalidRepOriginId;
+	PG_RETURN_VOID();
+}
+
+/*
+ * bluegreen.forget_key(relation regclass, columns name[], key text[]): a row that
+ * the stream has left out is to go where it came from, where these columns are
+ * its key.  By way of bluegreen.repair_row, since there is no row here that
+ * could be deleted.  In a transaction that has called write_as_own().
+ */
+Datum
+bluegreen_forget_key(PG_FUNCTION_ARGS)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	char	   *origin;
+
+	guard_require();
+	if (!replorigin_by_oid(put_aside, true, &origin))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("bluegreen.write_as_own() was not called")));
+	catalog_begin(&access);
+	catalog_arg_text(&args, origin);
+	catalog_arg(&args, OIDOID, PG_GETARG_DATUM(0));
+	catalog_arg(&args, NAMEARRAYOID, PG_GETARG_DATUM(1));
+	catalog_arg(&args, TEXTARRAYOID, PG_GETARG_DATUM(2));
+	catalog_run("INSERT INTO bluegreen.repair_row (mapping, key) "
+				"SELECT m.id, (SELECT array_agg(k.value ORDER BY c.position) "
+				" FROM bluegreen.mapping_column c "
+				" JOIN unnest($3, $4) AS k (name, value) ON k.name = c.name "
+				" WHERE c.mapping = m.id AND c.is_key) "
+				"FROM bluegreen.table_mapping m JOIN bluegreen.deployment d "
+				"ON d.id = m.deployment AND d.opposite = $1 "
+				"WHERE m.source = $2", &args, SPI_OK_INSERT);
+	catalog_run("DELETE FROM bluegreen.repair_row", NULL, SPI_OK_DELETE);
+	catalog_end(&access);
 	PG_RETURN_VOID();
 }

@@ -307,6 +307,8 @@ sink_commit(void *arg, ReorderBufferTXN *txn, XLogRecPtr end_lsn)
 		apply_wait(worker->apply);
 		gate_commit(worker->gate);
 	}
+	if (worker->apply->owes)
+		reader_stop(worker);	/* the next worker begins with that */
 }
 
 /*

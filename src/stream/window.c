@@ -26,7 +26,10 @@
  * What comes is left out, if it loses: our side removes it when the other one
  * arrives there.  If theirs loses, it is removed by a transaction of the target's
  * own, which then comes to us like others: we may have got the row by then, if
- * ours has ceased to be in the way.
+ * ours has ceased to be in the way.  And if what comes is left out, the other
+ * row may cease to be in the way as well, and never meet it on our side: so the
+ * target owes us the row as it has it, or has it not, and sends it by a
+ * transaction of its own (window_owed), when what was left out is committed.
  *
  * Both sides come to the same rows, because both decide with the same function
  * of two changes.  That holds if a change of one side never has a lower rank
@@ -52,7 +55,9 @@
 #include "stream/watch.h"
 #include "stream/window.h"
 #include "utils/builtins.h"
+#include "utils/array.h"
 #include "utils/date.h"
+#include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/pg_lsn.h"
 #include "utils/timestamp.h"
@@ -244,6 +249,89 @@ parse_lsn(const char *text)
 		DatumGetLSN(DirectFunctionCall1(pg_lsn_in, CStringGetDatum(text)));
 }
 
+static MappingRow *
+find_mapping(const StreamWorker *worker, int id)
+{
+	ListCell   *lc;
+
+	foreach(lc, worker->rows)
+	{
+		MappingRow *row = lfirst(lc);
+
+		if (row->id == id)
+			return row;
+	}
+	return NULL;
+}
+
+/*
+ * UPDATE that changes nothing of the row with that key.
+ */
+static char *
+touch_statement(const MappingRow *row, const char *key)
+{
+	StringInfoData set;
+	StringInfoData where;
+	int			n = 0;
+
+	initStringInfo(&set);
+	initStringInfo(&where);
+	for (int i = 0; i < row->ncolumns; i++)
+	{
+		const char *name = quote_identifier(row->columns[i].name);
+
+		if (!row->columns[i].is_key)
+			continue;
+		if (n == 0)
+			appendStringInfo(&set, "%s = t.%s", name, name);
+		appendStringInfo(&where, "%st.%s = (%s::pg_catalog.text[])[%d]::%s",
+						 n > 0 ? " AND " : "", name, quote_literal_cstr(key),
+						 n + 1, row->columns[i].type);
+		n++;
+	}
+	return psprintf("UPDATE %s AS t SET %s WHERE %s",
+					mapping_target_name(row), set.data, where.data);
+}
+
+/*
+ * Have the target send what it owes us: rows that were left out there, as they
+ * are.
+ */
+static void
+collect_owed(StreamWorker *worker)
+{
+	Peer	   *peer = worker->peer;
+	const char *args[] = {worker->origin};
+	PeerResult *owed = peer_query(peer,
+								  "SELECT mapping, key, source_columns, source_key "
+								  "FROM bluegreen.window_owed WHERE stream = $1",
+								  1, args);
+
+	if (owed->ntuples == 0)
+		return;
+	(void) peer_command(peer, "BEGIN");
+	(void) peer_query(peer, "SELECT bluegreen.write_as_own()", 0, NULL);
+	for (int i = 0; i < owed->ntuples; i++)
+	{
+		char	  **values = owed->values[i];
+		MappingRow *row = find_mapping(worker, atoi(values[0]));
+
+		if (row == NULL ||
+			peer_command(peer, touch_statement(row, values[1])) > 0)
+			continue;
+		(void) peer_query(peer,
+						  psprintf("SELECT bluegreen.forget_key(%s, %s, %s)",
+								   quote_literal_cstr(mapping_target_name(row)),
+								   quote_literal_cstr(values[2]),
+								   quote_literal_cstr(values[3])),
+						  0, NULL);
+	}
+	(void) peer_command(peer,
+						psprintf("DELETE FROM bluegreen.window_owed WHERE stream = %s",
+								 quote_literal_cstr(worker->origin)));
+	(void) peer_command(peer, "COMMIT");
+}
+
 /*
  * What this side had seen at the target's progress.  While the window is being
  * opened one side takes no writes, and what the other one brings cannot
@@ -262,6 +350,7 @@ window_load(StreamWorker *worker)
 						"WHERE name = $1", 1, args);
 	if (result->ntuples > 0)
 		worker->seen = parse_lsn(result->values[0][0]);
+	collect_owed(worker);
 	if (strcmp(worker->deployment->window, "opening") != 0)
 		return;
 	worker->seen = Max(worker->seen,
@@ -387,6 +476,8 @@ rank_of(const WindowRow *w)
 
 	if (decider == 0)
 		return w->context->position.commit_time;
+	if (w->change->kind == CHANGE_DELETE_IF_THERE)
+		return PG_INT64_MIN;
 	return window_value_rank(TupleDescAttr(transform->source_desc,
 									 decider - 1)->atttypid,
 					   transform->slot->tts_values[decider - 1],
@@ -442,6 +533,64 @@ static const char *
 other_side(const char *side)
 {
 	return strcmp(side, "blue") == 0 ? "green" : "blue";
+}
+
+/* A datum as text. */
+static Datum
+text_of(Oid type, Datum value)
+{
+	Oid			function;
+	bool		is_varlena;
+
+	getTypeOutputInfo(type, &function, &is_varlena);
+	return CStringGetTextDatum(OidOutputFunctionCall(function, value));
+}
+
+static char *
+text_array(Datum *values, int n)
+{
+	ArrayType  *array = construct_array(values, n, TEXTOID, -1, false,
+										TYPALIGN_INT);
+
+	return OidOutputFunctionCall(F_ARRAY_OUT, PointerGetDatum(array));
+}
+
+/*
+ * What comes is left out for another row: the target owes us this one.
+ */
+static void
+owe(WindowRow *w)
+{
+	Transform  *transform = w->change->transform;
+	TupleTableSlot *slot = transform->slot;
+	Datum	   *key = palloc_array(Datum, transform->nkeys);
+	Datum	   *names = palloc_array(Datum, transform->source_desc->natts);
+	Datum	   *values = palloc_array(Datum, transform->source_desc->natts);
+	int			attnum = -1;
+	int			n = 0;
+
+	for (int k = 0; k < transform->nkeys; k++)
+		key[k] = text_of(transform->columns[transform->keys[k]].type,
+						 w->change->values[transform->keys[k]]);
+	while ((attnum = bms_next_member(transform->chunk_key, attnum)) >= 0)
+	{
+		Form_pg_attribute att = TupleDescAttr(transform->source_desc,
+											  attnum - 1);
+
+		names[n] = CStringGetTextDatum(NameStr(att->attname));
+		values[n++] = text_of(att->atttypid, slot->tts_values[attnum - 1]);
+	}
+	apply_start_group(w->apply, &w->context->position);
+	peer_send_sql(w->apply->peer,
+				  psprintf("INSERT INTO bluegreen.window_owed VALUES (%s, %d, %s, %s, %s)",
+						   quote_literal_cstr(w->apply->origin),
+						   transform->row->id,
+						   quote_literal_cstr(text_array(key, transform->nkeys)),
+						   quote_literal_cstr(text_array(names, n)),
+						   quote_literal_cstr(text_array(values, n))));
+	apply_expect(w->apply, -1);
+	(void) apply_finish_carefully(w->apply, w->change);
+	w->apply->owes = true;
 }
 
 /*
@@ -556,6 +705,7 @@ loses_to_other_row(WindowRow *w)
 								  "left out what came", words);
 				apply_record_conflict(w->apply, w->row, w->change, w->context,
 									  words, way->note);
+				owe(w);
 				return true;
 			case VERDICT_ERROR:
 				refuse_conflict(w, "unique");
@@ -624,6 +774,9 @@ apply_concurrent(WindowRow *w, int weight)
 	const char *words[2];
 	bool		theirs = VERDICT(weight) == VERDICT_THEIRS;
 
+	/* what was owed is not any more */
+	if (w->change->kind == CHANGE_DELETE_IF_THERE)
+		return;
 	if (VERDICT(weight) == VERDICT_ERROR)
 		refuse_conflict(w, kind);
 	describe_decision(w, kind, weight,
