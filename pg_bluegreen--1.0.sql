@@ -789,7 +789,8 @@ LANGUAGE C STRICT
 SET search_path = pg_catalog, pg_temp;
 
 CREATE FUNCTION bluegreen.derive_mapping(deployment name, source text,
-	target text, transform text, key text[], types text[], derived_from text)
+	target text, transform text, key text[], types text[], derived_from text,
+	conflict text)
 RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_derive_mapping'
 LANGUAGE C STRICT
@@ -1725,7 +1726,7 @@ REVOKE ALL ON FUNCTION bluegreen.joined_stream(name, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.leave_deployment(name, text, boolean)
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.derive_mapping(name, text, text, text, text[],
-	text[], text) FROM PUBLIC;
+	text[], text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.keep_derived(name, integer[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.joined_mappings(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.preview(name, regclass, integer) FROM PUBLIC;
@@ -1942,7 +1943,7 @@ COMMENT ON FUNCTION bluegreen.joined_stream(name, text) IS
 COMMENT ON FUNCTION bluegreen.leave_deployment(name, text, boolean) IS
 	'for blue, on green: drop the row of the deployment and the stream back';
 COMMENT ON FUNCTION bluegreen.derive_mapping(name, text, text, text, text[],
-	text[], text) IS
+	text[], text, text) IS
 	'for blue, on green: have a mapping back that was derived, unless somebody defined one; returns its id, null if somebody did';
 COMMENT ON FUNCTION bluegreen.keep_derived(name, integer[]) IS
 	'for blue, on green: remove the derived mappings back but these; returns how many';

@@ -157,6 +157,7 @@ typedef struct DerivedMapping
 	char	   *transform;
 	List	   *key;			/* of char *; NIL: without a key */
 	List	   *types;			/* of the columns, as SQL */
+	char	   *conflict;		/* who wins in a window, as forward */
 	char	   *basis;			/* differs whenever one of it does */
 	char	   *problem;		/* why there is none, or NULL */
 } DerivedMapping;

@@ -134,7 +134,7 @@ my %accidents = (
 	cut => sub { $_->reset for values %proxies },
 	stall => sub {
 		$_->stall for values %proxies;
-		$blue->poll_query_until(q{SELECT count(*) > 500 FROM made});
+		$blue->poll_query_until(q{SELECT count(*) > 200 FROM made});
 		$_->reset for values %proxies;
 		$_->forward for values %proxies;
 	},
@@ -147,7 +147,7 @@ sub load
 	my ($node) = @_;
 	return pgbench_start($node,
 		clients => 2,
-		rate => 150,
+		rate => 120,
 		args => [ '--max-tries=1000' ],
 		script => [
 			"\\set i random(1, 400)\n\\set what random(0, 9)\n"
@@ -169,7 +169,7 @@ foreach my $round ([ 'blue', 'cut' ], [ 'green', 'stream' ],
 	set_window('d', 'open', $policy, $blue, $green);
 	$_->safe_psql(q{TRUNCATE bluegreen.conflict_log, made}) for $blue, $green;
 	my @loads = map { load($_) } $blue, $green;
-	ok($_->poll_query_until('SELECT count(*) > 150 FROM made'),
+	ok($_->poll_query_until('SELECT count(*) > 80 FROM made'),
 		"$name: $_->{name} writes") for $blue, $green;
 	if ($accident eq 'server' || $accident eq 'stream' || $accident eq 'watcher')
 	{
@@ -178,7 +178,7 @@ foreach my $round ([ 'blue', 'cut' ], [ 'green', 'stream' ],
 	$accidents{$accident}->();
 	@loads = map { load($_) } $blue, $green if !@loads;
 	my $before = $green->safe_psql('SELECT count(*) FROM made');
-	ok($_->poll_query_until("SELECT count(*) > $before + 150 FROM made"),
+	ok($_->poll_query_until("SELECT count(*) > $before + 80 FROM made"),
 		"$name: $_->{name} writes on") for $green;
 	pgbench_stop($_) for @loads;
 	follow($name);
