@@ -491,10 +491,17 @@ apply_tell_seen(Apply *apply, XLogRecPtr seen)
  * Check that a mapping's target may be emptied.
  */
 void
-apply_check_truncate(const Transform *transform)
+apply_check_truncate(Apply *apply, const Transform *transform)
 {
 	MappingRow *row = transform->row;
 
+	if (apply_writer(apply, transform)->window != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("TRUNCATE of table \"%s\" cannot be applied to \"%s\" in a window",
+						get_rel_name(row->source), mapping_target_name(row)),
+				 errdetail("Nobody could say which rows of the other side it was to take."),
+				 errhint("Delete the rows on the target yourself, then leave this transaction out with bluegreen.skip().")));
 	if (!row->target_shared && row->on_delete == ON_DELETE_DELETE &&
 		row->on_write == ON_WRITE_MIRROR)
 		return;
@@ -714,7 +721,7 @@ apply_run_carefully(Apply *apply, StatementKind kind, BatchRow *row,
 void
 apply_record_conflict(Apply *apply, BatchRow *row, const RowChange *change,
 					  const CarefulContext *context,
-					  const char *const words[2], PeerStatement *note)
+					  const char *const words[2])
 {
 	TargetWriter *writer = apply_writer(apply, change->transform);
 	TableShared *stats = table_shared_get(change->transform->row->id,
@@ -738,7 +745,7 @@ apply_record_conflict(Apply *apply, BatchRow *row, const RowChange *change,
 	texts[6] = incoming.data + 1;
 	texts[7] = words[1];
 	apply_start_group(apply, &context->position);
-	apply_queue_conflict(apply, writer, row, texts, note);
+	apply_queue_conflict(apply, writer, row, texts, context->note);
 	(void) apply_finish_carefully(apply, change);
 	pg_atomic_fetch_add_u64(&stats->conflicts, 1);
 	event_record(MyDatabaseId, change->transform->row->deployment,
@@ -777,7 +784,7 @@ update_carefully(Apply *apply, BatchRow *row, const RowChange *change,
 						apply_blame_row(apply, change)),
 				 errdetail("The change does not carry all columns, so the row cannot be inserted."),
 				 errhint("Insert the row on the target, or leave this transaction out with bluegreen.skip().")));
-	apply_record_conflict(apply, row, change, context, update_missing, NULL);
+	apply_record_conflict(apply, row, change, context, update_missing);
 	(void) apply_run_carefully(apply, STATEMENT_UPSERT, row, change, context);
 }
 
@@ -790,7 +797,7 @@ move_carefully(Apply *apply, BatchRow *row, const RowChange *change,
 {
 	if (apply_run_carefully(apply, STATEMENT_FIND, row, change, context) > 0)
 	{
-		apply_record_conflict(apply, row, change, context, move_exists, NULL);
+		apply_record_conflict(apply, row, change, context, move_exists);
 		(void) apply_run_carefully(apply, STATEMENT_DELETE, row, change, context);
 	}
 	apply_start_group(apply, &context->position);
@@ -805,7 +812,7 @@ insert_carefully(Apply *apply, BatchRow *row, const RowChange *change,
 {
 	if (apply_run_carefully(apply, STATEMENT_INSERT_ABSENT, row, change, context) > 0)
 		return;
-	apply_record_conflict(apply, row, change, context, insert_exists, NULL);
+	apply_record_conflict(apply, row, change, context, insert_exists);
 	(void) apply_run_carefully(apply, STATEMENT_UPSERT, row, change, context);
 }
 
@@ -820,12 +827,12 @@ apply_keyless_carefully(Apply *apply, BatchRow *row, const RowChange *change,
 	{
 		case CHANGE_DELETE:
 			if (apply_run_carefully(apply, STATEMENT_TAKE, row, change, context) == 0)
-				apply_record_conflict(apply, row, change, context, delete_missing, NULL);
+				apply_record_conflict(apply, row, change, context, delete_missing);
 			return;
 		case CHANGE_UPDATE:
 			if (apply_run_carefully(apply, STATEMENT_REPLACE, row, change, context) > 0)
 				return;
-			apply_record_conflict(apply, row, change, context, update_missing, NULL);
+			apply_record_conflict(apply, row, change, context, update_missing);
 			break;
 		default:
 			break;
@@ -884,7 +891,7 @@ apply_row_carefully(Apply *apply, const RowChange *change,
 			break;
 		case CHANGE_DELETE:
 			if (apply_run_carefully(apply, STATEMENT_DELETE, row, change, context) == 0)
-				apply_record_conflict(apply, row, change, context, delete_missing, NULL);
+				apply_record_conflict(apply, row, change, context, delete_missing);
 			break;
 		case CHANGE_DELETE_IF_THERE:
 			(void) apply_run_carefully(apply, STATEMENT_DELETE, row, change, context);

@@ -117,7 +117,7 @@ extern void apply_wait(Apply *apply);
 extern bool apply_is_idle(const Apply *apply);
 extern void apply_note_oldest(Apply *apply);
 
-extern void apply_check_truncate(const Transform *transform);
+extern void apply_check_truncate(Apply *apply, const Transform *transform);
 extern void apply_truncate(Apply *apply, List *transforms,
 						   bool restart_identity,
 						   const ApplyPosition *position);
@@ -131,6 +131,8 @@ typedef struct CarefulContext
 {
 	const char *deployment;
 	ApplyPosition position;		/* of the transaction */
+	PeerStatement *note;		/* the row that a conflict is recorded with, if
+								 * it is another one than the key's */
 } CarefulContext;
 
 extern void apply_row_carefully(Apply *apply, const RowChange *change,
@@ -145,8 +147,7 @@ extern int64 apply_run_carefully(Apply *apply, StatementKind kind,
 extern void apply_record_conflict(Apply *apply, BatchRow *row,
 								  const RowChange *change,
 								  const CarefulContext *context,
-								  const char *const words[2],
-								  PeerStatement *note);
+								  const char *const words[2]);
 extern char *apply_blame_row(Apply *apply, const RowChange *change);
 
 /* apply_rows.c */

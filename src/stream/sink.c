@@ -240,7 +240,7 @@ sink_truncate(void *arg, List *transforms, bool cascade,
 	/* before a copy is waited for, which may wait for us */
 	foreach(lc, transforms)
 	{
-		apply_check_truncate(lfirst(lc));
+		apply_check_truncate(worker->apply, lfirst(lc));
 	}
 	worker->has_rows = true;
 	send_part(worker);

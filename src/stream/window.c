@@ -609,6 +609,19 @@ describe_decision(const WindowRow *w, const char *kind, int weight,
 						window->policy, done);
 }
 
+/*
+ * Record a conflict; note keeps the row that it is with, if that is not the one
+ * with our key.
+ */
+static void
+record(WindowRow *w, const char *const words[2], PeerStatement *note)
+{
+	CarefulContext context = *w->context;
+
+	context.note = note;
+	apply_record_conflict(w->apply, w->row, w->change, &context, words);
+}
+
 static void
 refuse_conflict(WindowRow *w, const char *kind)
 {
@@ -668,8 +681,7 @@ remove_in_way(WindowRow *w, const WindowWay *way, int weight)
 	peer_send_sql(apply->peer, "ROLLBACK");
 	peer_send_sql(apply->peer, "BEGIN");
 	peer_send_sql(apply->peer, "SELECT bluegreen.write_as_own()");
-	apply_record_conflict(apply, w->row, w->change, w->context, words,
-						  way->note);
+	record(w, words, way->note);
 	(void) ask(w, way->remove, COLUMNS_CARRIED, false);
 	peer_send_sql(apply->peer, "COMMIT");
 	apply_expect(apply, -1);
@@ -703,8 +715,7 @@ loses_to_other_row(WindowRow *w)
 			case VERDICT_OURS:
 				describe_decision(w, "unique", weight,
 								  "left out what came", words);
-				apply_record_conflict(w->apply, w->row, w->change, w->context,
-									  words, way->note);
+				record(w, words, way->note);
 				owe(w);
 				return true;
 			case VERDICT_ERROR:
@@ -726,12 +737,6 @@ write_row(WindowRow *w)
 		apply_again(w, "somebody has made a row that was to be inserted");
 }
 
-static void
-record(WindowRow *w, const char *const words[2])
-{
-	apply_record_conflict(w->apply, w->row, w->change, w->context, words, NULL);
-}
-
 /*
  * The row is not changed on both sides.  What comes counts.
  */
@@ -748,7 +753,7 @@ apply_alone(WindowRow *w)
 		if (w->there)
 			(void) run(w, STATEMENT_DELETE);
 		else if (kind == CHANGE_DELETE)
-			record(w, gone);
+			record(w, gone, NULL);
 		return;
 	}
 	if (w->there && kind == CHANGE_UPDATE)
@@ -758,9 +763,9 @@ apply_alone(WindowRow *w)
 	}
 	require_whole_row(w);
 	if (w->there && kind == CHANGE_INSERT)
-		record(w, exists);
+		record(w, exists, NULL);
 	else if (!w->there && kind == CHANGE_UPDATE)
-		record(w, missing);
+		record(w, missing, NULL);
 	write_row(w);
 }
 
@@ -783,7 +788,7 @@ apply_concurrent(WindowRow *w, int weight)
 					  !theirs ? "left out what came" :
 					  w->is_delete ? "deleted the row" : "wrote the row that came",
 					  words);
-	record(w, words);
+	record(w, words, NULL);
 	if (!theirs)
 		return;
 	if (w->is_delete)

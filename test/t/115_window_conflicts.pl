@@ -284,6 +284,21 @@ $blue->safe_psql(q{UPDATE plain SET v = 'decided' WHERE id = 999});
 both_same('decided');
 
 #
+# TRUNCATE says nothing of rows
+#
+$blue->safe_psql('TRUNCATE triggered');
+ok($blue->poll_query_until(q{SELECT state = 'error'
+	FROM bluegreen.stat_stream}), 'TRUNCATE stops the stream');
+like($blue->safe_psql('SELECT error_message FROM bluegreen.stat_stream'),
+	qr/TRUNCATE of table "triggered" cannot be applied to .* in a window/,
+	'and says so');
+$green->safe_psql('DELETE FROM triggered');
+$blue->safe_psql(q{SELECT bluegreen.skip('d', error_lsn)
+	FROM bluegreen.stat_stream});
+ok($blue->poll_query_until(q{SELECT state = 'streaming'
+	FROM bluegreen.stat_stream}), 'left out, it goes on');
+
+#
 # Closed: nothing is watched any more
 #
 set_window('d', 'closed', 'blue', $blue, $green);
