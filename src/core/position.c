@@ -125,8 +125,9 @@ bluegreen_commit_position(PG_FUNCTION_ARGS)
 	ForceSyncCommit();
 	position_lsn = PG_GETARG_LSN(0);
 	position_time = PG_GETARG_TIMESTAMPTZ(1);
-	own_attach_session();
 	position_seen = PG_GETARG_LSN(3);
+	if (!XLogRecPtrIsInvalid(position_seen))
+		own_attach_session();
 	PG_RETURN_VOID();
 }
 

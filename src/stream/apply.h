@@ -138,7 +138,8 @@ typedef struct CarefulContext
 extern void apply_row_carefully(Apply *apply, const RowChange *change,
 								const CarefulContext *context);
 
-/* for window.c */
+/* for apply_careful.c and window.c */
+extern void apply_launch(Apply *apply, bool commits);
 extern void apply_start_group(Apply *apply, const ApplyPosition *position);
 extern int64 apply_finish_carefully(Apply *apply, const RowChange *change);
 extern int64 apply_run_carefully(Apply *apply, StatementKind kind,
