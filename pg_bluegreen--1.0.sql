@@ -303,7 +303,8 @@ CREATE TABLE bluegreen.window_owed (
 	mapping integer NOT NULL,		-- table_mapping.id of the source
 	key text[] NOT NULL,			-- as the mapping has it
 	source_columns name[] NOT NULL,	-- the same row's key on the source ...
-	source_key text[] NOT NULL		-- ... and its values
+	source_key text[] NOT NULL,		-- ... and its values
+	PRIMARY KEY (stream, mapping, key)
 );
 
 CREATE TABLE bluegreen.conflict_log (
@@ -449,7 +450,7 @@ CREATE FUNCTION bluegreen.map_table(deployment name, source regclass,
 	target text DEFAULT NULL, transform text DEFAULT NULL,
 	key text[] DEFAULT NULL, on_write text DEFAULT 'mirror',
 	on_delete text DEFAULT 'delete', lookup text DEFAULT NULL,
-	direction text DEFAULT 'forward', conflict text DEFAULT 'error')
+	direction text DEFAULT 'forward', conflict text DEFAULT NULL)
 RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_map_table'
 LANGUAGE C;
@@ -459,7 +460,7 @@ CREATE FUNCTION bluegreen.map_table(deployment name, source text,
 	target text DEFAULT NULL, transform text DEFAULT NULL,
 	key text[] DEFAULT NULL, on_write text DEFAULT 'mirror',
 	on_delete text DEFAULT 'delete', lookup text DEFAULT NULL,
-	direction text DEFAULT 'forward', conflict text DEFAULT 'error')
+	direction text DEFAULT 'forward', conflict text DEFAULT NULL)
 RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_map_table'
 LANGUAGE C;

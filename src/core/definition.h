@@ -118,7 +118,7 @@ typedef struct MapRequest
 	OnWrite		on_write;
 	OnDelete	on_delete;
 	char	   *lookup;			/* NULL = none */
-	char	   *conflict;		/* in a window; NULL = 'error' */
+	char	   *conflict;		/* in a window; NULL: as on_write says */
 	/* with a lookup, from lookup_define() */
 	Lookup	   *defined;
 	int			nincoming;

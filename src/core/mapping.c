@@ -215,6 +215,19 @@ mapping_text_argument(FunctionCallInfo fcinfo, int i)
 /* ---- rows ---- */
 
 /*
+ * Who wins in a window: what is written in a way that needs nobody to win is not
+ * looked up unless somebody says so.
+ */
+static const char *
+conflict_policy(const MapRequest *request)
+{
+	if (request->conflict != NULL)
+		return request->conflict;
+	return request->on_write == ON_WRITE_MERGE &&
+		request->on_delete == ON_DELETE_IGNORE ? "none" : "error";
+}
+
+/*
  * Insert the mapping's row; returns its id.  Error if the same mapping exists.
  */
 static int32
@@ -235,7 +248,7 @@ insert_mapping(const Deployment *deployment, const MapRequest *request,
 	catalog_arg(&args, BOOLOID, BoolGetDatum(has_other_columns));
 	catalog_arg_text(&args, direction_name(deployment->direction));
 	catalog_arg_text(&args, derived_from);
-	catalog_arg_text(&args, request->conflict ? request->conflict : "error");
+	catalog_arg_text(&args, conflict_policy(request));
 	if (catalog_run("INSERT INTO bluegreen.table_mapping (deployment, "
 					"direction, source, view, target_schema, target_table, "
 					"on_write, on_delete, has_other_columns, derived_from, "
@@ -599,7 +612,7 @@ map_on_green(FunctionCallInfo fcinfo, const Deployment *deployment)
 }
 
 /*
- * The policy for rows that both sides change.
+ * The policy for rows that both sides change, or NULL.
  */
 static char *
 conflict_argument(FunctionCallInfo fcinfo)
@@ -609,7 +622,8 @@ conflict_argument(FunctionCallInfo fcinfo)
 	};
 	char	   *value;
 
-	require_argument(fcinfo, ARG_CONFLICT, "conflict");
+	if (PG_ARGISNULL(ARG_CONFLICT))
+		return NULL;
 	value = text_to_cstring(PG_GETARG_TEXT_PP(ARG_CONFLICT));
 	if (enum_lookup(words, lengthof(words), value) < 0 &&
 		(strncmp(value, "newer_column:", 13) != 0 || value[13] == '\0'))

@@ -582,7 +582,7 @@ owe(WindowRow *w)
 	}
 	apply_start_group(w->apply, &w->context->position);
 	peer_send_sql(w->apply->peer,
-				  psprintf("INSERT INTO bluegreen.window_owed VALUES (%s, %d, %s, %s, %s)",
+				  psprintf("INSERT INTO bluegreen.window_owed VALUES (%s, %d, %s, %s, %s) ON CONFLICT DO NOTHING",
 						   quote_literal_cstr(w->apply->origin),
 						   transform->row->id,
 						   quote_literal_cstr(text_array(key, transform->nkeys)),
