@@ -168,6 +168,8 @@ foreach my $round ([ 'blue', 'cut' ], [ 'green', 'stream' ],
 	my $name = "$policy, $accident";
 	set_window('d', 'open', $policy, $blue, $green);
 	$_->safe_psql(q{TRUNCATE bluegreen.conflict_log, made}) for $blue, $green;
+	# what is made while nothing is sent conflicts for certain
+	stop_both('d', $blue, $green);
 	my @loads = map { load($_) } $blue, $green;
 	ok($_->poll_query_until('SELECT count(*) > 80 FROM made'),
 		"$name: $_->{name} writes") for $blue, $green;
@@ -175,6 +177,7 @@ foreach my $round ([ 'blue', 'cut' ], [ 'green', 'stream' ],
 	{
 		pgbench_stop($_) for splice @loads;
 	}
+	start_both('d', $blue, $green);
 	$accidents{$accident}->();
 	@loads = map { load($_) } $blue, $green if !@loads;
 	my $before = $green->safe_psql('SELECT count(*) FROM made');
