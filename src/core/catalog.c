@@ -42,6 +42,10 @@ static const char *const desired_names[] = {
 	"defined", "started", "stopped", "finished"
 };
 
+const char *const window_state_names[] = {
+	"closed", "opening", "open", "closing"
+};
+
 #define DEPLOYMENT_SQL \
 	"SELECT id, name::text, owner, server::text, desired, mapping_version, " \
 	"system_identifier, slot_lsn, skip_lsn, source_place, side, " \
@@ -275,7 +279,8 @@ read_deployment(const CatalogAccess *access)
 	deployment->peer_server = catalog_text(access, 0, 12);
 	deployment->opposite = catalog_text(access, 0, 13);
 	deployment->opposite_lsn = stored_lsn(0, 14);
-	deployment->window = catalog_text(access, 0, 15);
+	deployment->window = stored_enum(window_state_names, WINDOW_CLOSING + 1,
+									 0, 15);
 	return deployment;
 }
 

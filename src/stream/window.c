@@ -216,7 +216,7 @@ window_prepare(StreamWorker *worker)
 	char		slot_name[NAMEDATALEN];
 	ListCell   *lc;
 
-	worker->window = strcmp(deployment->window, "closed") != 0;
+	worker->window = deployment->window != WINDOW_CLOSED;
 	watch_slot_name(slot_name, shared->slot_name);
 	if (!worker->window)
 	{
@@ -351,7 +351,7 @@ window_load(StreamWorker *worker)
 	if (result->ntuples > 0)
 		worker->seen = parse_lsn(result->values[0][0]);
 	collect_owed(worker);
-	if (strcmp(worker->deployment->window, "opening") != 0)
+	if (worker->deployment->window != WINDOW_OPENING)
 		return;
 	worker->seen = Max(worker->seen,
 					   replorigin_get_progress(worker->opposite, true));

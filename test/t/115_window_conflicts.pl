@@ -4,7 +4,7 @@ use strict;
 use warnings;
 
 use BlueGreen;
-use BlueGreen::Window;
+use BlueGreen::TwoWay;
 use Test::More;
 
 my ($blue, $green) = create_pair(

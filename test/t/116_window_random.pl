@@ -6,7 +6,7 @@ use warnings;
 
 use BlueGreen;
 use BlueGreen::Proxy;
-use BlueGreen::Window;
+use BlueGreen::TwoWay;
 use Test::More;
 
 my ($blue, $green) = create_pair(

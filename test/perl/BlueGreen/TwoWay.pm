@@ -1,4 +1,4 @@
-package BlueGreen::Window;
+package BlueGreen::TwoWay;
 
 # Helpers for tests in which both sides take writes.
 
