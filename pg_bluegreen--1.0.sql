@@ -50,6 +50,9 @@ CREATE TABLE bluegreen.table_mapping (
 	row_shape text[],				-- of a transform that reads whole rows
 	defined_in pg_snapshot NOT NULL DEFAULT pg_current_snapshot(),
 	derived_from text,				-- what blue derived it from; NULL = defined
+	conflict text NOT NULL DEFAULT 'error'	-- who wins while both sides write
+		CHECK (conflict IN ('last_write', 'blue', 'green', 'error', 'none')
+			OR conflict LIKE 'newer_column:_%'),
 	UNIQUE (deployment, direction, source, target_schema, target_table)
 );
 
@@ -259,6 +262,7 @@ CREATE TABLE bluegreen.applied_stream (
 	slot_lsn pg_lsn NOT NULL,		-- the slot's first position
 	timeline text NOT NULL,			-- of the source that writes
 	lost text,						-- why no source may go on writing
+	seen pg_lsn,					-- in a window: of this side, by the source
 	created_at timestamptz NOT NULL DEFAULT now()
 );
 
@@ -303,6 +307,16 @@ CREATE TABLE bluegreen.saved_index (
 	PRIMARY KEY (stream, mapping, name),
 	FOREIGN KEY (stream, mapping)
 		REFERENCES bluegreen.applied_table ON DELETE CASCADE
+);
+
+CREATE TABLE bluegreen.window_owed (
+	stream text NOT NULL
+		REFERENCES bluegreen.applied_stream ON DELETE CASCADE,
+	mapping integer NOT NULL,		-- table_mapping.id of the source
+	key text[] NOT NULL,			-- as the mapping has it
+	source_columns name[] NOT NULL,	-- the same row's key on the source ...
+	source_key text[] NOT NULL,		-- ... and its values
+	PRIMARY KEY (stream, mapping, key)
 );
 
 CREATE TABLE bluegreen.conflict_log (
@@ -451,7 +465,7 @@ CREATE FUNCTION bluegreen.map_table(deployment name, source regclass,
 	target text DEFAULT NULL, transform text DEFAULT NULL,
 	key text[] DEFAULT NULL, on_write text DEFAULT 'mirror',
 	on_delete text DEFAULT 'delete', lookup text DEFAULT NULL,
-	direction text DEFAULT 'forward')
+	direction text DEFAULT 'forward', conflict text DEFAULT NULL)
 RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_map_table'
 LANGUAGE C;
@@ -461,7 +475,7 @@ CREATE FUNCTION bluegreen.map_table(deployment name, source text,
 	target text DEFAULT NULL, transform text DEFAULT NULL,
 	key text[] DEFAULT NULL, on_write text DEFAULT 'mirror',
 	on_delete text DEFAULT 'delete', lookup text DEFAULT NULL,
-	direction text DEFAULT 'forward')
+	direction text DEFAULT 'forward', conflict text DEFAULT NULL)
 RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_map_table'
 LANGUAGE C;
@@ -650,7 +664,7 @@ LANGUAGE C
 SET search_path = pg_catalog, pg_temp;
 
 CREATE FUNCTION bluegreen.commit_position(lsn pg_lsn, commit_time timestamptz,
-	after pg_lsn)
+	after pg_lsn, seen pg_lsn)
 RETURNS void
 AS 'MODULE_PATHNAME', 'bluegreen_commit_position'
 LANGUAGE C STRICT
@@ -795,7 +809,8 @@ LANGUAGE C STRICT
 SET search_path = pg_catalog, pg_temp;
 
 CREATE FUNCTION bluegreen.derive_mapping(deployment name, source text,
-	target text, transform text, key text[], types text[], derived_from text)
+	target text, transform text, key text[], types text[], derived_from text,
+	conflict text)
 RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_derive_mapping'
 LANGUAGE C STRICT
@@ -834,6 +849,37 @@ SET search_path = pg_catalog, pg_temp;
 CREATE FUNCTION bluegreen.note_reached(lsn pg_lsn)
 RETURNS void
 AS 'MODULE_PATHNAME', 'bluegreen_note_reached'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.note_seen(seen pg_lsn)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_note_seen'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.check_change(relation regclass, key name[],
+	seen pg_lsn, VARIADIC "any")
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_check_change'
+LANGUAGE C;
+
+CREATE FUNCTION bluegreen.weigh_change(relation regclass, key name[],
+	seen pg_lsn, policy text, theirs text, rank bigint, VARIADIC "any")
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_weigh_change'
+LANGUAGE C;
+
+CREATE FUNCTION bluegreen.forget_key(relation regclass, columns name[],
+	key text[])
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_forget_key'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.write_as_own()
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_write_as_own'
 LANGUAGE C STRICT
 SET search_path = pg_catalog, pg_temp;
 
@@ -1761,9 +1807,9 @@ REVOKE ALL ON FUNCTION bluegreen.create_deployment(name, name, name)
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.drop_deployment(name, boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.map_table(name, regclass, text, text, text[],
-	text, text, text, text) FROM PUBLIC;
+	text, text, text, text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.map_table(name, text, text, text, text[],
-	text, text, text, text) FROM PUBLIC;
+	text, text, text, text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.map_schema(name, name, name, name[])
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.alter_mapping(name, regclass, text, text,
@@ -1780,7 +1826,7 @@ REVOKE ALL ON FUNCTION bluegreen.joined_stream(name, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.leave_deployment(name, text, boolean)
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.derive_mapping(name, text, text, text, text[],
-	text[], text) FROM PUBLIC;
+	text[], text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.keep_derived(name, integer[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.joined_mappings(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.preview(name, regclass, integer) FROM PUBLIC;
@@ -1814,7 +1860,8 @@ REVOKE ALL ON FUNCTION bluegreen.cancel_verify(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.repair(name, regclass) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.skip(name, pg_lsn) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.confirm_source(name) FROM PUBLIC;
-REVOKE ALL ON FUNCTION bluegreen.commit_position(pg_lsn, timestamptz, pg_lsn)
+REVOKE ALL ON FUNCTION bluegreen.commit_position(pg_lsn, timestamptz, pg_lsn,
+	pg_lsn)
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.check_rows(bigint[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.begin_apply() FROM PUBLIC;
@@ -1844,6 +1891,14 @@ REVOKE ALL ON FUNCTION bluegreen.release_sessions(regclass) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.session_rules() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.session_gone() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.note_reached(pg_lsn) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.note_seen(pg_lsn) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.check_change(regclass, name[], pg_lsn,
+	VARIADIC "any") FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.weigh_change(regclass, name[], pg_lsn, text,
+	text, bigint, VARIADIC "any") FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.write_as_own() FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.forget_key(regclass, name[], text[])
+	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_create(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_setup(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_progress() FROM PUBLIC;
@@ -1953,6 +2008,8 @@ COMMENT ON TABLE bluegreen.applied_chunk IS
 	'on a target: chunks that are copied in, with the snapshot and position they show';
 COMMENT ON TABLE bluegreen.saved_index IS
 	'on a target: indexes that are not in use until their table is copied';
+COMMENT ON TABLE bluegreen.window_owed IS
+	'rows that a stream has left out for another row of a unique constraint: the source is to have them as they are here';
 COMMENT ON TABLE bluegreen.conflict_log IS
 	'on a target: rows that were not as a stream expected; see view conflict';
 
@@ -1976,10 +2033,10 @@ COMMENT ON FUNCTION bluegreen.create_deployment(name, name, name) IS
 COMMENT ON FUNCTION bluegreen.drop_deployment(name, boolean) IS
 	'stop a deployment and remove it on both sides; force: also if the peer cannot be reached';
 COMMENT ON FUNCTION bluegreen.map_table(name, regclass, text, text, text[],
-	text, text, text, text) IS
+	text, text, text, text, text) IS
 	'map a table to a table of the peer through a transform; returns the mapping''s id';
 COMMENT ON FUNCTION bluegreen.map_table(name, text, text, text, text[],
-	text, text, text, text) IS
+	text, text, text, text, text) IS
 	'map a table to a table of the peer through a transform; direction backward: a table of the peer to one of this side; returns the mapping''s id';
 COMMENT ON FUNCTION bluegreen.map_schema(name, name, name, name[]) IS
 	'map every table of a schema under its own name, all or nothing';
@@ -2000,7 +2057,7 @@ COMMENT ON FUNCTION bluegreen.joined_stream(name, text) IS
 COMMENT ON FUNCTION bluegreen.leave_deployment(name, text, boolean) IS
 	'for blue, on green: drop the row of the deployment and the stream back';
 COMMENT ON FUNCTION bluegreen.derive_mapping(name, text, text, text, text[],
-	text[], text) IS
+	text[], text, text) IS
 	'for blue, on green: have a mapping back that was derived, unless somebody defined one; returns its id, null if somebody did';
 COMMENT ON FUNCTION bluegreen.keep_derived(name, integer[]) IS
 	'for blue, on green: remove the derived mappings back but these; returns how many';
@@ -2058,7 +2115,8 @@ COMMENT ON FUNCTION bluegreen.skip(name, pg_lsn) IS
 	'leave out the transaction that the stream stands at in state error, given its error_lsn';
 COMMENT ON FUNCTION bluegreen.confirm_source(name) IS
 	'this server is the deployment''s source now: after a failover, a move or a clone';
-COMMENT ON FUNCTION bluegreen.commit_position(pg_lsn, timestamptz, pg_lsn) IS
+COMMENT ON FUNCTION bluegreen.commit_position(pg_lsn, timestamptz, pg_lsn,
+	pg_lsn) IS
 	'for streams, on a target: let this transaction''s commit record the source''s position';
 COMMENT ON FUNCTION bluegreen.check_rows(bigint[]) IS
 	'for streams, on a target: error unless the statements since the last check affected as many rows each';
@@ -2092,6 +2150,18 @@ COMMENT ON FUNCTION bluegreen.session_rules() IS
 	'trigger of adopted session tables: stamps, tombstones, and rows of both sides that meet';
 COMMENT ON FUNCTION bluegreen.session_gone() IS
 	'trigger of tombstones in sessions that apply: what the other side has deleted is deleted';
+COMMENT ON FUNCTION bluegreen.note_seen(pg_lsn) IS
+	'for a stream in a window, on its target: what the source has seen';
+COMMENT ON FUNCTION bluegreen.check_change(regclass, name[], pg_lsn,
+	VARIADIC "any") IS
+	'for a stream in a window: error if this side has changed the row as well';
+COMMENT ON FUNCTION bluegreen.weigh_change(regclass, name[], pg_lsn, text,
+	text, bigint, VARIADIC "any") IS
+	'for a stream in a window: whose change of the row wins';
+COMMENT ON FUNCTION bluegreen.forget_key(regclass, name[], text[]) IS
+	'for a stream in a window: the row that was left out is to go where it came from';
+COMMENT ON FUNCTION bluegreen.write_as_own() IS
+	'for a stream in a window: what this transaction writes goes back as well';
 COMMENT ON FUNCTION bluegreen.note_reached(pg_lsn) IS
 	'for streams, on a target: let who waits know how far the stream is, with nothing to apply';
 COMMENT ON FUNCTION bluegreen.token(name) IS

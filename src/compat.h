@@ -237,6 +237,13 @@ slot_invalidation_setting(const ReplicationSlot *slot)
 	ExecutorRun(desc, direction, count, true)
 #endif
 
+/* 17 wants to know how keys of a dshash are copied. */
+#if PG_VERSION_NUM >= 170000
+#define DSHASH_COPY_FUNCTION .copy_function = dshash_memcpy,
+#else
+#define DSHASH_COPY_FUNCTION
+#endif
+
 /* 18 can return a deferrable primary key as well; older servers never do. */
 #if PG_VERSION_NUM >= 180000
 #define relation_primary_key(relation) RelationGetPrimaryKeyIndex(relation, false)

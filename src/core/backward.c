@@ -208,12 +208,12 @@ send_derived(void *arg)
 	const DerivedMapping *derived = call->derived;
 	const char *args[] = {call->deployment->name, derived->source,
 		derived->target, derived->transform, catalog_text_array(derived->key),
-	catalog_text_array(derived->types), derived->basis};
+	catalog_text_array(derived->types), derived->basis, derived->conflict};
 	PeerResult *result =
 		peer_query(call->peer,
 				   "SELECT bluegreen.derive_mapping($1::pg_catalog.name, "
 				   "$2, $3, $4, $5::pg_catalog.text[], "
-				   "$6::pg_catalog.text[], $7)", 7, args);
+				   "$6::pg_catalog.text[], $7, $8)", 8, args);
 	call->id = result->values[0][0];
 }
 

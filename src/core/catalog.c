@@ -62,7 +62,7 @@ const char *const window_state_names[] = {
 	"AND o.target_table = m.target_table), m.row_shape, m.defined_in, " \
 	"m.derived_from, " \
 	"m.lookup, m.lookup_query, m.lookup_columns::text[], " \
-	"m.lookup_key::text[], m.lookup_reads " \
+	"m.lookup_key::text[], m.lookup_reads, m.conflict " \
 	"FROM bluegreen.table_mapping m " \
 	"JOIN bluegreen.deployment d ON d.id = m.deployment "
 
@@ -484,6 +484,7 @@ read_mapping(const CatalogAccess *access, uint64 row)
 	mapping->defined_in = catalog_text(access, row, 14);
 	mapping->derived_from = catalog_text(access, row, 15);
 	mapping->lookup = read_lookup(access, row, 16);
+	mapping->conflict = catalog_text(access, row, 21);
 	return mapping;
 }
 

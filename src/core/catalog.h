@@ -139,6 +139,7 @@ typedef struct MappingRow
 								 * made: name, type, name ...; NIL unless the
 								 * transform reads whole rows */
 	char	   *defined_in;		/* pg_snapshot of map_table() */
+	char	   *conflict;		/* who wins in a window, see window.c */
 	char	   *derived_from;	/* what blue derived it from; NULL = defined */
 	Lookup	   *lookup;			/* or NULL */
 	int			ncolumns;

@@ -119,6 +119,7 @@ typedef struct MapRequest
 	OnWrite		on_write;
 	OnDelete	on_delete;
 	char	   *lookup;			/* NULL = none */
+	char	   *conflict;		/* in a window; NULL: as on_write says */
 	/* with a lookup, from lookup_define() */
 	Lookup	   *defined;
 	int			nincoming;
@@ -158,6 +159,7 @@ typedef struct DerivedMapping
 	char	   *transform;
 	List	   *key;			/* of char *; NIL: without a key */
 	List	   *types;			/* of the columns, as SQL */
+	char	   *conflict;		/* who wins in a window, as forward */
 	char	   *basis;			/* differs whenever one of it does */
 	char	   *problem;		/* why there is none, or NULL */
 } DerivedMapping;

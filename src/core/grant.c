@@ -34,13 +34,18 @@ PG_FUNCTION_INFO_V1(bluegreen_revoke_apply);
 const char *const apply_privileges[] = {
 	"CONNECT, TEMPORARY ON DATABASE %s",
 	"USAGE ON SCHEMA bluegreen",
-	"SELECT, INSERT, UPDATE (timeline, lost), DELETE ON bluegreen.applied_stream",
+	"SELECT, INSERT, UPDATE (timeline, lost, seen), DELETE ON bluegreen.applied_stream",
 	"SELECT, INSERT, UPDATE, DELETE ON bluegreen.applied_table",
 	"SELECT, INSERT, DELETE ON bluegreen.applied_chunk",
 	"INSERT, SELECT (at), DELETE ON bluegreen.conflict_log",
+	"SELECT, INSERT, DELETE ON bluegreen.window_owed",
 	"EXECUTE ON FUNCTION bluegreen.begin_apply(), "
 	"bluegreen.check_rows(bigint[]), "
-	"bluegreen.commit_position(pg_lsn, timestamptz, pg_lsn), "
+	"bluegreen.commit_position(pg_lsn, timestamptz, pg_lsn, pg_lsn), "
+	"bluegreen.note_seen(pg_lsn), bluegreen.write_as_own(), "
+	"bluegreen.forget_key(regclass, name[], text[]), "
+	"bluegreen.check_change(regclass, name[], pg_lsn, \"any\"), "
+	"bluegreen.weigh_change(regclass, name[], pg_lsn, text, text, bigint, \"any\"), "
 	"bluegreen.insert_rows(regclass, name[], bytea, bigint), "
 	"bluegreen.takes_rows(regclass, name[]), "
 	"bluegreen.update_rows(regclass, name[], name[], bytea, bigint), "

@@ -480,8 +480,8 @@ check_types(int32 id, List *types)
 
 /*
  * bluegreen.derive_mapping(deployment name, source text, target text, transform
- * text, key text[], types text[], derived_from text) returns integer: have a
- * mapping that blue has derived; its id, or null if somebody has defined one of the same
+ * text, key text[], types text[], derived_from text, conflict text) returns
+ * integer: have a mapping that blue has derived; its id, or null if somebody has defined one of the same
  * source or target.  Changes nothing if it is there already, derived from the
  * same.  Errors: as map_table(); the target's columns are not of these types.
  */
@@ -503,6 +503,7 @@ bluegreen_derive_mapping(PG_FUNCTION_ARGS)
 	request.transform = text_to_cstring(PG_GETARG_TEXT_PP(3));
 	request.key = mapping_names_argument(PG_GETARG_ARRAYTYPE_P(4), TEXTOID);
 	request.keyless = request.key == NIL;
+	request.conflict = text_to_cstring(PG_GETARG_TEXT_PP(7));
 	id = clear_place(deployment, &request, derived_from);
 	if (id < 0)
 		PG_RETURN_NULL();

@@ -34,6 +34,7 @@
 #include "core/reached.h"
 #include "core/shared.h"
 #include "fmgr.h"
+#include "stream/own_changes.h"
 #include "replication/origin.h"
 #include "storage/ipc.h"
 #include "utils/builtins.h"
@@ -51,6 +52,7 @@ PG_FUNCTION_INFO_V1(bluegreen_origin_drop);
 
 static XLogRecPtr position_lsn = InvalidXLogRecPtr; /* invalid = none */
 static TimestampTz position_time = 0;
+static XLogRecPtr position_seen = InvalidXLogRecPtr;
 
 static void
 forget_position(int code, Datum arg)
@@ -75,6 +77,8 @@ position_at_transaction_end(XactEvent event, void *arg)
 		case XACT_EVENT_COMMIT:
 			/* others can see it now, not before */
 			reached_commit(position_lsn);
+			if (!XLogRecPtrIsInvalid(position_lsn))
+				own_note_seen(position_seen);
 			forget_position(0, (Datum) 0);
 			break;
 		case XACT_EVENT_ABORT:
@@ -87,11 +91,12 @@ position_at_transaction_end(XactEvent event, void *arg)
 }
 
 /*
- * bluegreen.commit_position(lsn pg_lsn, commit_time timestamptz, after pg_lsn):
- * have the current transaction's commit advance the session's replication
+ * bluegreen.commit_position(lsn pg_lsn, commit_time timestamptz, after pg_lsn,
+ * seen pg_lsn): have the current transaction's commit advance the session's replication
  * origin to lsn, with the time at which the source committed.  Error unless the
  * origin is at "after": the stream does not wait to see that the transaction
- * before this one was committed.
+ * before this one was committed.  seen is what the source had seen of this
+ * side's changes, in a window; else 0/0.
  */
 Datum
 bluegreen_commit_position(PG_FUNCTION_ARGS)
@@ -120,6 +125,9 @@ bluegreen_commit_position(PG_FUNCTION_ARGS)
 	ForceSyncCommit();
 	position_lsn = PG_GETARG_LSN(0);
 	position_time = PG_GETARG_TIMESTAMPTZ(1);
+	position_seen = PG_GETARG_LSN(3);
+	if (!XLogRecPtrIsInvalid(position_seen))
+		own_attach_session();
 	PG_RETURN_VOID();
 }
 

@@ -29,6 +29,7 @@ int			bg_batch_rows = 50000;
 int			bg_batch_size = 8192;
 int			bg_batch_delay = 200;
 int			bg_decoding_work_mem = 256 * 1024;
+int			bg_window_memory = 64 * 1024;
 int			bg_verify_rate = 100000;
 int			bg_connect_timeout = 10;
 int			bg_peer_timeout = 30000;
@@ -136,6 +137,12 @@ static const Setting settings[] = {
 		PGC_SIGHUP, GUC_UNIT_MS,
 		"Sets the longest time before a failed stream is started again.",
 		NULL
+	},
+	{
+		"bluegreen.window_memory", &bg_window_memory, 1024, MAX_KILOBYTES,
+		PGC_SIGHUP, GUC_UNIT_KB,
+		"Sets the maximum memory for the rows that one side has changed in a window and the other side has not seen.",
+		"A stream in a window stops when it is exceeded."
 	},
 	{
 		"bluegreen.idle_progress_interval", &bg_idle_progress_interval,

@@ -39,6 +39,9 @@ extern int	bg_idle_progress_interval;	/* ms between idle progress marks */
 /* fence */
 extern bool bg_allow_target_writes;
 
+/* window */
+extern int	bg_window_memory;	/* kilobytes, for this side's own changes */
+
 /* switchover */
 extern char *bg_switchover_stop_at; /* for tests: name of a step */
 

@@ -38,6 +38,7 @@
 #include "storage/latch.h"
 #include "storage/procarray.h"
 #include "storage/shmem.h"
+#include "stream/own_changes.h"
 #include "utils/hsearch.h"
 #include "utils/timestamp.h"
 
@@ -101,6 +102,7 @@ shared_request(void)
 	RequestAddinShmemSpace(event_shared_size());
 	RequestAddinShmemSpace(wake_shared_size());
 	reached_request();
+	own_request();
 
 	for (int i = 0; i < lengthof(lock_names); i++)
 		RequestNamedLWLockTranche(lock_names[i], 1);
@@ -145,6 +147,7 @@ shared_startup(void)
 	event_shared_startup();
 	wake_shared_startup();
 	reached_startup();
+	own_startup();
 	LWLockRelease(AddinShmemInitLock);
 }
 
@@ -427,7 +430,8 @@ stream_release(StreamShared *s)
 		return false;
 
 	SpinLockAcquire(&s->mutex);
-	if (s->pid == 0 && s->verify_pid == 0 && s->switch_pid == 0)
+	if (s->pid == 0 && s->verify_pid == 0 && s->switch_pid == 0 &&
+		s->watch_pid == 0)
 		s->in_use = false;
 	SpinLockRelease(&s->mutex);
 	return !s->in_use;

@@ -171,6 +171,11 @@ typedef struct StreamShared
 	TimestampTz verify_at;		/* start a worker then; 0 = not */
 	int			verify_failures;	/* since one has come to its end */
 
+	/* in a window: who watches this side's own changes, see stream/watch.c */
+	pid_t		watch_pid;		/* 0 = none */
+	struct Latch *watch_latch;
+	int64		watch_wanted;	/* by these mappings (a version); 0 = not */
+
 	/* switchover or rollback that begins here, see core/switch_row.c */
 	pid_t		switch_pid;		/* 0 = none */
 	TimestampTz switch_at;		/* start a worker then; 0 = not */

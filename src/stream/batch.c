@@ -539,6 +539,7 @@ batch_add(Batch *batch, const RowChange *change)
 	if (row == NULL)
 		row = new_row(batch, table, &key);
 	row->kind = kind;
+	row->seen = batch->seen;
 	table->kinds |= (uint32) 1 << kind;
 	if (kind != ROW_NONE)
 		take_values(batch, row, change, fresh);

@@ -37,6 +37,7 @@
 #include "stream/copy.h"
 #include "stream/standby.h"
 #include "stream/sync.h"
+#include "stream/window.h"
 #include "utils/timestamp.h"
 
 #define TICK_MS		1000		/* how often to look after things */
@@ -115,7 +116,10 @@ reader_publish(StreamWorker *worker)
 static void
 mark_progress(StreamWorker *worker, TimestampTz now)
 {
-	ApplyPosition position = {.end_lsn = worker->decoded};
+	ApplyPosition position = {
+		.end_lsn = worker->decoded,
+		.seen = worker->seen
+	};
 	XLogRecPtr	marked = Max(worker->apply->applied.end_lsn,
 							 worker->progress);
 
@@ -241,6 +245,7 @@ reader_tick(StreamWorker *worker)
 	update_state(worker);
 	mark_progress(worker, now);
 	tell_reached(worker);
+	window_tell(worker);
 	if (now < worker->next_tick)
 		return;
 	worker->next_tick = TimestampTzPlusMilliseconds(now, TICK_MS);

@@ -148,6 +148,7 @@ sink_begin(void *arg, ReorderBufferTXN *txn)
 	worker->current.end_lsn = txn->end_lsn;
 	worker->current.commit_lsn = txn->final_lsn;
 	worker->current.commit_time = txn->xact_time.commit_time;
+	worker->current.seen = worker->seen;
 	worker->has_rows = false;
 	worker->careful = txn->final_lsn < worker->shared->careful_until;
 	worker->decode->name_rows = worker->careful;
@@ -182,9 +183,11 @@ apply_carefully(StreamWorker *worker, const RowChange *change)
 static void
 add_to_batch(StreamWorker *worker, const RowChange *change)
 {
+	worker->batch->seen = worker->seen;
 	if (batch_add(worker->batch, change) == BATCH_ADDED)
 		return;
 	send_part(worker);
+	worker->batch->seen = worker->seen;
 	if (change->kind == CHANGE_MOVE)
 		apply_move(worker->apply, change, &worker->current);
 	else if (batch_add(worker->batch, change) != BATCH_ADDED)
@@ -237,7 +240,7 @@ sink_truncate(void *arg, List *transforms, bool cascade,
 	/* before a copy is waited for, which may wait for us */
 	foreach(lc, transforms)
 	{
-		apply_check_truncate(lfirst(lc));
+		apply_check_truncate(worker->apply, lfirst(lc));
 	}
 	worker->has_rows = true;
 	send_part(worker);
@@ -304,6 +307,8 @@ sink_commit(void *arg, ReorderBufferTXN *txn, XLogRecPtr end_lsn)
 		apply_wait(worker->apply);
 		gate_commit(worker->gate);
 	}
+	if (worker->apply->owes)
+		reader_stop(worker);	/* the next worker begins with that */
 }
 
 /*

@@ -258,8 +258,8 @@ statement_append_columns(StringInfo sql, const TargetWriter *writer)
 /*
  * u.c<i>, cast if it travelled as text.
  */
-static void
-append_value(StringInfo sql, const TargetWriter *writer, int i)
+void
+statement_value(StringInfo sql, const TargetWriter *writer, int i)
 {
 	const MappingColumn *def = writer->transform->columns[i].def;
 
@@ -272,9 +272,9 @@ append_value(StringInfo sql, const TargetWriter *writer, int i)
  * ROWS FROM (unnest($1::t[]), ...) AS u(c0, ...) over the columns that are sent: all that
  * are not missing, or the key only.
  */
-static int
-append_unnest(StringInfo sql, const TargetWriter *writer, const bool *missing,
-			  bool key_only)
+int
+statement_unnest(StringInfo sql, const TargetWriter *writer,
+				 const bool *missing, bool key_only)
 {
 	StringInfoData names;
 	int			n = 0;
@@ -296,8 +296,8 @@ append_unnest(StringInfo sql, const TargetWriter *writer, const bool *missing,
 	return n;
 }
 
-static void
-append_key_condition(StringInfo sql, const TargetWriter *writer)
+void
+statement_key_condition(StringInfo sql, const TargetWriter *writer)
 {
 	const Transform *transform = writer->transform;
 
@@ -308,7 +308,7 @@ append_key_condition(StringInfo sql, const TargetWriter *writer)
 		appendStringInfo(sql, "%st.%s %s ", k > 0 ? " AND " : "",
 						 quote_identifier(transform->columns[i].def->name),
 						 writer->key_operator[k]);
-		append_value(sql, writer, i);
+		statement_value(sql, writer, i);
 	}
 }
 
@@ -335,10 +335,10 @@ build_insert(StringInfo sql, const TargetWriter *writer)
 	{
 		if (i > 0)
 			appendStringInfoString(sql, ", ");
-		append_value(sql, writer, i);
+		statement_value(sql, writer, i);
 	}
 	appendStringInfoString(sql, " FROM ");
-	return append_unnest(sql, writer, NULL, false);
+	return statement_unnest(sql, writer, NULL, false);
 }
 
 /*
@@ -405,14 +405,14 @@ build_update(StringInfo sql, const TargetWriter *writer, const bool *missing)
 		{
 			appendStringInfo(sql, "%s%s = ", nset++ > 0 ? ", " : "",
 							 quote_identifier(writer->transform->columns[i].def->name));
-			append_value(sql, writer, i);
+			statement_value(sql, writer, i);
 		}
 	if (nset == 0)
 		return 0;
 	appendStringInfoString(sql, " FROM ");
-	n = append_unnest(sql, writer, missing, false);
+	n = statement_unnest(sql, writer, missing, false);
 	appendStringInfoString(sql, " WHERE ");
-	append_key_condition(sql, writer);
+	statement_key_condition(sql, writer);
 	return n;
 }
 
@@ -422,9 +422,9 @@ build_delete(StringInfo sql, const TargetWriter *writer)
 	int			n;
 
 	appendStringInfo(sql, "DELETE FROM %s AS t USING ", writer->name);
-	n = append_unnest(sql, writer, NULL, true);
+	n = statement_unnest(sql, writer, NULL, true);
 	appendStringInfoString(sql, " WHERE ");
-	append_key_condition(sql, writer);
+	statement_key_condition(sql, writer);
 	return n;
 }
 
@@ -484,9 +484,9 @@ build_find(StringInfo sql, const TargetWriter *writer)
 	int			n;
 
 	appendStringInfo(sql, "SELECT FROM %s AS t, ", writer->name);
-	n = append_unnest(sql, writer, NULL, true);
+	n = statement_unnest(sql, writer, NULL, true);
 	appendStringInfoString(sql, " WHERE ");
-	append_key_condition(sql, writer);
+	statement_key_condition(sql, writer);
 	appendStringInfoString(sql, " FOR UPDATE OF t");
 	return n;
 }
@@ -512,7 +512,7 @@ build_move(StringInfo sql, const TargetWriter *writer, const bool *missing)
 	int			n;
 
 	appendStringInfoString(sql, "WITH u AS MATERIALIZED (SELECT * FROM ");
-	n = append_unnest(sql, writer, missing, false);
+	n = statement_unnest(sql, writer, missing, false);
 	appendStringInfo(sql, "), d AS (DELETE FROM %s AS t WHERE ", writer->name);
 	for (int k = 0; k < transform->nkeys; k++)
 	{
@@ -537,7 +537,7 @@ build_move(StringInfo sql, const TargetWriter *writer, const bool *missing)
 		if (i > 0)
 			appendStringInfoString(sql, ", ");
 		if (mine >= 0 && !is_missing(missing, mine))
-			append_value(sql, writer, mine);
+			statement_value(sql, writer, mine);
 		else
 			appendStringInfo(sql, "d.%s",
 							 quote_identifier(writer->target_columns[i]));
@@ -557,9 +557,9 @@ build_note(StringInfo sql, const TargetWriter *writer)
 
 	appendStringInfoString(sql, "SELECT bluegreen.note_row("
 						   "pg_catalog.to_jsonb(t)::pg_catalog.text) FROM ");
-	n = append_unnest(sql, writer, NULL, true);
+	n = statement_unnest(sql, writer, NULL, true);
 	appendStringInfo(sql, " LEFT JOIN %s AS t ON ", writer->name);
-	append_key_condition(sql, writer);
+	statement_key_condition(sql, writer);
 	return n;
 }
 
@@ -626,6 +626,8 @@ build(StringInfo sql, const TargetWriter *writer, StatementKind kind,
 		case STATEMENT_LOOK:
 		case STATEMENT_LOOK_OLD:
 			break;				/* only with a lookup */
+		case STATEMENT_CHECK:
+			break;				/* statement_window.c */
 	}
 	return 0;
 }

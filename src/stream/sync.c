@@ -54,6 +54,7 @@
 #include "stream/standby.h"
 #include "stream/sync.h"
 #include "stream/verify.h"
+#include "stream/window.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -196,6 +197,7 @@ connect_peer(StreamWorker *worker)
 	progress_take_over(worker->peer, worker->origin, deployment,
 					   worker->progress);
 	copy_stop_workers(worker->shared);
+	window_load(worker);
 	progress_register_tables(worker->peer, worker->origin, worker->rows);
 	copy_forget_orphans(worker->shared);
 	load_table_states(worker);
@@ -221,6 +223,9 @@ connect_peer(StreamWorker *worker)
 	worker->batch = batch_create(worker->transforms);
 	worker->apply = apply_create(worker->peer, worker->shared, worker->origin,
 								 worker->transforms, worker->progress);
+	if (worker->window)
+		apply_open_window(worker->apply, worker->shared->direction,
+						  worker->seen);
 }
 
 static void
@@ -249,6 +254,7 @@ prepare(StreamWorker *worker)
 	if (routers_paused(shared->deployment))
 		router_watch(shared->deployment);	/* whoever did that is gone */
 	check_slot(worker);			/* whatever the peer is up to */
+	window_prepare(worker);
 	connect_peer(worker);
 	verify_schedule(shared);
 	PopActiveSnapshot();
@@ -401,6 +407,8 @@ decode_loop(StreamWorker *worker)
 					(errcode(ERRCODE_DATA_CORRUPTED),
 					 errmsg("could not decode WAL at %X/%X: %s",
 							LSN_FORMAT_ARGS(reader->EndRecPtr), message)));
+		if (record && worker->window)
+			window_see(worker);
 		if (record)
 			LogicalDecodingProcessRecord(worker->decoding, reader);
 		worker_check();

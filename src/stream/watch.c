@@ -1,0 +1,514 @@
+/*-------------------------------------------------------------------------
+ *
+ * watch.c
+ *		In a window: read this side's WAL for its own changes.
+ *
+ * A process for each stream, with a slot of its own beside the stream's, which
+ * is copied from that when the window is opened.  It decodes what the stream
+ * decodes, and leaves out what the stream leaves out, but only enters the keys
+ * in the table of own_changes.c, so nothing can hold it up.
+ *
+ * What the other side has seen is taken out again, in the order of commits, and
+ * then the slot may let go of its WAL.  After a crash the process begins with
+ * the first change that the other side had not seen.
+ *
+ * It ends when the stream's mappings change, and when the window is closed: then
+ * StreamShared.watch_wanted is not what it has compiled.  The stream's worker
+ * starts it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "access/xlogreader.h"
+#include "access/xlogutils.h"
+#include "compat.h"
+#include "core/worker.h"
+#include "miscadmin.h"
+#include "postmaster/bgworker.h"
+#include "replication/decode.h"
+#include "replication/logical.h"
+#include "replication/slot.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "stream/own_changes.h"
+#include "stream/watch.h"
+#include "stream/window.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#define IDLE_MS 200L
+#define CONFIRM_MS 1000
+#define PUBLISH_RECORDS 64
+
+/* A change in the table, in the order of commits. */
+typedef struct Watched
+{
+	OwnKey		key;
+	XLogRecPtr	lsn;			/* end of its commit */
+	XLogRecPtr	commit_lsn;		/* its begin */
+	struct Watched *next;
+} Watched;
+
+typedef struct Watch
+{
+	StreamShared *shared;
+	Deployment *deployment;
+	List	   *transforms;
+	OwnHasher **hashers;		/* by transform; NULL: no key */
+	int		   *deciders;		/* by transform: attribute of its source that
+								 * decides, or 0 */
+	DecodeState *decode;
+	LogicalDecodingContext *decoding;
+	MemoryContext entries;
+	Watched    *first;
+	Watched    *last;
+	XLogRecPtr	confirmed;
+	TimestampTz next_confirm;
+} Watch;
+
+static Watch *the_watch = NULL;
+
+/*
+ * The name of the slot beside a stream's.
+ */
+void
+watch_slot_name(char *buf, const char *stream_slot)
+{
+	snprintf(buf, NAMEDATALEN, "%s_own", stream_slot);
+}
+
+/* ---- changes ---- */
+
+static void
+enter(Watch *watch, const OwnChange *change, XLogRecPtr commit_lsn)
+{
+	Watched    *watched = MemoryContextAllocZero(watch->entries,
+												 sizeof(Watched));
+
+	own_enter(change);
+	watched->key = change->key;
+	watched->lsn = change->lsn;
+	watched->commit_lsn = commit_lsn;
+	if (watch->last != NULL)
+		watch->last->next = watched;
+	else
+		watch->first = watched;
+	watch->last = watched;
+}
+
+/*
+ * A value of the source's column in one of the tuples; what the new one left
+ * out, because it is stored elsewhere and did not change, is in the old one.
+ */
+static Datum
+value_of(const RelationTransform *bound, const DeformedTuple *tuple,
+		 const DeformedTuple *old, AttrNumber attnum, bool *isnull)
+{
+	AttrNumber	here = bound->attrmap ? bound->attrmap[attnum - 1] : attnum;
+
+	*isnull = here == 0 || tuple->isnull[here - 1];
+	if (*isnull)
+		return (Datum) 0;
+	if (old != NULL && !old->isnull[here - 1] &&
+		TupleDescAttr(bound->transform->source_desc,
+					  attnum - 1)->attlen == -1 &&
+		VARATT_IS_EXTERNAL_ONDISK(DatumGetPointer(tuple->values[here - 1])))
+		return old->values[here - 1];
+	return tuple->values[here - 1];
+}
+
+/*
+ * Hash the key of a tuple; false if it has none.
+ */
+static bool
+hash_tuple(OwnHasher *hasher, const RelationTransform *bound,
+		   const DeformedTuple *tuple, const DeformedTuple *old, OwnKey *key)
+{
+	const AttrNumber *attnums;
+	int			n = own_hasher_columns(hasher, &attnums);
+	Datum	   *values = palloc_array(Datum, n);
+
+	for (int i = 0; i < n; i++)
+	{
+		bool		isnull;
+
+		values[i] = value_of(bound, tuple, old, attnums[i], &isnull);
+		if (isnull)
+			return false;
+	}
+	own_hash(hasher, bound->transform->row->source, values, key);
+	return true;
+}
+
+/*
+ * The change of one source, which may be the root of the relation.
+ */
+static void
+watch_source(Watch *watch, const RelationTransform *bound,
+			 const DeformedTuple *new, const DeformedTuple *old)
+{
+	int			number = bound->transform->number;
+	OwnHasher  *hasher = watch->hashers[number];
+	ReorderBufferTXN *txn = watch->decode->txn;
+	OwnChange	change = {
+		.lsn = txn->end_lsn,
+		.commit_time = txn->xact_time.commit_time,
+		.value = PG_INT64_MIN
+	};
+	OwnKey		old_key;
+	bool		has_old;
+
+	if (hasher == NULL)
+		return;
+	if (watch->deciders[number] > 0)
+	{
+		AttrNumber	decider = watch->deciders[number];
+		bool		isnull;
+		Datum		value = value_of(bound, new ? new : old, NULL, decider,
+									 &isnull);
+
+		change.value = window_value_rank(TupleDescAttr(bound->transform->source_desc,
+												 decider - 1)->atttypid,
+								   value, isnull);
+	}
+	has_old = old != NULL && hash_tuple(hasher, bound, old, NULL, &old_key);
+	if (new != NULL && hash_tuple(hasher, bound, new, old, &change.key))
+	{
+		enter(watch, &change, txn->final_lsn);
+		has_old = has_old &&
+			memcmp(&old_key, &change.key, sizeof(OwnKey)) != 0;
+	}
+	if (!has_old)
+		return;
+	change.key = old_key;
+	change.deleted = true;
+	enter(watch, &change, txn->final_lsn);
+}
+
+/*
+ * The plugin's change callback, in a process that watches.
+ */
+void
+watch_change(DecodeState *state, RelationEntry *entry, Relation relation,
+			 ReorderBufferChange *change)
+{
+	TupleDesc	desc = RelationGetDescr(relation);
+	HeapTuple	new = change_new_tuple(change);
+	HeapTuple	old = change_old_tuple(change);
+	Oid			source = InvalidOid;
+
+	if (new)
+		heap_deform_tuple(new, desc, entry->new.values, entry->new.isnull);
+	if (old)
+		heap_deform_tuple(old, desc, entry->old.values, entry->old.isnull);
+	for (int i = 0; i < entry->ntransforms; i++)
+	{
+		const RelationTransform *bound = &entry->transforms[i];
+
+		if (bound->misfit.column != NULL ||
+			bound->transform->row->source == source)
+			continue;
+		source = bound->transform->row->source;
+		watch_source(the_watch, bound, new ? &entry->new : NULL,
+					 old ? &entry->old : NULL);
+	}
+}
+
+/* ---- what the other side has seen ---- */
+
+static void
+forget_seen(Watch *watch)
+{
+	XLogRecPtr	seen = own_seen();
+
+	while (watch->first != NULL && watch->first->lsn <= seen)
+	{
+		Watched    *watched = watch->first;
+
+		own_forget(&watched->key, watched->lsn);
+		watch->first = watched->next;
+		if (watch->first == NULL)
+			watch->last = NULL;
+		pfree(watched);
+	}
+}
+
+/*
+ * Between two records: tell who waits how far this is, and the slot what is
+ * needed no more.
+ */
+static void
+publish(Watch *watch)
+{
+	XLogRecPtr	decoded = watch->decoding->reader->EndRecPtr;
+	TimestampTz now = GetCurrentTimestamp();
+
+	own_decoded(decoded);
+	forget_seen(watch);
+	if (now < watch->next_confirm)
+		return;
+	watch->next_confirm = TimestampTzPlusMilliseconds(now, CONFIRM_MS);
+	if (watch->first != NULL)
+		decoded = watch->first->commit_lsn;
+	if (decoded <= watch->confirmed)
+		return;
+	LogicalConfirmReceivedLocation(decoded);
+	watch->confirmed = decoded;
+}
+
+/* ---- the loop ---- */
+
+static void
+check_wanted(const Watch *watch)
+{
+	StreamShared *shared = watch->shared;
+	bool		stop;
+
+	worker_check();
+	SpinLockAcquire(&shared->mutex);
+	stop = !shared->in_use ||
+		shared->watch_wanted != watch->deployment->mapping_version;
+	SpinLockRelease(&shared->mutex);
+	if (stop)
+		proc_exit(0);
+}
+
+/*
+ * XLogReaderRoutine.page_read: up to a page of flushed WAL.
+ */
+static int
+watch_page(XLogReaderState *reader, XLogRecPtr page, int wanted,
+		   XLogRecPtr target, char *buffer)
+{
+	TimeLineID	current = GetWALInsertionTimeLine();
+	XLogRecPtr	limit = page + XLOG_BLCKSZ;
+	XLogRecPtr	flushed;
+	WALReadError error;
+	int			count;
+
+	XLogReadDetermineTimeline(reader, page, wanted, current);
+	if (reader->currTLI != current)
+		limit = Min(limit, reader->currTLIValidUntil);
+	if (page + wanted > limit)
+		return -1;
+	while ((flushed = GetFlushRecPtr(NULL)) < page + wanted)
+	{
+		publish(the_watch);
+		check_wanted(the_watch);
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT |
+						 WL_EXIT_ON_PM_DEATH, IDLE_MS, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+	}
+	count = Min(flushed, limit) - page;
+	if (!WALRead(reader, buffer, page, XLOG_BLCKSZ, reader->currTLI, &error))
+		WALReadRaiseError(&error);
+	return count;
+}
+
+static void
+no_output(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid,
+		  bool last_write)
+{
+	elog(ERROR, "a process that watches has no output to write to");
+}
+
+static void
+no_begin(void *arg, ReorderBufferTXN *txn)
+{
+}
+
+static void
+no_commit(void *arg, ReorderBufferTXN *txn, XLogRecPtr end_lsn)
+{
+}
+
+/*
+ * Read the mappings as the stream does.
+ */
+static void
+load(Watch *watch)
+{
+	int			n = 0;
+	List	   *rows;
+	ListCell   *lc;
+
+	watch->deployment = deployment_load(watch->shared->deployment);
+	if (watch->deployment == NULL || watch->deployment->opposite == NULL ||
+		watch->deployment->owner != GetUserId())
+		proc_exit(0);
+	rows = mappings_load(watch->deployment->id, watch->shared->direction);
+	watch->hashers = palloc0_array(OwnHasher *, list_length(rows) + 1);
+	watch->deciders = palloc0_array(int, list_length(rows) + 1);
+	foreach(lc, rows)
+	{
+		Transform  *transform = transform_compile(lfirst(lc));
+		Relation	source = table_open(transform->row->source,
+										AccessShareLock);
+
+		transform->number = n;
+		if (transform->chunk_key != NULL)
+			watch->hashers[n] = own_hasher_create(source,
+												  transform->chunk_key);
+		watch->deciders[n] = window_decider(transform);
+		table_close(source, AccessShareLock);
+		watch->transforms = lappend(watch->transforms, transform);
+		n++;
+	}
+}
+
+static void
+begin_decoding(Watch *watch)
+{
+	ChangeSink	sink = {.begin = no_begin, .commit = no_commit};
+	char		slot_name[NAMEDATALEN];
+
+	watch->decode = decode_create(watch->transforms, &sink);
+	watch->decode->watches = true;
+	watch->decode->left_out = origin_filter_load(watch->deployment);
+	watch->decode->left_out_from = watch->deployment->opposite_lsn;
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(watch->decode->context);
+
+	own_publish(watch->deployment->opposite);
+	worker_use_decoding_memory();
+	watch_slot_name(slot_name, watch->shared->slot_name);
+	ReplicationSlotAcquire(slot_name, true, false);
+	watch->confirmed = MyReplicationSlot->data.confirmed_flush;
+	decode_attach(watch->decode);
+	watch->decoding =
+		CreateDecodingContext(InvalidXLogRecPtr, NIL, false,
+							  XL_ROUTINE(.page_read = watch_page,
+										 .segment_open = wal_segment_open,
+										 .segment_close = wal_segment_close),
+							  no_output, no_output, NULL);
+	InvalidateSystemCaches();
+	XLogBeginRead(watch->decoding->reader,
+				  MyReplicationSlot->data.restart_lsn);
+}
+
+static void
+watch_loop(Watch *watch)
+{
+	XLogReaderState *reader = watch->decoding->reader;
+
+	for (uint32 records = 1;; records++)
+	{
+		char	   *message = NULL;
+		XLogRecord *record = XLogReadRecord(reader, &message);
+
+		if (message)
+			ereport(ERROR,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("could not decode WAL at %X/%X: %s",
+							LSN_FORMAT_ARGS(reader->EndRecPtr), message)));
+		if (record)
+			LogicalDecodingProcessRecord(watch->decoding, reader);
+		if (records % PUBLISH_RECORDS != 0)
+			continue;
+		publish(watch);
+		check_wanted(watch);
+	}
+}
+
+/*
+ * Entry point of the process.
+ */
+void
+bluegreen_watch_main(Datum arg)
+{
+	StreamShared *shared = stream_shared_at(DatumGetInt32(arg));
+	MemoryContext context = AllocSetContextCreate(TopMemoryContext,
+												  "pg_bluegreen watch",
+												  ALLOCSET_DEFAULT_SIZES);
+
+	if (!worker_take_entry(shared, &shared->watch_pid))
+		proc_exit(0);
+	worker_start(shared->dboid, shared->owner, "pg_bluegreen watch");
+	SpinLockAcquire(&shared->mutex);
+	shared->watch_latch = MyLatch;
+	SpinLockRelease(&shared->mutex);
+	the_watch = MemoryContextAllocZero(context, sizeof(Watch));
+	the_watch->shared = shared;
+	the_watch->entries = AllocSetContextCreate(context, "pg_bluegreen watched",
+											   ALLOCSET_DEFAULT_SIZES);
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	MemoryContextSwitchTo(context);
+	load(the_watch);
+	check_wanted(the_watch);
+	begin_decoding(the_watch);
+	watch_loop(the_watch);
+}
+
+/* ---- for the stream's worker ---- */
+
+/*
+ * Start the process, if there is none and it is wanted.
+ */
+void
+watch_start(StreamShared *shared)
+{
+	BackgroundWorker worker = {
+		.bgw_flags = BGWORKER_SHMEM_ACCESS |
+		BGWORKER_BACKEND_DATABASE_CONNECTION,
+		.bgw_start_time = BgWorkerStart_RecoveryFinished,
+		.bgw_restart_time = BGW_NEVER_RESTART,
+		.bgw_main_arg = Int32GetDatum(stream_shared_index(shared))
+	};
+	bool		wanted;
+
+	SpinLockAcquire(&shared->mutex);
+	wanted = shared->watch_wanted != 0 && shared->watch_pid == 0;
+	SpinLockRelease(&shared->mutex);
+	if (!wanted)
+		return;
+	strlcpy(worker.bgw_library_name, "pg_bluegreen", BGW_MAXLEN);
+	strlcpy(worker.bgw_function_name, "bluegreen_watch_main", BGW_MAXLEN);
+	snprintf(worker.bgw_name, BGW_MAXLEN, "pg_bluegreen watch of %s",
+			 shared->slot_name);
+	strlcpy(worker.bgw_type, "pg_bluegreen watch", BGW_MAXLEN);
+	if (!RegisterDynamicBackgroundWorker(&worker, NULL))
+		ereport(WARNING,
+				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+				 errmsg("no background worker is free to watch this side's own changes"),
+				 errhint("Raise max_worker_processes.")));
+}
+
+/*
+ * End the process and wait until it is gone.
+ */
+void
+watch_stop(StreamShared *shared)
+{
+	SpinLockAcquire(&shared->mutex);
+	shared->watch_wanted = 0;
+	SpinLockRelease(&shared->mutex);
+	ConditionVariablePrepareToSleep(&shared->changed);
+	for (;;)
+	{
+		Latch	   *latch;
+		pid_t		pid;
+
+		SpinLockAcquire(&shared->mutex);
+		pid = shared->watch_pid;
+		latch = shared->watch_latch;
+		SpinLockRelease(&shared->mutex);
+		if (pid == 0)
+			break;
+		if (latch != NULL)
+			SetLatch(latch);
+		(void) ConditionVariableTimedSleep(&shared->changed, IDLE_MS,
+										   PG_WAIT_EXTENSION);
+	}
+	ConditionVariableCancelSleep();
+	SpinLockAcquire(&shared->mutex);
+	shared->watch_latch = NULL;
+	SpinLockRelease(&shared->mutex);
+}
