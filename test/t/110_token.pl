@@ -1,6 +1,6 @@
 # Tokens: who takes one on a side after a commit and waits for it on the other
 # sees what was committed, whatever it was; others are refused, or wait as long
-# as they want to, without a snapshot.  115_token_moves.pl: after moves and
+# as they want to, without a snapshot.  120_token_moves.pl: after moves and
 # failovers.
 use strict;
 use warnings;
