@@ -355,7 +355,8 @@ CREATE TABLE bluegreen.fence (
 	switched_at timestamptz,		-- became the active side, or was closed
 	marked boolean NOT NULL DEFAULT false,	-- by the sign for clients
 	"window" boolean NOT NULL DEFAULT false,	-- the other side takes writes, too
-	activated bigint NOT NULL DEFAULT 0	-- epoch in which it was, the last time
+	activated bigint NOT NULL DEFAULT 0,	-- epoch in which it was, the last time
+	closing boolean NOT NULL DEFAULT false	-- the other side did, and may still send
 );
 
 -- The last move that began on this side (core/switch_row.c);
@@ -1208,6 +1209,15 @@ AS 'MODULE_PATHNAME', 'bluegreen_window_look'
 LANGUAGE C STRICT
 SET search_path = pg_catalog, pg_temp;
 
+-- What both sides compare before.
+CREATE FUNCTION bluegreen.window_mappings(deployment name, OUT source text,
+	OUT target text, OUT policy text, OUT columns text, OUT source_key text,
+	OUT target_key text, OUT problem text, OUT hint text)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'bluegreen_window_mappings'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
 CREATE FUNCTION bluegreen.window_decide(stream text, epoch bigint)
 RETURNS void
 AS 'MODULE_PATHNAME', 'bluegreen_window_decide'
@@ -1930,6 +1940,7 @@ REVOKE ALL ON FUNCTION bluegreen.fence_decide(text, bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.fence_settle(text, bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.window_move(text, bigint, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.window_look(text, pg_lsn) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.window_mappings(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.window_decide(text, bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.window_settle(text, bigint) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.switchover(name, interval, interval, text,
@@ -2259,6 +2270,8 @@ COMMENT ON FUNCTION bluegreen.window_move(text, bigint, text) IS
 	'for the other side of open_window() and close_window(): its streams begin or end to keep what a window needs; returns the position';
 COMMENT ON FUNCTION bluegreen.window_look(text, pg_lsn) IS
 	'for the other side of open_window() and close_window(): has the stream from here passed a position, in a window?';
+COMMENT ON FUNCTION bluegreen.window_mappings(name) IS
+	'for the other side of open_window(): the mappings of the stream from here, as that from there would have them';
 COMMENT ON FUNCTION bluegreen.window_decide(text, bigint) IS
 	'for the other side of open_window(): the decision, this side takes writes, too';
 COMMENT ON FUNCTION bluegreen.window_settle(text, bigint) IS

@@ -61,6 +61,7 @@ const char *const apply_privileges[] = {
 	"bluegreen.fence_settle(text, bigint), "
 	"bluegreen.window_move(text, bigint, text), "
 	"bluegreen.window_look(text, pg_lsn), "
+	"bluegreen.window_mappings(name), "
 	"bluegreen.window_decide(text, bigint), "
 	"bluegreen.window_settle(text, bigint)",
 	"EXECUTE ON FUNCTION bluegreen.sequence_position(oid), "

@@ -127,8 +127,8 @@ typedef struct StreamShared
 	bool		stop_requested; /* launcher leaves it alone until start() */
 	bool		reload;			/* worker should read its mappings again */
 	int64		mapping_version;	/* what the worker has compiled */
-	XLogRecPtr	window_since;	/* from here on the worker keeps what a window
-								 * needs; 0 = it does not */
+	XLogRecPtr	window_since;	/* in a window: this side's own changes from
+								 * here on are watched; 0 = they are not */
 
 	/* restart and the careful path */
 	TimestampTz next_start;		/* not before this */

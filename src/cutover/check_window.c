@@ -9,6 +9,7 @@
 
 #include "core/definition.h"
 #include "cutover/preflight.h"
+#include "stream/window.h"
 #include "utils/builtins.h"
 
 /* ---- mappings ---- */
@@ -27,82 +28,207 @@ refuse_mapping(PreflightRun *run, char *target, const char *why,
 	preflight_row(run, &row);
 }
 
-/*
- * Why rows of a mapping could not be decided about one by one; NULL if they
- * could.
- */
 static const char *
-mapping_problem(bool has_key, bool has_lookup, const char *on_write,
-				int writers)
+this_side(const PreflightRun *run)
 {
-	if (has_lookup)
-		return "it has a lookup";
-	if (!has_key)
-		return "its target has no key";
-	if (strcmp(on_write, on_write_names[ON_WRITE_PATCH]) == 0)
-		return "it is a patch";
-	if (writers > 1)
-		return "several mappings write this table";
-	return NULL;
+	return run->deployment->direction == 'f' ? "blue" : "green";
 }
 
-static void
-check_here(PreflightRun *run)
+static const char *
+other_side(const PreflightRun *run)
 {
-	ListCell   *lc;
+	return run->deployment->direction == 'f' ? "green" : "blue";
+}
 
-	foreach(lc, run->mappings)
-	{
-		const MappingRow *mapping = lfirst(lc);
-		bool		has_key = false;
-		const char *why;
-
-		for (int i = 0; i < mapping->ncolumns; i++)
-			has_key |= mapping->columns[i].is_key;
-		why = mapping_problem(has_key, mapping->lookup != NULL,
-							  on_write_names[mapping->on_write],
-							  mapping->target_shared ? 2 : 1);
-		if (why != NULL)
-			refuse_mapping(run, mapping_target_name(mapping), why, NULL);
-	}
+static char *
+copy_or_null(const char *text)
+{
+	return text == NULL ? NULL : pstrdup(text);
 }
 
 /*
- * Those of the other side, as it tells.
+ * The mappings of the stream from there, a list of WindowMapping as ours would
+ * be if they belong to them; source and target are theirs.
  */
-static void
-check_there(PreflightRun *run)
+static List *
+load_there(PreflightRun *run)
 {
 	const char *args[] = {run->deployment->name};
 	PeerResult *result =
-		peer_query(run->peer,
-				   "SELECT target, pg_catalog.cardinality(key) > 0, "
-				   "lookup IS NOT NULL, on_write, "
-				   "pg_catalog.count(*) OVER (PARTITION BY target) "
-				   "FROM bluegreen.joined_mappings($1::pg_catalog.name)",
+		peer_query(run->peer, "SELECT source, target, policy, columns, "
+				   "source_key, target_key, problem, hint "
+				   "FROM bluegreen.window_mappings($1::pg_catalog.name)",
 				   1, args);
+	List	   *there = NIL;
 
 	for (int i = 0; i < result->ntuples; i++)
 	{
 		char	  **row = result->values[i];
-		const char *why = mapping_problem(row[1] && row[1][0] == 't',
-										  row[2][0] == 't', row[3],
-										  atoi(row[4]));
+		WindowMapping *m = palloc0_object(WindowMapping);
 
-		if (why != NULL)
-			refuse_mapping(run, row[0], psprintf("%s (back)", why), NULL);
+		m->source = pstrdup(row[0]);
+		m->target = pstrdup(row[1]);
+		m->policy = pstrdup(row[2]);
+		m->columns = copy_or_null(row[3]);
+		m->source_key = pstrdup(row[4]);
+		m->target_key = pstrdup(row[5]);
+		m->problem.why = copy_or_null(row[6]);
+		m->problem.hint = copy_or_null(row[7]);
+		there = lappend(there, m);
 	}
+	return there;
+}
+
+static char *
+hint_on(const char *side, const char *sql)
+{
+	return sql == NULL ? NULL : psprintf("-- on %s\n%s", side, sql);
+}
+
+static bool
+is_looked_up(const WindowMapping *m)
+{
+	return strcmp(m->policy, "none") != 0;
+}
+
+/* The mapping the other way, or NULL. */
+static const WindowMapping *
+find_opposite(List *mappings, const WindowMapping *m)
+{
+	ListCell   *lc;
+
+	foreach(lc, mappings)
+	{
+		const WindowMapping *other = lfirst(lc);
+
+		if (strcmp(other->source, m->target) == 0 &&
+			strcmp(other->target, m->source) == 0)
+			return other;
+	}
+	return NULL;
 }
 
 /*
- * The check "window_mapping".
+ * The check "window_mapping": can conflicts of each mapping's rows be decided,
+ * also with the one the other way?
  */
 void
 check_window_mappings(PreflightRun *run)
 {
-	check_here(run);
-	if (run->peer != NULL && run->deployment->opposite != NULL)
-		check_there(run);
+	List	   *here = window_describe(run->deployment, false);
+	List	   *there = NIL;
+	ListCell   *lc;
+
+	foreach(lc, here)
+	{
+		const WindowMapping *m = lfirst(lc);
+
+		if (m->problem.why != NULL)
+			refuse_mapping(run, m->target, m->problem.why,
+						   hint_on(this_side(run), m->problem.hint));
+	}
+	if (run->peer == NULL || run->deployment->opposite == NULL)
+		return;
+	there = load_there(run);
+	foreach(lc, there)
+	{
+		const WindowMapping *m = lfirst(lc);
+
+		if (m->problem.why != NULL)
+			refuse_mapping(run, m->target,
+						   psprintf("%s (on %s)", m->problem.why,
+									other_side(run)),
+						   hint_on(other_side(run), m->problem.hint));
+		else if (is_looked_up(m) && find_opposite(here, m) == NULL)
+			refuse_mapping(run, m->target,
+						   psprintf("there is none of %s from %s", m->source,
+									this_side(run)), NULL);
+	}
+	foreach(lc, here)
+	{
+		const WindowMapping *m = lfirst(lc);
+		const WindowMapping *back = find_opposite(there, m);
+
+		if (!is_looked_up(m) || m->problem.why != NULL)
+			continue;
+		if (back == NULL)
+			refuse_mapping(run, m->target,
+						   psprintf("there is none of it from %s",
+									other_side(run)), NULL);
+		else if (is_looked_up(back) &&
+				 (strcmp(m->source_key, back->source_key) != 0 ||
+				  strcmp(m->target_key, back->target_key) != 0))
+			refuse_mapping(run, m->target,
+						   psprintf("own changes are known by (%s) and (%s), and rows are found by (%s) and (%s)",
+									m->source_key, back->target_key,
+									back->source_key, m->target_key), NULL);
+	}
+}
+
+/* ---- policies ---- */
+
+static bool
+wins_by_rank(const char *policy)
+{
+	return strcmp(policy, "last_write") == 0 || strchr(policy, '(') != NULL;
+}
+
+/*
+ * What writes the other side's row over one's own must leave the same on both:
+ * the two mappings have to be each other's inverse, which can be seen of
+ * columns as they are.
+ */
+static void
+check_inverse(PreflightRun *run, const WindowMapping *m,
+			  const WindowMapping *back)
+{
+	PreflightRow row = {.severity = PREFLIGHT_ERROR,.object = m->target};
+
+	if (!wins_by_rank(m->policy) ||
+		(m->columns != NULL && back->columns != NULL &&
+		 strcmp(m->columns, back->columns) == 0))
+		return;
+	row.message = psprintf("policy \"%s\" of \"%s\" needs mappings that are each other's inverse, which cannot be seen",
+						   m->policy, m->target);
+	row.hint = psprintf("-- on %s\n-- if they are: each row becomes what it was there and back\n"
+						"SELECT bluegreen.accept(%s, 'window_policy', %s);",
+						this_side(run),
+						quote_literal_cstr(run->deployment->name),
+						quote_literal_cstr(m->target));
+	preflight_row(run, &row);
+}
+
+/*
+ * The check "window_policy": do both directions decide by the same policy, and
+ * can it be one?
+ */
+void
+check_window_policies(PreflightRun *run)
+{
+	List	   *there;
+	ListCell   *lc;
+
+	if (run->peer == NULL || run->deployment->opposite == NULL)
+		return;
+	there = load_there(run);
+	foreach(lc, window_describe(run->deployment, false))
+	{
+		const WindowMapping *m = lfirst(lc);
+		const WindowMapping *back = find_opposite(there, m);
+		PreflightRow row = {.severity = PREFLIGHT_ERROR,.object = m->target};
+
+		if (back == NULL)
+			continue;
+		if (strcmp(m->policy, back->policy) == 0)
+		{
+			check_inverse(run, m, back);
+			continue;
+		}
+		row.message = psprintf("policies of \"%s\" differ: %s from %s, %s from %s",
+							   m->target, m->policy, this_side(run),
+							   back->policy, other_side(run));
+		preflight_row(run, &row);
+	}
 }
 
 /* ---- streams ---- */

@@ -467,7 +467,8 @@ set_fence(int32 fence, int64 epoch, const Move *move)
 					"switched_at = CASE WHEN $6 THEN clock_timestamp() "
 					"ELSE switched_at END, "
 					"activated = CASE WHEN $6 AND $2 = 'open' THEN $3 "
-					"ELSE activated END, \"window\" = \"window\" AND NOT $6 "
+					"ELSE activated END, \"window\" = \"window\" AND NOT $6, "
+					"closing = closing OR \"window\" AND $6 AND $2 = 'open' "
 					"WHERE id = $1 AND (state = ANY ($4::text[]) "
 					"OR $6 AND $2 = 'open' AND state = 'open' AND \"window\") "
 					"AND CASE WHEN $5 THEN epoch < $3 ELSE epoch = $3 END",
@@ -689,7 +690,8 @@ fence_force(int32 fence, bool open)
 				"since = clock_timestamp(), switched_at = clock_timestamp(), "
 				"activated = CASE $2 WHEN 'open' THEN epoch + 1 "
 				"ELSE activated END, "
-				"\"window\" = false, raised_by = NULL WHERE id = $1", &args, SPI_OK_UPDATE);
+				"\"window\" = false, closing = false, raised_by = NULL "
+				"WHERE id = $1", &args, SPI_OK_UPDATE);
 	catalog_end(&access);
 	fence_commit_durably();
 }

@@ -58,6 +58,8 @@ typedef struct Fence
 	int64		epoch;
 	TimestampTz since;
 	bool		window;			/* the other side takes writes, too */
+	bool		closing;		/* ... did, and its stream may still */
+	bool		activated;		/* by a move: it is no stream's target */
 } Fence;
 
 /* What the fences of this database say about one relation. */

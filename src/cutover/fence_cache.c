@@ -75,6 +75,8 @@ static const char *const table_names[NTABLES] = {
 #define FENCE_EPOCH			7
 #define FENCE_SINCE			8
 #define FENCE_WINDOW		12
+#define FENCE_ACTIVATED		13
+#define FENCE_CLOSING		14
 #define MAPPING_DEPLOYMENT	2
 #define MAPPING_SOURCE		4
 #define TARGET_STREAM		1
@@ -211,6 +213,9 @@ read_fence(HeapTuple tuple, TupleDesc desc)
 	fence->epoch = DatumGetInt64(value(tuple, desc, FENCE_EPOCH));
 	fence->since = DatumGetTimestampTz(value(tuple, desc, FENCE_SINCE));
 	fence->window = DatumGetBool(value(tuple, desc, FENCE_WINDOW));
+	fence->activated =
+		DatumGetInt64(value(tuple, desc, FENCE_ACTIVATED)) != 0;
+	fence->closing = DatumGetBool(value(tuple, desc, FENCE_CLOSING));
 	if (fence->state == FENCE_CLOSED || fence->state == FENCE_RETIRED)
 		closed = nfences;
 	nfences++;

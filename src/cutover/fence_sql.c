@@ -103,7 +103,8 @@ static const Follows follows[] = {
 			"UPDATE bluegreen.fence SET state = 'retired', deployment = NULL, "
 			"stream = NULL WHERE deployment = $1::integer "
 			"AND state IN ('closed', 'in_doubt', 'retired')",
-			"UPDATE bluegreen.fence SET deployment = NULL, \"window\" = false "
+			"UPDATE bluegreen.fence SET deployment = NULL, \"window\" = false, "
+			"closing = false "
 			"WHERE deployment = $1::integer AND stream IS NOT NULL",
 			"DELETE FROM bluegreen.fence WHERE deployment = $1::integer"
 		}
@@ -121,7 +122,8 @@ static const Follows follows[] = {
 			"UPDATE bluegreen.fence SET state = 'retired', stream = NULL "
 			"WHERE stream = $1 AND state IN ('closed', 'in_doubt', 'retired')",
 			"UPDATE bluegreen.fence SET stream = NULL, \"window\" = false, "
-			"state = CASE state "			"WHEN 'guarded' THEN 'open' ELSE state END "
+			"closing = false, state = CASE state "
+			"WHEN 'guarded' THEN 'open' ELSE state END "
 			"WHERE stream = $1 AND deployment IS NOT NULL",
 			"DELETE FROM bluegreen.fence WHERE stream = $1"
 		}

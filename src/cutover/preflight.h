@@ -194,6 +194,7 @@ extern void check_sequences(PreflightRun *run);
 
 /* check_window.c */
 extern void check_window_mappings(PreflightRun *run);
+extern void check_window_policies(PreflightRun *run);
 extern void check_window_streams(PreflightRun *run);
 
 /* sequence_window.c */

@@ -418,6 +418,11 @@ const PreflightCheck preflight_checks[] = {
 		F(check_window_mappings)
 	},
 	{
+		"window_policy", "green", O,
+		"both directions decide conflicts in the same way",
+		F(check_window_policies)
+	},
+	{
 		"window_stream", "green", O,
 		"both streams follow",
 		F(check_window_streams), .scope = PREFLIGHT_STARTED

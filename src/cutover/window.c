@@ -35,7 +35,8 @@
  *
  *		numbers		sequences go by their own steps again; the other side's
  *					beyond all that either has given
- *		window		when all that the other side wrote in the window is here, the
+ *		window		when all that the other side wrote in the window is here, and
+ *					all is there that this one had to write because of that, the
  *					streams need not keep anything any more
  *
  * What is asked of the other side is in window_target.c.
@@ -49,6 +50,7 @@
 #include "core/event.h"
 #include "core/worker.h"
 #include "cutover/window.h"
+#include "executor/spi.h"
 #include "utils/builtins.h"
 #include "utils/pg_lsn.h"
 #include "utils/snapmgr.h"
@@ -104,7 +106,8 @@ has_passed_here(SwitchMove *move, int64 version, XLogRecPtr position)
 	bool		result;
 
 	SpinLockAcquire(&shared->mutex);
-	result = shared->pid != 0 && shared->mapping_version >= version &&
+	result = shared->pid != 0 && shared->state == STREAM_STREAMING &&
+		shared->mapping_version >= version &&
 		!XLogRecPtrIsInvalid(shared->window_since) &&
 		shared->applied_lsn >= position;
 	SpinLockRelease(&shared->mutex);
@@ -290,28 +293,97 @@ show_problem(SwitchMove *move, char *problem)
 }
 
 /*
+ * Wait until all that the other side has written so far is here.  False if the
+ * window is closed there already.
+ */
+static bool
+wait_for_other(SwitchMove *move, char **shown)
+{
+	char	   *position = move_there(move, WINDOW_CLOSING);
+	char	   *problem;
+
+	while (position != NULL && !has_passed(move, position, &problem))
+	{
+		if (problem != NULL &&
+			(*shown == NULL || strcmp(*shown, problem) != 0))
+		{
+			show_problem(move, problem);
+			*shown = problem;
+		}
+		switch_rest(move, POLL_MS);
+	}
+	return position != NULL;
+}
+
+/* Rows that were left out, and that who left them out has not sent yet. */
+#define OWED "SELECT EXISTS (SELECT FROM bluegreen.window_owed WHERE stream = $1)"
+
+static bool
+is_owed(SwitchMove *move)
+{
+	const char *there[] = {move->stream};
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	bool		owed;
+
+	catalog_begin(&access);
+	catalog_arg_text(&args, move->deployment->opposite);
+	catalog_run(OWED, &args, SPI_OK_SELECT);
+	owed = DatumGetBool(catalog_value(0, 1, NULL));
+	catalog_end(&access);
+	return owed ||
+		peer_query(switch_peer(move), OWED, 1, there)->values[0][0][0] == 't';
+}
+
+/*
+ * Wait until all that this side has written is there; returns how many rows of
+ * its own this side's stream has found so far.
+ */
+static int64
+wait_for_own(SwitchMove *move)
+{
+	StreamShared *shared = move->shared;
+	XLogRecPtr	goal = control_position();
+
+	for (;;)
+	{
+		XLogRecPtr	applied;
+		int64		rows;
+
+		SpinLockAcquire(&shared->mutex);
+		applied = shared->applied_lsn;
+		rows = shared->rows;
+		SpinLockRelease(&shared->mutex);
+		if (applied >= goal)
+			return rows;
+		stream_wake(shared);
+		switch_rest(move, POLL_MS);
+	}
+}
+
+/*
  * What the other side wrote in the window may conflict with what this one did,
- * until all of it is here.
+ * until all of it is here.  A conflict may have this side write something of
+ * its own, though it is closed, which the other side still takes; so again,
+ * until a round was without.
  */
 void
 step_window_closed(SwitchMove *move)
 {
-	char	   *position;
-	char	   *problem;
 	char	   *shown = NULL;
+	int64		rows = -1;
+	bool		over = false;
 
 	if (window_of(move) != WINDOW_CLOSING)
 		return;
-	position = move_there(move, WINDOW_CLOSING);
-	while (position != NULL && !has_passed(move, position, &problem))
+	while (!over && wait_for_other(move, &shown))
 	{
-		if (problem != NULL &&
-			(shown == NULL || strcmp(shown, problem) != 0))
-		{
-			show_problem(move, problem);
-			shown = problem;
-		}
-		switch_rest(move, POLL_MS);
+		int64		before = rows;
+
+		while (is_owed(move))
+			switch_rest(move, POLL_MS);
+		rows = wait_for_own(move);
+		over = rows == before;
 	}
 	(void) move_there(move, WINDOW_CLOSED);
 	(void) window_set(move->row.deployment, WINDOW_CLOSED);

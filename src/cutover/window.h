@@ -6,8 +6,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef BG_WINDOW_H
-#define BG_WINDOW_H
+#ifndef BG_CUTOVER_WINDOW_H
+#define BG_CUTOVER_WINDOW_H
 
 #include "core/catalog.h"
 #include "core/peer.h"
@@ -77,4 +77,4 @@ extern int64 sequence_interleave(int32 deployment, Oid sequence,
 extern int	sequences_restore(int32 deployment, int n, const Oid *sequences,
 							  const int64 *at_least, bool look);
 
-#endif							/* BG_WINDOW_H */
+#endif							/* BG_CUTOVER_WINDOW_H */

@@ -63,6 +63,10 @@ window_set(int32 deployment, WindowState state)
 						  SPI_OK_UPDATE_RETURNING) > 0;
 	if (changed)
 		begins = DatumGetBool(catalog_value(0, 1, NULL));
+	if (changed && state == WINDOW_CLOSED)
+		catalog_run("UPDATE bluegreen.fence SET closing = false "
+					"WHERE deployment = $1 AND closing", &args,
+					SPI_OK_UPDATE);
 	catalog_end(&access);
 	if (begins)
 		control_reload_at_commit(deployment);
@@ -224,6 +228,7 @@ bluegreen_window_look(PG_FUNCTION_ARGS)
 
 		SpinLockAcquire(&shared->mutex);
 		values[0] = BoolGetDatum(shared->pid != 0 &&
+								 shared->state == STREAM_STREAMING &&
 								 shared->mapping_version >= deployment->mapping_version &&
 								 !XLogRecPtrIsInvalid(shared->window_since) &&
 								 shared->applied_lsn >= PG_GETARG_LSN(1));

@@ -771,6 +771,17 @@ take_origin_back(XactEvent event, void *arg)
 }
 
 /*
+ * The origin of the stream that this session applies, also while it writes as
+ * this side's own.
+ */
+RepOriginId
+own_session_origin(void)
+{
+	return put_aside != InvalidRepOriginId ? put_aside :
+		replorigin_session_origin;
+}
+
+/*
  * bluegreen.write_as_own(): what this transaction, which must not have written
  * anything, writes is this side's own, and goes to the other side as well.
  */

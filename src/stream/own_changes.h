@@ -56,5 +56,6 @@ extern XLogRecPtr own_seen(void);
 /* the session that applies: what it brings had seen this (position.c) */
 extern void own_attach_session(void);
 extern void own_note_seen(XLogRecPtr seen);
+extern RepOriginId own_session_origin(void);
 
 #endif							/* BG_OWN_CHANGES_H */

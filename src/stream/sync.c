@@ -204,7 +204,6 @@ connect_peer(StreamWorker *worker)
 	/* not before the tables' states, which a verification looks at */
 	SpinLockAcquire(&worker->shared->mutex);
 	worker->shared->mapping_version = deployment->mapping_version;
-	worker->shared->window_since = 0;
 	SpinLockRelease(&worker->shared->mutex);
 	if (any_table_to_gate(worker))
 	{
@@ -381,8 +380,6 @@ begin_decoding(StreamWorker *worker)
 	/* the target may have been restarted, or we: it knows what it has */
 	SpinLockAcquire(&worker->shared->mutex);
 	worker->shared->told_lsn = worker->progress;
-	worker->shared->window_since =
-		worker->deployment->window != WINDOW_CLOSED ? worker->decoded : 0;
 	worker->shared->token_lsn = Max(worker->shared->token_lsn,
 									GetFlushRecPtr(NULL));
 	SpinLockRelease(&worker->shared->mutex);

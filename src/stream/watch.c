@@ -14,7 +14,8 @@
  *
  * It ends when the stream's mappings change, and when the window is closed: then
  * StreamShared.watch_wanted is not what it has compiled.  The stream's worker
- * starts it.
+ * starts it.  While it runs StreamShared.window_since is set: that is what
+ * open_window() waits for.
  *
  *-------------------------------------------------------------------------
  */
@@ -352,7 +353,8 @@ load(Watch *watch)
 										AccessShareLock);
 
 		transform->number = n;
-		if (transform->chunk_key != NULL)
+		if (transform->chunk_key != NULL &&
+			strcmp(transform->row->conflict, "none") != 0)
 			watch->hashers[n] = own_hasher_create(source,
 												  transform->chunk_key);
 		watch->deciders[n] = window_decider(transform);
@@ -360,6 +362,24 @@ load(Watch *watch)
 		watch->transforms = lappend(watch->transforms, transform);
 		n++;
 	}
+}
+
+/* From here on everybody can tell what this side has changed, or not. */
+static void
+tell_since(StreamShared *shared, int64 version, XLogRecPtr since)
+{
+	SpinLockAcquire(&shared->mutex);
+	if (shared->watch_wanted == version)
+		shared->window_since = since;
+	SpinLockRelease(&shared->mutex);
+}
+
+/* At exit. */
+static void
+tell_end(int code, Datum arg)
+{
+	tell_since(the_watch->shared, the_watch->deployment->mapping_version,
+			   InvalidXLogRecPtr);
 }
 
 static void
@@ -391,6 +411,9 @@ begin_decoding(Watch *watch)
 	InvalidateSystemCaches();
 	XLogBeginRead(watch->decoding->reader,
 				  MyReplicationSlot->data.restart_lsn);
+	before_shmem_exit(tell_end, (Datum) 0);
+	tell_since(watch->shared, watch->deployment->mapping_version,
+			   watch->confirmed);
 }
 
 static void

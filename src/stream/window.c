@@ -102,11 +102,11 @@ has_rank(Oid type)
 }
 
 /*
- * Attribute of the source that decides in a mapping, or 0.  Error if it is not a
+ * Attribute of the source that decides in a mapping, or 0: none does, or not a
  * column of the source as it is, of a type that can decide.
  */
 int
-window_decider(const Transform *transform)
+window_find_decider(const Transform *transform)
 {
 	const char *name = transform->row->conflict;
 
@@ -123,40 +123,29 @@ window_decider(const Transform *transform)
 								   column->source_attno - 1)->atttypid))
 			return column->source_attno;
 	}
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("column \"%s\" cannot decide conflicts of \"%s\"",
-					name, mapping_target_name(transform->row)),
-			 errdetail("It must be a column of the source as it is, a whole number, date or timestamp.")));
-	return 0;					/* keep compiler quiet */
+	return 0;
+}
+
+/*
+ * The same; error if the one that is named cannot decide.
+ */
+int
+window_decider(const Transform *transform)
+{
+	const char *policy = transform->row->conflict;
+	int			attnum = window_find_decider(transform);
+
+	if (attnum == 0 && strncmp(policy, NEWER_COLUMN, strlen(NEWER_COLUMN)) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("column \"%s\" cannot decide conflicts of \"%s\"",
+						policy + strlen(NEWER_COLUMN),
+						mapping_target_name(transform->row)),
+				 errdetail("It must be a column of the source as it is, a whole number, date or timestamp.")));
+	return attnum;
 }
 
 /* ---- the worker ---- */
-
-static void
-refuse_mapping(const Transform *transform, const char *why, const char *hint)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("mapping of \"%s\" to \"%s\" cannot be in a window",
-					get_rel_name(transform->row->source),
-					mapping_target_name(transform->row)),
-			 errdetail("%s", why),
-			 errhint("%s", hint)));
-}
-
-/* May a change lack what it did not touch? */
-static bool
-may_lack_values(const Transform *transform)
-{
-	if (transform->identity_full)
-		return false;
-	for (int i = 0; i < transform->source_desc->natts; i++)
-		if (transform->source[i].toastable &&
-			bms_is_member(i + 1, transform->reads))
-			return true;
-	return false;
-}
 
 /*
  * Error unless conflicts of a mapping's rows can be decided.
@@ -164,29 +153,16 @@ may_lack_values(const Transform *transform)
 static void
 check_mapping(const Transform *transform)
 {
-	const MappingRow *row = transform->row;
-	bool		by_rank = strcmp(row->conflict, "last_write") == 0 ||
-		strchr(row->conflict, ':') != NULL;
+	WindowProblem problem = window_problem(transform);
 
-	if (strcmp(row->conflict, "none") == 0)
-		return;
-	(void) window_decider(transform);
-	if (transform->nkeys == 0 || row->lookup != NULL || row->target_shared ||
-		row->on_write != ON_WRITE_MIRROR || row->on_delete != ON_DELETE_DELETE)
-		refuse_mapping(transform,
-					   "It has no key, a lookup, another mapping of its target, or another on_write or on_delete than mirror and delete.",
-					   "Map the table in another way, or with conflict => 'none' if its rows merge by themselves.");
-	if (may_lack_values(transform) ||
-		(strchr(row->conflict, ':') != NULL && !transform->identity_full))
-		refuse_mapping(transform,
-					   "Its changes do not carry whole rows.",
-					   psprintf("ALTER TABLE %s REPLICA IDENTITY FULL;",
-								quote_qualified_identifier(get_namespace_name(get_rel_namespace(row->source)),
-														   get_rel_name(row->source))));
-	if (by_rank && row->has_other_columns)
-		refuse_mapping(transform,
-					   "Its target has columns that it does not write.",
-					   "Let one side win: conflict => 'blue' or 'green'.");
+	if (problem.why != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("mapping of \"%s\" to \"%s\" cannot be in a window: %s",
+						get_rel_name(transform->row->source),
+						mapping_target_name(transform->row), problem.why),
+				 problem.hint != NULL ? errhint("%s", problem.hint) :
+				 errhint("Map the table in another way, or with conflict => 'none' if its rows merge by themselves.")));
 }
 
 static void
@@ -220,6 +196,9 @@ window_prepare(StreamWorker *worker)
 	watch_slot_name(slot_name, shared->slot_name);
 	if (!worker->window)
 	{
+		SpinLockAcquire(&shared->mutex);
+		shared->window_since = 0;
+		SpinLockRelease(&shared->mutex);
 		if (SearchNamedReplicationSlot(slot_name, true) != NULL)
 			window_forget(shared->slot_name);
 		return;
@@ -237,6 +216,8 @@ window_prepare(StreamWorker *worker)
 	if (SearchNamedReplicationSlot(slot_name, true) == NULL)
 		copy_slot(shared->slot_name, slot_name);
 	SpinLockAcquire(&shared->mutex);
+	if (shared->watch_wanted != deployment->mapping_version)
+		shared->window_since = 0;	/* until the next one watches */
 	shared->watch_wanted = deployment->mapping_version;
 	SpinLockRelease(&shared->mutex);
 	watch_start(shared);

@@ -5,8 +5,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef BG_WINDOW_H
-#define BG_WINDOW_H
+#ifndef BG_STREAM_WINDOW_H
+#define BG_STREAM_WINDOW_H
 
 #include "stream/apply.h"
 #include "stream/sync.h"
@@ -20,8 +20,35 @@ extern void window_tell(StreamWorker *worker);
 /* The number that a value of the column that decides stands for. */
 extern int64 window_value_rank(Oid type, Datum value, bool isnull);
 
-/* Attribute of the source that decides in a mapping, or 0. */
+/*
+ * Attribute of the source that decides in a mapping, or 0; the first: also if
+ * the one that is named cannot.
+ */
+extern int	window_find_decider(const Transform *transform);
 extern int	window_decider(const Transform *transform);
+
+/* window_check.c: can conflicts of a mapping's rows be decided? */
+typedef struct WindowProblem
+{
+	const char *why;			/* NULL: they can */
+	char	   *hint;			/* SQL to be run on the side of the source, or
+								 * NULL */
+} WindowProblem;
+
+/* A mapping, as it is compared with the one the other way. */
+typedef struct WindowMapping
+{
+	char	   *source;
+	char	   *target;
+	char	   *policy;			/* with the column that decides on both sides */
+	char	   *columns;		/* which becomes which; NULL: not as they are */
+	char	   *source_key;		/* own changes of the source are known by it */
+	char	   *target_key;		/* rows of the target are found by it */
+	WindowProblem problem;
+} WindowMapping;
+
+extern WindowProblem window_problem(const Transform *transform);
+extern List *window_describe(const Deployment *deployment, bool back);
 
 /* control.c: end who watches, and drop his slot */
 extern void window_forget(const char *slot_name);
@@ -37,4 +64,4 @@ extern void window_queue_check(Apply *apply, const Slice *slice);
 extern void window_row(Apply *apply, BatchRow *row, const RowChange *change,
 					   const CarefulContext *context);
 
-#endif							/* BG_WINDOW_H */
+#endif							/* BG_STREAM_WINDOW_H */

@@ -102,6 +102,7 @@ FROM (VALUES
 		$$SELECT bluegreen.restore_all_sequences(1)$$),
 	('function', 'window_move', $$SELECT bluegreen.window_move('x', 1, 'closed')$$),
 	('function', 'window_look', $$SELECT bluegreen.window_look('x', '0/1')$$),
+	('function', 'window_mappings', $$SELECT bluegreen.window_mappings('admins')$$),
 	('function', 'window_decide', $$SELECT bluegreen.window_decide('x', 1)$$),
 	('function', 'window_settle', $$SELECT bluegreen.window_settle('x', 1)$$),
 	('procedure', 'open_window', $$CALL bluegreen.open_window('admins')$$),

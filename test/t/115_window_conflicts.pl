@@ -48,6 +48,14 @@ sub both_same
 	return;
 }
 
+# Position since which own changes are known, or ''
+sub window_since
+{
+	my ($node) = @_;
+	return $node->safe_psql(q{SELECT window_since FROM bluegreen.stream_state()
+		WHERE window_since IS NOT NULL});
+}
+
 sub conflicts_of
 {
 	my ($node, $kind) = @_;
@@ -203,8 +211,8 @@ $blue->safe_psql(q{
 	INSERT INTO triggered SELECT id, 'p', v, rev FROM plain;
 	INSERT INTO pair SELECT * FROM plain});
 wait_for_both('d');
-set_window('d', 'opening', 'blue', $blue, $green);
-set_window('d', 'open', 'blue', $blue, $green);
+open_with('d', 'blue', $blue, $green);
+ok(window_since($_), "$_->{name}: own changes are watched") for $blue, $green;
 
 #
 # There and back: who has seen a change is later, and nothing conflicts
@@ -237,7 +245,7 @@ foreach my $round (
 {
 	my ($policy, $last, $winner) = @$round;
 	my $name = "$policy, $last last";
-	set_window('d', 'open', $policy, $blue, $green);
+	open_with('d', $policy, $blue, $green);
 	$_->safe_psql(q{TRUNCATE bluegreen.conflict_log}) for $blue, $green;
 	stop_both('d', $blue, $green);
 	foreach my $node ($last eq 'green' ? ($blue, $green) : ($green, $blue))
@@ -258,7 +266,7 @@ foreach my $round (
 #
 # Nobody wins: the stream stops, and somebody decides
 #
-set_window('d', 'open', 'error', $blue, $green);
+open_with('d', 'error', $blue, $green);
 stop_both('d', $blue, $green);
 $_->safe_psql("UPDATE plain SET v = '$_->{name}', rev = rev + 1 WHERE id = 999")
   for $blue, $green;
@@ -301,9 +309,14 @@ ok($blue->poll_query_until(q{SELECT state = 'streaming'
 #
 # Closed: nothing is watched any more
 #
-set_window('d', 'closed', 'blue', $blue, $green);
-is($_->safe_psql(q{SELECT count(*) FROM pg_replication_slots
-		WHERE slot_name ~ '_own$'}), 0, "$_->{name}: nobody watches")
-  for $blue, $green;
+close_to('d', 'green', $blue, $green);
+foreach my $node ($blue, $green)
+{
+	ok($node->poll_query_until(q{SELECT count(*) = 0 FROM pg_replication_slots
+			WHERE slot_name ~ '_own$'}), "$node->{name}: nobody watches");
+	ok(!window_since($node), "$node->{name}: own changes are not watched");
+}
+$green->safe_psql(q{INSERT INTO triggered VALUES (1, 'p', 'after', 1)});
+both_same('closed');
 
 done_testing();

@@ -159,14 +159,13 @@ sub load
 			  . 'SELECT write_pair(:i, :c, 8);COMMIT;' ]);
 }
 
-set_window('d', 'opening', 'blue', $blue, $green);
 foreach my $round ([ 'blue', 'cut' ], [ 'green', 'stream' ],
 	[ 'last_write', 'watcher' ], [ 'last_write', 'server' ],
 	[ 'newer_column:rev', 'stall' ])
 {
 	my ($policy, $accident) = @$round;
 	my $name = "$policy, $accident";
-	set_window('d', 'open', $policy, $blue, $green);
+	open_with('d', $policy, $blue, $green);
 	$_->safe_psql(q{TRUNCATE bluegreen.conflict_log, made}) for $blue, $green;
 	# what is made while nothing is sent conflicts for certain
 	stop_both('d', $blue, $green);

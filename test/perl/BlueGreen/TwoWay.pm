@@ -9,28 +9,31 @@ use BlueGreen;
 use Exporter 'import';
 use Test::More ();
 
-our @EXPORT = qw(set_window stop_both start_both);
+our @EXPORT = qw(open_with close_to stop_both start_both);
 
-# Give the deployment's row on both sides that state, and all mappings that
-# policy, by hand; wait until both streams go by it.
-sub set_window
+my %open;
+
+# A window in which all mappings have that policy; one that is open is closed
+# before, towards blue.
+sub open_with
 {
-	my ($deployment, $state, $policy, @nodes) = @_;
-	foreach my $node (@nodes)
-	{
-		$node->safe_psql(qq{
-			UPDATE bluegreen.table_mapping SET conflict = '$policy';
-			UPDATE bluegreen.deployment SET "window" = '$state',
-				mapping_version = mapping_version + 1});
-	}
-	foreach my $node (@nodes)
-	{
-		local $Test::Builder::Level = $Test::Builder::Level + 1;
-		Test::More::ok(
-			$node->poll_query_until(q{SELECT state = 'streaming'
-				FROM bluegreen.stat_stream}), "$node->{name}: window is $state");
-	}
-	wait_for_both($deployment);
+	my ($deployment, $policy, $blue, $green) = @_;
+	close_to($deployment, 'blue', $blue, $green) if $open{$deployment};
+	$_->safe_psql('SET default_transaction_read_only = off;'
+		  . "UPDATE bluegreen.table_mapping SET conflict = '$policy'")
+	  foreach $blue, $green;
+	$blue->safe_psql("CALL bluegreen.open_window('$deployment', '170 s')");
+	$open{$deployment} = 1;
+	return;
+}
+
+# Close it towards a side.
+sub close_to
+{
+	my ($deployment, $side, $blue, $green) = @_;
+	$blue->safe_psql(
+		"CALL bluegreen.close_window('$deployment', '$side', '170 s', '100 s')");
+	$open{$deployment} = 0;
 	return;
 }
 

@@ -31,7 +31,10 @@ sub create_tables
 		CREATE TABLE w_serial (id bigserial PRIMARY KEY, side text);
 		CREATE SEQUENCE w_numbers CACHE 10;
 		CREATE TABLE w_bare (id bigint PRIMARY KEY
-			DEFAULT nextval('w_numbers'), side text)}) foreach @nodes;
+			DEFAULT nextval('w_numbers'), side text);
+		ALTER TABLE w_identity REPLICA IDENTITY FULL;
+		ALTER TABLE w_serial REPLICA IDENTITY FULL;
+		ALTER TABLE w_bare REPLICA IDENTITY FULL}) foreach @nodes;
 	return;
 }
 
