@@ -1904,8 +1904,6 @@ REVOKE ALL ON FUNCTION bluegreen.note_reached(pg_lsn) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.note_seen(pg_lsn) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.check_change(regclass, name[], pg_lsn,
 	VARIADIC "any") FROM PUBLIC;
-REVOKE ALL ON FUNCTION bluegreen.weigh_change(regclass, name[], pg_lsn, text,
-	text, bigint, VARIADIC "any") FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.write_as_own() FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.forget_key(regclass, name[], text[])
 	FROM PUBLIC;

@@ -45,7 +45,6 @@ const char *const apply_privileges[] = {
 	"bluegreen.note_seen(pg_lsn), bluegreen.write_as_own(), "
 	"bluegreen.forget_key(regclass, name[], text[]), "
 	"bluegreen.check_change(regclass, name[], pg_lsn, \"any\"), "
-	"bluegreen.weigh_change(regclass, name[], pg_lsn, text, text, bigint, \"any\"), "
 	"bluegreen.insert_rows(regclass, name[], bytea, bigint), "
 	"bluegreen.takes_rows(regclass, name[]), "
 	"bluegreen.update_rows(regclass, name[], name[], bytea, bigint), "

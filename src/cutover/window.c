@@ -277,17 +277,23 @@ step_numbers_back(SwitchMove *move)
 						 "%d sequences go by their own steps again", n);
 }
 
-/* What stands in the row while the other side's stream has an error. */
+/* What stands in the row while a stream has an error. */
 static void
-show_problem(SwitchMove *move, char *problem)
+show_problem(SwitchMove *move, const char *from, const char *problem,
+			 char **shown_before)
 {
 	ErrorData	shown = {0};
+	const char *to = from == move->to ? move->from : move->to;
 
+	if (problem == NULL ||
+		(*shown_before != NULL && strcmp(*shown_before, problem) == 0))
+		return;
+	*shown_before = MemoryContextStrdup(move->context, problem);
 	shown.sqlerrcode = ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
-	shown.message = psprintf("the stream from %s has an error: %s", move->to,
+	shown.message = psprintf("the stream from %s has an error: %s", from,
 							 problem);
 	shown.hint = psprintf("What %s has written in the window is not on %s yet. See view bluegreen.status on %s.",
-						  move->to, move->from, move->to);
+						  from, to, from);
 	switch_row_error(move->row.deployment, SWITCH_DECIDED, &shown);
 	switch_commit(move);
 }
@@ -304,12 +310,7 @@ wait_for_other(SwitchMove *move, char **shown)
 
 	while (position != NULL && !has_passed(move, position, &problem))
 	{
-		if (problem != NULL &&
-			(*shown == NULL || strcmp(*shown, problem) != 0))
-		{
-			show_problem(move, problem);
-			*shown = problem;
-		}
+		show_problem(move, move->to, problem, shown);
 		switch_rest(move, POLL_MS);
 	}
 	return position != NULL;
@@ -340,22 +341,27 @@ is_owed(SwitchMove *move)
  * its own this side's stream has found so far.
  */
 static int64
-wait_for_own(SwitchMove *move)
+wait_for_own(SwitchMove *move, char **shown)
 {
 	StreamShared *shared = move->shared;
 	XLogRecPtr	goal = control_position();
 
 	for (;;)
 	{
+		char		problem[sizeof(shared->error.message)];
 		XLogRecPtr	applied;
 		int64		rows;
+		bool		failed;
 
 		SpinLockAcquire(&shared->mutex);
 		applied = shared->applied_lsn;
 		rows = shared->rows;
+		failed = shared->state == STREAM_ERROR || shared->state == STREAM_LOST;
+		memcpy(problem, shared->error.message, sizeof(problem));
 		SpinLockRelease(&shared->mutex);
 		if (applied >= goal)
 			return rows;
+		show_problem(move, move->from, failed ? problem : NULL, shown);
 		stream_wake(shared);
 		switch_rest(move, POLL_MS);
 	}
@@ -382,7 +388,7 @@ step_window_closed(SwitchMove *move)
 
 		while (is_owed(move))
 			switch_rest(move, POLL_MS);
-		rows = wait_for_own(move);
+		rows = wait_for_own(move, &shown);
 		over = rows == before;
 	}
 	(void) move_there(move, WINDOW_CLOSED);

@@ -368,8 +368,8 @@ SELECT is_empty($$SELECT description FROM pg_description d
 -- Privileges
 --
 -- commit_time() and commit_lsn() tell nothing, and are used by transforms,
--- which run as any deployment's owner; note_row() keeps a text for a moment, as
--- any target table's owner; describe_lookup() parses as its caller, and
+-- which run as any deployment's owner; note_row() keeps a text for a moment, and
+-- weigh_change() looks a row up in a session that applies, as any target table's owner; describe_lookup() parses as its caller, and
 -- check_lookup() compares numbers, as any target's owner; image_hash() and what compares tell what their
 -- caller has.
 SELECT set_eq($$SELECT signature FROM routine
@@ -379,6 +379,7 @@ SELECT set_eq($$SELECT signature FROM routine
 		'bluegreen.wait_for_token(text,interval)',
 		'bluegreen.wait_for_token(text,interval,boolean)',
 		'bluegreen.image_hash("any")', 'bluegreen.note_row(text)',
+		'bluegreen.weigh_change(regclass,name[],pg_lsn,text,text,bigint,"any")',
 		'bluegreen.describe_lookup(name,name,text,name[],text[],name[],boolean)',
 		'bluegreen.check_lookup(text,bigint,bigint,bigint,bigint)',
 		'bluegreen.row_hash(text,"any")',
@@ -395,6 +396,7 @@ SELECT set_eq($$SELECT signature FROM routine
 		'bluegreen.wait_for_token(text,interval)',
 		'bluegreen.wait_for_token(text,interval,boolean)',
 		'bluegreen.image_hash("any")', 'bluegreen.note_row(text)',
+		'bluegreen.weigh_change(regclass,name[],pg_lsn,text,text,bigint,"any")',
 		'bluegreen.describe_lookup(name,name,text,name[],text[],name[],boolean)',
 		'bluegreen.check_lookup(text,bigint,bigint,bigint,bigint)',
 		'bluegreen.row_hash(text,"any")',

@@ -155,8 +155,6 @@ FROM (VALUES
 		$$SELECT bluegreen.forget_key('t', '{}', '{}')$$),
 	('function', 'check_change',
 		$$SELECT bluegreen.check_change('t', '{}', '0/1', 1)$$),
-	('function', 'weigh_change',
-		$$SELECT bluegreen.weigh_change('t', '{}', '0/1', 'blue', 'blue', 1, 1)$$),
 	('function', 'origin_create',
 		$$SELECT bluegreen.origin_create('bluegreen_x')$$),
 	('function', 'origin_setup',

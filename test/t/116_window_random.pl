@@ -75,6 +75,7 @@ $blue->safe_psql(q{
 	SELECT bluegreen.create_deployment('d', 'green');
 	SELECT bluegreen.map_table('d', 'plain');
 	SELECT bluegreen.map_table('d', 'pair');
+	SELECT bluegreen.accept('d', 'unmapped_table', 'public.made');
 	CALL bluegreen.start('d')});
 wait_for_both('d');
 

@@ -38,6 +38,30 @@ sub create_tables
 	return;
 }
 
+# The table w_pair, in which clients with meet => 1 change the same rows: they
+# meet by the key and by another unique constraint.
+sub create_meeting
+{
+	my (@nodes) = @_;
+	$_->safe_psql(q{
+		CREATE TABLE w_pair (id int PRIMARY KEY, v text, code text UNIQUE);
+		ALTER TABLE w_pair REPLICA IDENTITY FULL;
+		CREATE FUNCTION w_meet(i int, c int, what int, w text) RETURNS void
+		LANGUAGE plpgsql AS $$
+		BEGIN
+			IF what < 5 THEN
+				UPDATE w_pair SET v = w, code = 'c' || c WHERE id = i;
+			ELSIF what < 7 THEN
+				DELETE FROM w_pair WHERE id = i;
+			ELSE
+				INSERT INTO w_pair VALUES (i, w, 'c' || c)
+					ON CONFLICT DO NOTHING;
+			END IF;
+		EXCEPTION WHEN unique_violation THEN NULL;
+		END $$}) foreach @nodes;
+	return;
+}
+
 sub new
 {
 	my ($class, $blue, $green) = @_;
@@ -69,6 +93,13 @@ sub _client
 		};
 		undef $backend unless defined $id;
 		print $log "$table $id\n" if defined $id;
+		eval {
+			$backend->value(sprintf
+				q{SELECT coalesce(w_meet(%d, %d, %d, '%s')::text, '')},
+				1 + rand 60, 1 + rand 50, rand 10, "$side $i");
+			1;
+		} or undef $backend
+		  if defined $id && $self->{meet};
 
 		# a new connection costs more than a write
 		usleep(defined $id ? 5_000 : 25_000);
@@ -76,11 +107,12 @@ sub _client
 	POSIX::_exit(0);
 }
 
-# Options: clients => for each side
+# Options: clients => for each side, meet => 1
 sub start
 {
 	my ($self, %options) = @_;
 	my $run = 'r' . ++$self->{number};
+	$self->{meet} = $options{meet};
 	open my $flag, '>', "$self->{dir}/$run" or die $!;
 	foreach my $side (map { ($_) x ($options{clients} || 1) } qw(blue green))
 	{
