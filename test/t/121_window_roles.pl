@@ -1,5 +1,6 @@
 # A window without superusers: roles that may only apply and join, tables of
-# others; conflicts of keys and of other unique constraints, on both sides.
+# others; conflicts of keys and of other unique constraints, on both sides; and
+# one that is found only when the side is closed.
 use strict;
 use warnings;
 
@@ -79,7 +80,33 @@ is($green->safe_psql($kinds), 'delete_update insert_insert unique update_update'
 is($blue->safe_psql($kinds), 'insert_insert unique update_delete update_update',
 	'recorded on blue');
 
-mover($blue, q{CALL bluegreen.close_window('d', 'green', '170 s')});
+#
+# Closed towards green, which is heard last: blue has a row in the way, and
+# removes it, though it takes no writes
+#
+mover($_, q{CALL bluegreen.stop('d')}) for $blue, $green;
+$_->safe_psql(q{INSERT INTO pair VALUES (} . ($_ == $blue ? 401 : 402)
+	  . ", '" . $_->name . q{', 'last')}) for $blue, $green;
+mover($blue, q{CALL bluegreen.start('d')});
+wait_for_sync('d');
+is($green->safe_psql(q{SELECT id FROM pair WHERE code = 'last'}), 402,
+	'green keeps its own row');
+my $closer = $blue->session;
+$closer->send(q{CALL bluegreen.close_window('d', 'green', '170 s')});
+ok($green->poll_query_until(q{SELECT "window" = 'closing' AND active = 'green'
+	FROM bluegreen.switch_state}), 'blue is closed, and has not heard of it');
+is($blue->safe_psql(q{SELECT id FROM pair WHERE code = 'last'}), 401,
+	'blue has its own one');
+mover($green, q{SET default_transaction_read_only = off; CALL bluegreen.start('d')});
+$closer->wait;
+like($closer->errors, qr/the window is closed/, 'closed');
+$closer->quit;
+is($_->safe_psql(q{SELECT id FROM pair WHERE id > 400}), 402,
+	'only green\'s is left on ' . $_->name) for $blue, $green;
+is($_->safe_psql(q{SELECT state FROM bluegreen.stat_stream}), 'streaming',
+	$_->name . ': its stream goes on') for $blue, $green;
+is($_->safe_psql(q{SELECT count(*) FROM bluegreen.window_owed}), 0,
+	$_->name . ' owes nothing') for $blue, $green;
 ok($_->poll_query_until(q{SELECT count(*) = 0 FROM pg_replication_slots
 		WHERE slot_name ~ '_own$'}), $_->name . ': nobody watches')
   for $blue, $green;

@@ -96,7 +96,7 @@ sub _client
 		eval {
 			$backend->value(sprintf
 				q{SELECT coalesce(w_meet(%d, %d, %d, '%s')::text, '')},
-				1 + rand 60, 1 + rand 50, rand 10, "$side $i");
+				1 + rand 12, 1 + rand 12, rand 10, "$side $i");
 			1;
 		} or undef $backend
 		  if defined $id && $self->{meet};
