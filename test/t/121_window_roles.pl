@@ -87,7 +87,9 @@ is($blue->safe_psql($kinds), 'insert_insert unique update_delete update_update',
 mover($_, q{CALL bluegreen.stop('d')}) for $blue, $green;
 $_->safe_psql(q{INSERT INTO pair VALUES (} . ($_ == $blue ? 401 : 402)
 	  . ", '" . $_->name . q{', 'last')}) for $blue, $green;
-mover($blue, q{CALL bluegreen.start('d')});
+my $holder = $blue->session;
+$holder->query('BEGIN; LOCK TABLE pair IN SHARE MODE');
+mover($_, q{CALL bluegreen.start('d')}) for $blue, $green;
 wait_for_sync('d');
 is($green->safe_psql(q{SELECT id FROM pair WHERE code = 'last'}), 402,
 	'green keeps its own row');
@@ -97,7 +99,8 @@ ok($green->poll_query_until(q{SELECT "window" = 'closing' AND active = 'green'
 	FROM bluegreen.switch_state}), 'blue is closed, and has not heard of it');
 is($blue->safe_psql(q{SELECT id FROM pair WHERE code = 'last'}), 401,
 	'blue has its own one');
-mover($green, q{SET default_transaction_read_only = off; CALL bluegreen.start('d')});
+$holder->query('COMMIT');
+$holder->quit;
 $closer->wait;
 like($closer->errors, qr/the window is closed/, 'closed');
 $closer->quit;

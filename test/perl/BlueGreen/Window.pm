@@ -38,8 +38,7 @@ sub create_tables
 	return;
 }
 
-# The table w_pair, in which clients with meet => 1 change the same rows: they
-# meet by the key and by another unique constraint.
+# The table w_pair, in which clients with meet => 1 change the same rows.
 sub create_meeting
 {
 	my (@nodes) = @_;
@@ -93,10 +92,11 @@ sub _client
 		};
 		undef $backend unless defined $id;
 		print $log "$table $id\n" if defined $id;
+		my $row = 1 + int rand 40;
 		eval {
 			$backend->value(sprintf
 				q{SELECT coalesce(w_meet(%d, %d, %d, '%s')::text, '')},
-				1 + rand 12, 1 + rand 12, rand 10, "$side $i");
+				$row, $row, rand 10, "$side $i");
 			1;
 		} or undef $backend
 		  if defined $id && $self->{meet};
