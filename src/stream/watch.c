@@ -492,7 +492,7 @@ bluegreen_watch_main(Datum arg)
 	watch_loop(the_watch);
 }
 
-/* ---- for the stream's worker ---- */
+/* ---- for the stream's worker, and the launcher ---- */
 
 /*
  * Start the process, if there is none and it is wanted.
@@ -511,7 +511,8 @@ watch_start(StreamShared *shared)
 	bool		wanted;
 
 	SpinLockAcquire(&shared->mutex);
-	wanted = shared->watch_wanted != 0 && shared->watch_pid == 0 &&
+	wanted = shared->in_use && shared->watch_wanted != 0 &&
+		shared->watch_pid == 0 &&
 		TimestampDifferenceExceeds(shared->watch_at, now, shared->watch_delay);
 	if (wanted)
 	{
