@@ -12,7 +12,7 @@ my ($blue, $green) = create_pair(
 	way_back => 1,
 	conf => "bluegreen.restart_delay = '50ms'\n"
 	  . "bluegreen.restart_delay_max = '500ms'\nmax_worker_processes = 24\n"
-	  . "max_replication_slots = 20");
+	  . "max_replication_slots = 20\nbluegreen.event_retention = 0");
 
 foreach my $node ($blue, $green)
 {
@@ -47,6 +47,15 @@ sub both_same
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	wait_for_both('d') for 1 .. 2;
 	return compare_tables("SELECT * FROM $table", "SELECT * FROM $table", $name);
+}
+
+# Nothing goes from blue to green, until start_both('d', $blue).  stop() on the
+# side that is active would stop the other stream as well.
+sub hold_blue
+{
+	stop_both('d', $blue, $green);
+	start_both('d', $green);
+	return;
 }
 
 # The rows with these ids, on green
@@ -85,7 +94,7 @@ is($green->safe_psql("SELECT count(*) FROM ($chosen) c WHERE id IN (1, 3)"), 0,
 #
 # An insert that has not seen a row and a delete that has, in one batch
 #
-stop_both('d', $blue);
+hold_blue();
 $blue->safe_psql('INSERT INTO plain VALUES (101, 1)');
 $green->safe_psql('INSERT INTO plain VALUES (101, 2)');
 wait_for_sync('d', node => $green);
@@ -127,7 +136,7 @@ is(rows_of('plain', 'id = 5'), '5:55', 'nothing to delete: the row stays');
 # One side calls the window one that is being opened, the other takes writes
 #
 $blue->safe_psql(q{UPDATE bluegreen.deployment SET "window" = 'opening'});
-stop_both('d', $blue);
+hold_blue();
 $blue->safe_psql('UPDATE plain SET v = 1 WHERE id = 7');
 $green->safe_psql('UPDATE plain SET v = 2 WHERE id = 7');
 wait_for_sync('d', node => $green);
@@ -139,7 +148,7 @@ $blue->safe_psql(q{UPDATE bluegreen.deployment SET "window" = 'open'});
 #
 # A key is changed, and green has more columns
 #
-stop_both('d', $blue);
+hold_blue();
 $green->safe_psql('UPDATE wider SET v = 2 WHERE id = 1');
 $blue->safe_psql('UPDATE wider SET id = 101 WHERE id = 1');
 start_both('d', $blue);
@@ -165,7 +174,7 @@ like($error, qr/cannot repair tables of deployment "d" in a window/,
 #
 # A watcher is started again while the stream is stopped
 #
-stop_both('d', $blue);
+hold_blue();
 $blue->safe_psql(q{SELECT pg_terminate_backend(active_pid)
 	FROM pg_replication_slots WHERE slot_name ~ '_own$'});
 $green->safe_psql('UPDATE plain SET v = 3 WHERE id = 8');
