@@ -263,6 +263,7 @@ CREATE TABLE bluegreen.applied_stream (
 	timeline text NOT NULL,			-- of the source that writes
 	lost text,						-- why no source may go on writing
 	seen pg_lsn,					-- in a window: of this side, by the source
+	seen_version bigint,			-- ... which window: its mapping_version there
 	created_at timestamptz NOT NULL DEFAULT now()
 );
 

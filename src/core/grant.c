@@ -34,7 +34,7 @@ PG_FUNCTION_INFO_V1(bluegreen_revoke_apply);
 const char *const apply_privileges[] = {
 	"CONNECT, TEMPORARY ON DATABASE %s",
 	"USAGE ON SCHEMA bluegreen",
-	"SELECT, INSERT, UPDATE (timeline, lost, seen), DELETE ON bluegreen.applied_stream",
+	"SELECT, INSERT, UPDATE (timeline, lost, seen, seen_version), DELETE ON bluegreen.applied_stream",
 	"SELECT, INSERT, UPDATE, DELETE ON bluegreen.applied_table",
 	"SELECT, INSERT, DELETE ON bluegreen.applied_chunk",
 	"INSERT, SELECT (at), DELETE ON bluegreen.conflict_log",

@@ -39,6 +39,7 @@
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "stream/watch.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -604,6 +605,7 @@ launcher_round(void)
 		wanted = earlier(wanted, tend_entry(i));
 		wanted = earlier(wanted, tend_verify(i));
 		wanted = earlier(wanted, tend_switch(i));
+		watch_start(stream_shared_at(i));	/* its worker may be stopped */
 	}
 	wanted = earlier(wanted, tend_recorder());
 

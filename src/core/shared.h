@@ -135,6 +135,9 @@ typedef struct StreamShared
 	int			failures;		/* in a row; counted by the worker, the delay
 								 * of the next start by the launcher */
 	XLogRecPtr	careful_until;	/* one row at a time up to here */
+	XLogRecPtr	again_lsn;		/* in a window: a transaction that was applied
+								 * once more */
+	int			again_times;	/* in a row, in vain */
 	XLogRecPtr	error_until;	/* read when the last error happened: it is
 								 * over once that is applied */
 	bool		copy_failed;	/* and no chunk was finished since */
@@ -175,6 +178,8 @@ typedef struct StreamShared
 	pid_t		watch_pid;		/* 0 = none */
 	struct Latch *watch_latch;
 	int64		watch_wanted;	/* by these mappings (a version); 0 = not */
+	TimestampTz watch_at;		/* he was started last */
+	int			watch_delay;	/* ms from then to the next start */
 
 	/* switchover or rollback that begins here, see core/switch_row.c */
 	pid_t		switch_pid;		/* 0 = none */

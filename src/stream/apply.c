@@ -399,6 +399,23 @@ apply_wait(Apply *apply)
 /* ---- what is sent ---- */
 
 /*
+ * In a window: who watches there may be waited for in this transaction, and has
+ * to have room.  So he is told what we have seen before it, not after.
+ */
+static void
+tell_seen_before(Apply *apply)
+{
+	XLogRecPtr	seen = apply->position.seen_before;
+
+	if (apply->window == NULL || seen <= apply->told_seen)
+		return;
+	peer_send_sql(apply->peer,
+				  psprintf("SELECT bluegreen.note_seen('%X/%X')",
+						   LSN_FORMAT_ARGS(seen)));
+	apply->told_seen = seen;
+}
+
+/*
  * Wait until all that was to be sent is queued, and open a group of statements
  * in a transaction that is to reach position.
  */
@@ -413,6 +430,7 @@ apply_start_group(Apply *apply, const ApplyPosition *position)
 		return;
 	apply->open = true;
 	peer_send_sql(apply->peer, "BEGIN");
+	tell_seen_before(apply);
 }
 
 /*

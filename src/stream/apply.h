@@ -22,6 +22,7 @@ typedef struct ApplyPosition
 	int			transactions;	/* source transactions in it */
 	XLogRecPtr	seen;			/* in a window: of the opposite stream, when
 								 * the last one was committed */
+	XLogRecPtr	seen_before;	/* ... when the first one was */
 } ApplyPosition;
 
 /* What is on its way to the peer and back: a group of the pipeline. */
@@ -57,6 +58,7 @@ typedef struct Apply
 	char	   *window;			/* the side that this comes from, in a window;
 								 * else NULL */
 	XLogRecPtr	noted_seen;		/* on the target, with the progress */
+	XLogRecPtr	told_seen;		/* the target was told before a transaction */
 	bool		owes;			/* a row was left out, see window.c */
 
 	/* what is being sent */

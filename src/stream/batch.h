@@ -73,6 +73,7 @@ typedef struct Batch
 	int64		rows;			/* in the tables */
 	int64		bytes;			/* of their values */
 	XLogRecPtr	seen;			/* by what is added now */
+	bool		window;			/* the target takes writes, too */
 	uint64	   *shared_keys;	/* keys of shared targets, see batch.c */
 	uint32		nshared;
 	uint32		shared_size;

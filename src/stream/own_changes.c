@@ -104,6 +104,7 @@ typedef struct Attached
 	OwnTable   *table;			/* NULL = none */
 	uint64		generation;
 	RepOriginId origin;			/* that it was looked for by */
+	char		name[ORIGIN_NAME_SIZE]; /* its name */
 	dsa_area   *area;
 	dshash_table *hash;
 } Attached;
@@ -402,6 +403,14 @@ detach(void)
 	mine.area = NULL;
 }
 
+/* An entry that nobody watched may have been given to another stream. */
+static bool
+is_mine(void)
+{
+	return mine.table != NULL && mine.table->dboid == MyDatabaseId &&
+		strcmp(mine.table->opposite, mine.name) == 0;
+}
+
 /*
  * The table of this session's stream, if it has one; needs no transaction once
  * the origin is known.
@@ -413,7 +422,7 @@ session_table(void)
 
 	if (own == NULL || replorigin_session_origin == InvalidRepOriginId)
 		return NULL;
-	if (mine.table != NULL && mine.origin == replorigin_session_origin)
+	if (mine.origin == replorigin_session_origin && is_mine())
 		return mine.table;
 	if (!IsTransactionState() ||
 		!replorigin_by_oid(replorigin_session_origin, true, &name))
@@ -421,6 +430,7 @@ session_table(void)
 	detach();
 	LWLockAcquire(own->lock, LW_SHARED);
 	mine.table = find_table(name);
+	strlcpy(mine.name, name, ORIGIN_NAME_SIZE);
 	mine.origin = replorigin_session_origin;
 	mine.generation = 0;
 	LWLockRelease(own->lock);
@@ -440,10 +450,10 @@ attach(void)
 	if (table == NULL)
 		return false;
 	LWLockAcquire(own->lock, LW_SHARED);
-	if (table->pid == 0 ||
+	if (table->pid == 0 || !is_mine() ||
 		(mine.hash != NULL && mine.generation == table->generation))
 	{
-		bool		watched = table->pid != 0;
+		bool		watched = table->pid != 0 && is_mine();
 
 		LWLockRelease(own->lock);
 		return watched;
@@ -500,7 +510,8 @@ wait_for_watcher(void)
 				ereport(ERROR,
 						(errcode(ERRCODE_CANNOT_CONNECT_NOW),
 						 errmsg("this side's own changes are not known"),
-						 errdetail("No process watches them for the stream.")));
+						 errdetail("No process watches them for the stream."),
+						 errhint("This server's log says why it has ended.")));
 			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT |
 							 WL_EXIT_ON_PM_DEATH, WAIT_MS,
 							 PG_WAIT_EXTENSION);
@@ -532,8 +543,7 @@ own_attach_session(void)
 void
 own_note_seen(XLogRecPtr seen)
 {
-	if (mine.table == NULL ||
-		mine.origin != replorigin_session_origin ||
+	if (!is_mine() || mine.origin != replorigin_session_origin ||
 		pg_atomic_read_u64(&mine.table->seen) >= seen)
 		return;
 	pg_atomic_write_u64(&mine.table->seen, seen);
@@ -649,8 +659,6 @@ find_change(FunctionCallInfo fcinfo, LookUp *look, XLogRecPtr seen,
 	OwnKey		key;
 	OwnChange  *entry;
 
-	if (pg_atomic_read_u64(&mine.table->count) == 0)
-		return false;
 	for (int i = 0; i < n; i++)
 	{
 		if (PG_ARGISNULL(look->arguments[i]))

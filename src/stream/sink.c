@@ -22,6 +22,7 @@
 #include "core/settings.h"
 #include "miscadmin.h"
 #include "stream/sync.h"
+#include "stream/window.h"
 #include "utils/lsyscache.h"
 #include "utils/timestamp.h"
 
@@ -149,6 +150,7 @@ sink_begin(void *arg, ReorderBufferTXN *txn)
 	worker->current.commit_lsn = txn->final_lsn;
 	worker->current.commit_time = txn->xact_time.commit_time;
 	worker->current.seen = worker->seen;
+	worker->current.seen_before = worker->seen;
 	worker->has_rows = false;
 	worker->careful = txn->final_lsn < worker->shared->careful_until;
 	worker->decode->name_rows = worker->careful;
@@ -183,10 +185,14 @@ apply_carefully(StreamWorker *worker, const RowChange *change)
 static void
 add_to_batch(StreamWorker *worker, const RowChange *change)
 {
+	worker->batch->window = worker->window;
 	worker->batch->seen = worker->seen;
+	if (worker->window)
+		window_check_change(worker->apply, change);
 	if (batch_add(worker->batch, change) == BATCH_ADDED)
 		return;
 	send_part(worker);
+	worker->batch->window = worker->window;
 	worker->batch->seen = worker->seen;
 	if (change->kind == CHANGE_MOVE)
 		apply_move(worker->apply, change, &worker->current);
@@ -282,10 +288,12 @@ note_pending(StreamWorker *worker)
 	worker->pending = worker->current;
 	worker->pending.transactions = before.transactions + 1;
 	worker->pending.oldest = before.oldest;
+	worker->pending.seen_before = before.seen_before;
 	if (before.transactions > 0)
 		return;
 	worker->batch_started = GetCurrentTimestamp();
 	worker->pending.oldest = worker->current.commit_time;
+	worker->pending.seen_before = worker->current.seen;
 	apply_note_oldest(worker->apply);
 }
 

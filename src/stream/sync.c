@@ -248,6 +248,13 @@ prepare(StreamWorker *worker)
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	MemoryContextSwitchTo(worker->context);
+	window_end(shared);
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	MemoryContextSwitchTo(worker->context);
 	load_mappings(worker);
 	switch_schedule(shared);
 	if (routers_paused(shared->deployment))

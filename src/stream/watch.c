@@ -28,6 +28,7 @@
 #include "access/xlogutils.h"
 #include "compat.h"
 #include "core/worker.h"
+#include "lib/ilist.h"
 #include "miscadmin.h"
 #include "postmaster/bgworker.h"
 #include "replication/decode.h"
@@ -38,6 +39,7 @@
 #include "stream/own_changes.h"
 #include "stream/watch.h"
 #include "stream/window.h"
+#include "utils/hsearch.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -47,13 +49,18 @@
 #define CONFIRM_MS 1000
 #define PUBLISH_RECORDS 64
 
-/* A change in the table, in the order of commits. */
+/* From one start to the next: it reads much WAL to begin with. */
+#define DELAY_MS	500
+#define MAX_DELAY_MS	8000
+#define QUIET_MS	60000
+
+/* The last change of a key, in a list in the order of commits. */
 typedef struct Watched
 {
-	OwnKey		key;
+	OwnKey		key;			/* hash key */
 	XLogRecPtr	lsn;			/* end of its commit */
 	XLogRecPtr	commit_lsn;		/* its begin */
-	struct Watched *next;
+	dlist_node	node;
 } Watched;
 
 typedef struct Watch
@@ -66,9 +73,8 @@ typedef struct Watch
 								 * decides, or 0 */
 	DecodeState *decode;
 	LogicalDecodingContext *decoding;
-	MemoryContext entries;
-	Watched    *first;
-	Watched    *last;
+	HTAB	   *entries;		/* of Watched */
+	dlist_head	changes;
 	XLogRecPtr	confirmed;
 	TimestampTz next_confirm;
 } Watch;
@@ -89,18 +95,18 @@ watch_slot_name(char *buf, const char *stream_slot)
 static void
 enter(Watch *watch, const OwnChange *change, XLogRecPtr commit_lsn)
 {
-	Watched    *watched = MemoryContextAllocZero(watch->entries,
-												 sizeof(Watched));
+	Watched    *watched;
+	bool		found;
 
+	if (change->lsn <= own_seen())
+		return;					/* nobody will ask for it */
 	own_enter(change);
-	watched->key = change->key;
+	watched = hash_search(watch->entries, &change->key, HASH_ENTER, &found);
+	if (found)
+		dlist_delete(&watched->node);
 	watched->lsn = change->lsn;
 	watched->commit_lsn = commit_lsn;
-	if (watch->last != NULL)
-		watch->last->next = watched;
-	else
-		watch->first = watched;
-	watch->last = watched;
+	dlist_push_tail(&watch->changes, &watched->node);
 }
 
 /*
@@ -228,15 +234,17 @@ forget_seen(Watch *watch)
 {
 	XLogRecPtr	seen = own_seen();
 
-	while (watch->first != NULL && watch->first->lsn <= seen)
+	while (!dlist_is_empty(&watch->changes))
 	{
-		Watched    *watched = watch->first;
+		Watched    *watched = dlist_head_element(Watched, node,
+												 &watch->changes);
+		OwnKey		key = watched->key;
 
-		own_forget(&watched->key, watched->lsn);
-		watch->first = watched->next;
-		if (watch->first == NULL)
-			watch->last = NULL;
-		pfree(watched);
+		if (watched->lsn > seen)
+			break;
+		own_forget(&key, watched->lsn);
+		dlist_delete(&watched->node);
+		(void) hash_search(watch->entries, &key, HASH_REMOVE, NULL);
 	}
 }
 
@@ -255,8 +263,9 @@ publish(Watch *watch)
 	if (now < watch->next_confirm)
 		return;
 	watch->next_confirm = TimestampTzPlusMilliseconds(now, CONFIRM_MS);
-	if (watch->first != NULL)
-		decoded = watch->first->commit_lsn;
+	if (!dlist_is_empty(&watch->changes))
+		decoded = dlist_head_element(Watched, node,
+									 &watch->changes)->commit_lsn;
 	if (decoded <= watch->confirmed)
 		return;
 	LogicalConfirmReceivedLocation(decoded);
@@ -440,6 +449,20 @@ watch_loop(Watch *watch)
 	}
 }
 
+static void
+create_entries(Watch *watch, MemoryContext context)
+{
+	HASHCTL		control = {
+		.keysize = sizeof(OwnKey),
+		.entrysize = sizeof(Watched),
+		.hcxt = context
+	};
+
+	watch->entries = hash_create("pg_bluegreen watched", 1024, &control,
+								 HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	dlist_init(&watch->changes);
+}
+
 /*
  * Entry point of the process.
  */
@@ -459,8 +482,7 @@ bluegreen_watch_main(Datum arg)
 	SpinLockRelease(&shared->mutex);
 	the_watch = MemoryContextAllocZero(context, sizeof(Watch));
 	the_watch->shared = shared;
-	the_watch->entries = AllocSetContextCreate(context, "pg_bluegreen watched",
-											   ALLOCSET_DEFAULT_SIZES);
+	create_entries(the_watch, context);
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	MemoryContextSwitchTo(context);
@@ -470,7 +492,7 @@ bluegreen_watch_main(Datum arg)
 	watch_loop(the_watch);
 }
 
-/* ---- for the stream's worker ---- */
+/* ---- for the stream's worker, and the launcher ---- */
 
 /*
  * Start the process, if there is none and it is wanted.
@@ -485,10 +507,21 @@ watch_start(StreamShared *shared)
 		.bgw_restart_time = BGW_NEVER_RESTART,
 		.bgw_main_arg = Int32GetDatum(stream_shared_index(shared))
 	};
+	TimestampTz now = GetCurrentTimestamp();
 	bool		wanted;
 
 	SpinLockAcquire(&shared->mutex);
-	wanted = shared->watch_wanted != 0 && shared->watch_pid == 0;
+	wanted = shared->in_use && shared->watch_wanted != 0 &&
+		shared->watch_pid == 0 &&
+		TimestampDifferenceExceeds(shared->watch_at, now, shared->watch_delay);
+	if (wanted)
+	{
+		/* one that was started long ago was not in trouble at once */
+		shared->watch_delay =
+			TimestampDifferenceExceeds(shared->watch_at, now, QUIET_MS) ?
+			DELAY_MS : Min(2 * shared->watch_delay, MAX_DELAY_MS);
+		shared->watch_at = now;
+	}
 	SpinLockRelease(&shared->mutex);
 	if (!wanted)
 		return;

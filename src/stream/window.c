@@ -63,6 +63,7 @@
 #include "utils/timestamp.h"
 
 #define NEWER_COLUMN "newer_column:"
+#define AGAIN_TIMES	10			/* a transaction that somebody gets in the way of */
 
 /* ---- the column that decides ---- */
 
@@ -180,7 +181,23 @@ copy_slot(const char *slot, const char *copy)
 }
 
 /*
- * Begin or end to watch this side's own changes, as the deployment's row says.
+ * After a window: end who watches, and drop his slot.  In a transaction that
+ * holds no lock of a source, for which he may be waiting.
+ */
+void
+window_end(StreamShared *shared)
+{
+	Deployment *deployment = deployment_load(shared->deployment);
+	char		slot_name[NAMEDATALEN];
+
+	watch_slot_name(slot_name, shared->slot_name);
+	if (deployment != NULL && deployment->window == WINDOW_CLOSED &&
+		SearchNamedReplicationSlot(slot_name, true) != NULL)
+		window_forget(shared->slot_name);
+}
+
+/*
+ * Begin to watch this side's own changes, as the deployment's row says.
  * In a transaction that has written nothing, without a slot.  Errors: a mapping
  * that cannot be in a window.
  */
@@ -199,8 +216,6 @@ window_prepare(StreamWorker *worker)
 		SpinLockAcquire(&shared->mutex);
 		shared->window_since = 0;
 		SpinLockRelease(&shared->mutex);
-		if (SearchNamedReplicationSlot(slot_name, true) != NULL)
-			window_forget(shared->slot_name);
 		return;
 	}
 	foreach(lc, worker->transforms)
@@ -214,7 +229,16 @@ window_prepare(StreamWorker *worker)
 						deployment->name)));
 	worker->opposite = replorigin_by_name(deployment->opposite, false);
 	if (SearchNamedReplicationSlot(slot_name, true) == NULL)
+	{
+		if (deployment->window != WINDOW_OPENING)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_OBJECT),
+					 errmsg("replication slot \"%s\" of the window is gone",
+							slot_name),
+					 errdetail("This side's own changes are not known any more, so conflicts could be missed."),
+					 errhint("End the window with bluegreen.force_active() and compare the sides.")));
 		copy_slot(shared->slot_name, slot_name);
+	}
 	SpinLockAcquire(&shared->mutex);
 	if (shared->watch_wanted != deployment->mapping_version)
 		shared->window_since = 0;	/* until the next one watches */
@@ -298,7 +322,8 @@ collect_owed(StreamWorker *worker)
 		MappingRow *row = find_mapping(worker, atoi(values[0]));
 
 		if (row == NULL ||
-			peer_command(peer, touch_statement(row, values[1])) > 0)
+			peer_command(peer, touch_statement(row, values[1])) > 0 ||
+			strcmp(values[2], "{}") == 0)	/* it was deleted, and is gone */
 			continue;
 		(void) peer_query(peer,
 						  psprintf("SELECT bluegreen.forget_key(%s, %s, %s)",
@@ -314,9 +339,33 @@ collect_owed(StreamWorker *worker)
 }
 
 /*
- * What this side had seen at the target's progress.  While the window is being
- * opened one side takes no writes, and what the other one brings cannot
- * conflict: both may begin with what they have seen by now.
+ * The first worker of a window begins with what this side has seen by now: one
+ * side takes no writes yet, so what is on its way cannot conflict.  That is
+ * said only once.  The side that takes no writes may do so while the other one
+ * still calls the window one that is being opened, and what we have seen then
+ * was not seen by what is on its way.  What a window before this one was owed is
+ * of no use any more.
+ */
+static void
+begin_seen(StreamWorker *worker)
+{
+	const char *args[3] = {worker->origin};
+
+	worker->seen = replorigin_get_progress(worker->opposite, true);
+	args[1] = psprintf("%X/%X", LSN_FORMAT_ARGS(worker->seen));
+	args[2] = psprintf(INT64_FORMAT, worker->deployment->mapping_version);
+	(void) peer_query(worker->peer,
+					  "DELETE FROM bluegreen.window_owed WHERE stream = $1",
+					  1, args);
+	(void) peer_query(worker->peer,
+					  "UPDATE bluegreen.applied_stream "
+					  "SET seen = $2::pg_catalog.pg_lsn, "
+					  "seen_version = $3::pg_catalog.int8 WHERE name = $1",
+					  3, args);
+}
+
+/*
+ * What this side had seen at the target's progress.
  */
 void
 window_load(StreamWorker *worker)
@@ -326,21 +375,21 @@ window_load(StreamWorker *worker)
 
 	if (!worker->window)
 		return;
+	args[1] = psprintf(INT64_FORMAT, worker->deployment->mapping_version);
 	result = peer_query(worker->peer,
-						"SELECT seen FROM bluegreen.applied_stream "
-						"WHERE name = $1", 1, args);
+						"SELECT seen, seen_version IS NOT DISTINCT FROM $2::pg_catalog.int8 "
+						"FROM bluegreen.applied_stream "
+						"WHERE name = $1", 2, args);
 	if (result->ntuples > 0)
 		worker->seen = parse_lsn(result->values[0][0]);
+	if (worker->deployment->window == WINDOW_OPENING &&
+		result->ntuples > 0 && strcmp(result->values[0][1], "f") == 0)
+		begin_seen(worker);
 	collect_owed(worker);
-	if (worker->deployment->window != WINDOW_OPENING)
-		return;
-	worker->seen = Max(worker->seen,
-					   replorigin_get_progress(worker->opposite, true));
-	args[1] = psprintf("%X/%X", LSN_FORMAT_ARGS(worker->seen));
+	args[0] = psprintf("%X/%X", LSN_FORMAT_ARGS(worker->seen));
 	(void) peer_query(worker->peer,
-					  "UPDATE bluegreen.applied_stream "
-					  "SET seen = $2::pg_catalog.pg_lsn WHERE name = $1",
-					  2, args);
+					  "SELECT bluegreen.note_seen($1::pg_catalog.pg_lsn)",
+					  1, args);
 }
 
 /*
@@ -457,7 +506,7 @@ rank_of(const WindowRow *w)
 
 	if (decider == 0)
 		return w->context->position.commit_time;
-	if (w->change->kind == CHANGE_DELETE_IF_THERE)
+	if (w->change->gives_way)
 		return PG_INT64_MIN;
 	return window_value_rank(TupleDescAttr(transform->source_desc,
 									 decider - 1)->atttypid,
@@ -537,7 +586,11 @@ text_array(Datum *values, int n)
 }
 
 /*
- * What comes is left out for another row: the target owes us this one.
+ * The target owes us this row: what comes was left out for another one.  Or what
+ * comes deletes it, and found nothing that it could have locked: somebody may
+ * make it before our transaction is committed.  That one has not seen us, but
+ * stands behind us here; so the row is sent, if there is one then, by a change
+ * that has.
  */
 static void
 owe(WindowRow *w)
@@ -553,7 +606,8 @@ owe(WindowRow *w)
 	for (int k = 0; k < transform->nkeys; k++)
 		key[k] = text_of(transform->columns[transform->keys[k]].type,
 						 w->change->values[transform->keys[k]]);
-	while ((attnum = bms_next_member(transform->chunk_key, attnum)) >= 0)
+	while (!w->is_delete &&
+		   (attnum = bms_next_member(transform->chunk_key, attnum)) >= 0)
 	{
 		Form_pg_attribute att = TupleDescAttr(transform->source_desc,
 											  attnum - 1);
@@ -612,7 +666,7 @@ refuse_conflict(WindowRow *w, const char *kind)
 					mapping_target_name(w->change->transform->row),
 					apply_blame_row(w->apply, w->change)),
 			 errdetail("Both sides have changed the row, and neither had the other's change. The mapping's policy is \"error\"."),
-			 errhint("Change the row on one side to what it is to be, then leave this transaction out with bluegreen.skip().")));
+			 errhint("Leave the transaction out with bluegreen.skip(), on both sides if both have stopped; then change the row on one side to what it is to be.")));
 }
 
 static void
@@ -636,11 +690,25 @@ apply_again(WindowRow *w, const char *why)
 {
 	StreamShared *shared = w->apply->shared;
 
+	int			times;
+
 	SpinLockAcquire(&shared->mutex);
+	times = shared->again_lsn == w->context->position.end_lsn ?
+		shared->again_times + 1 : 1;
+	shared->again_lsn = w->context->position.end_lsn;
+	shared->again_times = times;
 	shared->careful_until = Max(shared->careful_until,
 								w->context->position.end_lsn);
-	shared->reload = true;
+	shared->reload = times <= AGAIN_TIMES;
 	SpinLockRelease(&shared->mutex);
+	if (times > AGAIN_TIMES)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_EXCEPTION),
+				 errmsg("table \"%s\" does not take a row:%s",
+						mapping_target_name(w->change->transform->row),
+						apply_blame_row(w->apply, w->change)),
+				 errdetail("%s, %d times.", why, times),
+				 errhint("Look for a trigger that leaves the row out.")));
 	ereport(ERROR,
 			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 			 errmsg("%s; the transaction is applied again", why)));
@@ -663,10 +731,19 @@ remove_in_way(WindowRow *w, const WindowWay *way, int weight)
 	peer_send_sql(apply->peer, "BEGIN");
 	peer_send_sql(apply->peer, "SELECT bluegreen.write_as_own()");
 	record(w, words, way->note);
-	(void) ask(w, way->remove, COLUMNS_CARRIED, false);
+	if (ask(w, way->remove, COLUMNS_CARRIED, false) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_EXCEPTION),
+				 errmsg("a row of table \"%s\" that is in the way could not be removed:%s",
+						mapping_target_name(w->change->transform->row),
+						apply_blame_row(apply, w->change)),
+				 errhint("Look for a trigger that keeps it.")));
 	peer_send_sql(apply->peer, "COMMIT");
 	apply_expect(apply, -1);
 	(void) apply_finish_carefully(apply, w->change);
+	SpinLockAcquire(&apply->shared->mutex);
+	apply->shared->again_times = 0;		/* it got further */
+	SpinLockRelease(&apply->shared->mutex);
 	apply_again(w, "a row that was in the way was removed");
 }
 
@@ -734,7 +811,10 @@ apply_alone(WindowRow *w)
 		if (w->there)
 			(void) run(w, STATEMENT_DELETE);
 		else if (kind == CHANGE_DELETE)
+		{
 			record(w, gone, NULL);
+			owe(w);
+		}
 		return;
 	}
 	if (w->there && kind == CHANGE_UPDATE)
@@ -761,7 +841,7 @@ apply_concurrent(WindowRow *w, int weight)
 	bool		theirs = VERDICT(weight) == VERDICT_THEIRS;
 
 	/* what was owed is not any more */
-	if (w->change->kind == CHANGE_DELETE_IF_THERE)
+	if (w->change->gives_way)
 		return;
 	if (VERDICT(weight) == VERDICT_ERROR)
 		refuse_conflict(w, kind);
@@ -772,10 +852,44 @@ apply_concurrent(WindowRow *w, int weight)
 	record(w, words, NULL);
 	if (!theirs)
 		return;
-	if (w->is_delete)
+	if (!w->is_delete)
+		write_row(w);
+	else if (w->there)
 		(void) run(w, STATEMENT_DELETE);
 	else
-		write_row(w);
+		owe(w);
+}
+
+static pg_noreturn void
+refuse_move(Apply *apply, const RowChange *change)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("a key of table \"%s\" was changed in a window:%s",
+					mapping_target_name(change->transform->row),
+					apply_blame_row(apply, change)),
+			 errdetail("The target has columns that the mapping does not write.")));
+}
+
+/*
+ * Error if a change must not go with others, in a batch: then the worker's
+ * successor applies its transaction row by row.
+ */
+void
+window_check_change(Apply *apply, const RowChange *change)
+{
+	Transform  *transform = change->transform;
+
+	if (apply_writer(apply, transform)->window == NULL)
+		return;
+	if (change->kind == CHANGE_MOVE)
+		refuse_move(apply, change);
+	if (change->kind == CHANGE_UPDATE &&
+		transform->nkeys == transform->ncolumns)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_EXCEPTION),
+				 errmsg("an update of table \"%s\" has nothing to set, so a batch would not lock its row",
+						mapping_target_name(transform->row))));
 }
 
 /*
@@ -798,12 +912,7 @@ window_row(Apply *apply, BatchRow *row, const RowChange *change,
 	int			weight;
 
 	if (change->kind == CHANGE_MOVE)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("a key of table \"%s\" was changed in a window:%s",
-						mapping_target_name(change->transform->row),
-						apply_blame_row(apply, change)),
-				 errdetail("The target has columns that the mapping does not write.")));
+		refuse_move(apply, change);
 	w.rank = rank_of(&w);
 	w.there = run(&w, STATEMENT_FIND) > 0;
 	weight = (int) ask(&w, w.writer->window->weigh, COLUMNS_KEY, true);

@@ -12,6 +12,7 @@
 #include "stream/sync.h"
 
 /* sync.c, reader.c: the worker of a stream in a window */
+extern void window_end(StreamShared *shared);
 extern void window_prepare(StreamWorker *worker);
 extern void window_load(StreamWorker *worker);
 extern void window_see(StreamWorker *worker);
@@ -59,6 +60,9 @@ extern void window_writer_load(Peer *peer, TargetWriter *writer,
 
 /* apply_rows.c: the keys of a batch */
 extern void window_queue_check(Apply *apply, const Slice *slice);
+
+/* sink.c: error if a change must not go with others, in a batch */
+extern void window_check_change(Apply *apply, const RowChange *change);
 
 /* apply.c: one row in the careful path */
 extern void window_row(Apply *apply, BatchRow *row, const RowChange *change,

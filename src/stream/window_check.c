@@ -111,6 +111,11 @@ window_problem(const Transform *transform)
 		return problem("its changes do not carry whole rows",
 					   psprintf("ALTER TABLE %s REPLICA IDENTITY FULL;",
 								source_name(transform)));
+	if (transform->filter != NULL && !transform->identity_full &&
+		!bms_is_subset(transform->filter_reads, transform->identity))
+		return problem("its filter reads columns that a delete does not carry",
+					   psprintf("ALTER TABLE %s REPLICA IDENTITY FULL;",
+								source_name(transform)));
 	if (by_rank && row->has_other_columns)
 		return problem("its target has columns that it does not write", NULL);
 	return problem(NULL, NULL);
