@@ -29,11 +29,11 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
-#include "utils/syscache.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/pg_lsn.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 
 const char *const on_write_names[] = {"mirror", "merge", "patch"};
 const char *const on_delete_names[] = {"delete", "ignore", "write"};
