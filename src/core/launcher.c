@@ -56,7 +56,9 @@ typedef struct LauncherEntry
 	BackgroundWorkerHandle *handle; /* registered and not yet ended, or NULL */
 	bool		inherited;		/* worker that an earlier launcher started */
 	TimestampTz started_at;
-	int			quick_ends;		/* orderly ends soon after the start, in a row */
+	int64		transactions;	/* that the stream had applied by then */
+	int			quick_ends;		/* orderly ends soon after the start, in a row,
+								 * and nothing was applied */
 	BackgroundWorkerHandle *verify; /* its verify worker */
 	BackgroundWorkerHandle *switching;	/* that of a switchover */
 } LauncherEntry;
@@ -267,9 +269,15 @@ adopt_slots(void)
  * ends as soon as it has started.  Returns the delay in ms.
  */
 static int64
-quick_end_delay(LauncherEntry *entry, TimestampTz now)
+quick_end_delay(StreamShared *s, LauncherEntry *entry, TimestampTz now)
 {
-	if (TimestampDifferenceExceeds(entry->started_at, now, bg_restart_delay))
+	int64		transactions;
+
+	SpinLockAcquire(&s->mutex);
+	transactions = s->transactions;
+	SpinLockRelease(&s->mutex);
+	if (transactions != entry->transactions ||
+		TimestampDifferenceExceeds(entry->started_at, now, bg_restart_delay))
 		entry->quick_ends = 0;
 	else
 		entry->quick_ends++;
@@ -310,7 +318,7 @@ static void
 worker_ended(StreamShared *s, LauncherEntry *entry)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	int64		quick = quick_end_delay(entry, now);
+	int64		quick = quick_end_delay(s, entry, now);
 	int64		delay;
 	bool		claimed;
 
@@ -359,6 +367,7 @@ start_stream(int index)
 	s->claimed = false;
 	/* A new worker reads its mappings anyway. */
 	s->reload = false;
+	entry->transactions = s->transactions;
 	SpinLockRelease(&s->mutex);
 	stream_set_state(s, STREAM_STARTING);
 
@@ -605,7 +614,8 @@ launcher_round(void)
 		wanted = earlier(wanted, tend_entry(i));
 		wanted = earlier(wanted, tend_verify(i));
 		wanted = earlier(wanted, tend_switch(i));
-		watch_start(stream_shared_at(i));	/* its worker may be stopped */
+		/* the stream's worker may be stopped */
+		wanted = earlier(wanted, watch_start(stream_shared_at(i)));
 	}
 	wanted = earlier(wanted, tend_recorder());
 

@@ -129,7 +129,8 @@ apply_open_window(Apply *apply, char direction, XLogRecPtr seen)
 	apply->noted_seen = seen;
 	peer_pipeline_exit(apply->peer);
 	for (int i = 0; i < apply->nwriters; i++)
-		window_writer_load(apply->peer, apply->writers[i], apply->window);
+		window_writer_load(apply->peer, apply->writers[i], apply->window,
+						   apply->origin);
 	peer_pipeline_enter(apply->peer);
 }
 

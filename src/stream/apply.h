@@ -60,6 +60,7 @@ typedef struct Apply
 	XLogRecPtr	noted_seen;		/* on the target, with the progress */
 	XLogRecPtr	told_seen;		/* the target was told before a transaction */
 	bool		owes;			/* a row was left out, see window.c */
+	TimestampTz conflict_at;	/* the last one in a window, or 0 */
 
 	/* what is being sent */
 	bool		open;			/* BEGIN was queued, COMMIT was not */
@@ -135,6 +136,9 @@ typedef struct CarefulContext
 	ApplyPosition position;		/* of the transaction */
 	PeerStatement *note;		/* the row that a conflict is recorded with, if
 								 * it is another one than the key's */
+	bool		first;			/* nothing is before it in its transaction */
+	bool		meets;			/* if it violates a unique constraint the
+								 * answer is -1, not an error */
 } CarefulContext;
 
 extern void apply_row_carefully(Apply *apply, const RowChange *change,

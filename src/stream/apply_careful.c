@@ -23,6 +23,8 @@
 #include "stream/window.h"
 #include "utils/timestamp.h"
 
+#define UNIQUE_VIOLATION "23505"
+
 static WireValue *
 encode_values(Transform *transform, const Datum *values, const bool *isnull)
 {
@@ -121,11 +123,11 @@ apply_blame_row(Apply *apply, const RowChange *change)
 
 /*
  * Close the group of a careful statement and wait.  A remote error is raised
- * with the row's key.  Returns the rows that the last statement on the table
- * affected.
+ * with the row's key, or with meets -1 returned if it is that of a unique
+ * constraint.  Returns the rows that the last statement on the table affected.
  */
-int64
-apply_finish_carefully(Apply *apply, const RowChange *change)
+static int64
+finish_carefully(Apply *apply, const RowChange *change, bool meets)
 {
 	const PeerGroup *group;
 	char	   *key;
@@ -140,6 +142,8 @@ apply_finish_carefully(Apply *apply, const RowChange *change)
 	}
 	if (group->failed < 0 && group->error.sqlstate[0] == '\0')
 		return group->affected[apply->row_statement];
+	if (meets && strcmp(group->error.sqlstate, UNIQUE_VIOLATION) == 0)
+		return -1;
 
 	key = apply_blame_row(apply, change);
 	peer_rethrow(&group->error,
@@ -147,6 +151,12 @@ apply_finish_carefully(Apply *apply, const RowChange *change)
 						  change_kind_names[change->kind],
 						  mapping_target_name(change->transform->row), key));
 	return 0;					/* keep compiler quiet */
+}
+
+int64
+apply_finish_carefully(Apply *apply, const RowChange *change)
+{
+	return finish_carefully(apply, change, false);
 }
 
 int64
@@ -160,7 +170,7 @@ apply_run_carefully(Apply *apply, StatementKind kind, BatchRow *row,
 		return 1;				/* nothing to set */
 	apply_start_group(apply, &context->position);
 	apply_queue_row(apply, writer, kind, row);
-	return apply_finish_carefully(apply, change);
+	return finish_carefully(apply, change, context->meets);
 }
 
 void
@@ -193,6 +203,8 @@ apply_record_conflict(Apply *apply, BatchRow *row, const RowChange *change,
 	apply_queue_conflict(apply, writer, row, texts, context->note);
 	(void) apply_finish_carefully(apply, change);
 	pg_atomic_fetch_add_u64(&stats->conflicts, 1);
+	if (apply->window != NULL)
+		apply->conflict_at = GetCurrentTimestamp();
 	event_record(MyDatabaseId, change->transform->row->deployment,
 				 EVENT_CONFLICT, context->position.commit_lsn,
 				 psprintf("%s on \"%s\": %s", words[0],

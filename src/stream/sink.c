@@ -152,7 +152,8 @@ sink_begin(void *arg, ReorderBufferTXN *txn)
 	worker->current.seen = worker->seen;
 	worker->current.seen_before = worker->seen;
 	worker->has_rows = false;
-	worker->careful = txn->final_lsn < worker->shared->careful_until;
+	worker->careful = txn->final_lsn < worker->shared->careful_until ||
+		window_is_careful(worker);
 	worker->decode->name_rows = worker->careful;
 	if (worker->careful)
 	{
@@ -169,11 +170,12 @@ sink_begin(void *arg, ReorderBufferTXN *txn)
 }
 
 static void
-apply_carefully(StreamWorker *worker, const RowChange *change)
+apply_carefully(StreamWorker *worker, const RowChange *change, bool first)
 {
 	CarefulContext context = {
 		.deployment = worker->deployment->name,
-		.position = worker->current
+		.position = worker->current,
+		.first = first
 	};
 
 	apply_row_carefully(worker->apply, change, &context);
@@ -205,6 +207,7 @@ sink_row(void *arg, const RowChange *change)
 {
 	StreamWorker *worker = arg;
 	TableShared *stats = stats_of(worker, change->transform);
+	bool		first = !worker->has_rows;
 
 	if (++worker->shared->rows % POLL_ROWS == 0)
 	{
@@ -217,7 +220,7 @@ sink_row(void *arg, const RowChange *change)
 	worker->has_rows = true;
 	count(counter_of(stats, change->kind));
 	if (worker->careful)
-		apply_carefully(worker, change);
+		apply_carefully(worker, change, first);
 	else
 	{
 		/* not before there is more of the transaction: its end may go along */
@@ -314,9 +317,8 @@ sink_commit(void *arg, ReorderBufferTXN *txn, XLogRecPtr end_lsn)
 	{
 		apply_wait(worker->apply);
 		gate_commit(worker->gate);
+		window_collect(worker);
 	}
-	if (worker->apply->owes)
-		reader_stop(worker);	/* the next worker begins with that */
 }
 
 /*

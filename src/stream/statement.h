@@ -69,6 +69,10 @@ typedef struct WindowWay
 	PeerStatement *weigh;		/* and seen, and its rank */
 	PeerStatement *note;
 	PeerStatement *remove;
+	/* if such a row may make place; else NULL */
+	PeerStatement *key;			/* note its key, and who has written it */
+	char	   *is_written_now; /* was that this transaction? */
+	char	   *owe;			/* note that it is owed */
 } WindowWay;
 
 /* What a window needs; see window.c. */

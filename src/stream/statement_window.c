@@ -12,11 +12,15 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
+#include "access/table.h"
 #include "compat.h"
 #include "lib/stringinfo.h"
 #include "stream/statement.h"
 #include "stream/window.h"
 #include "utils/builtins.h"
+#include "utils/rel.h"
+#include "utils/relcache.h"
 
 /* 'schema.table'::regclass, ARRAY[key]::name[] */
 static void
@@ -154,6 +158,113 @@ build_way(const TargetWriter *writer, WindowWay *way)
 												 condition), n, NULL);
 }
 
+/* ---- rows that may make place ---- */
+
+/*
+ * Is no row with the same values but this one on the source, by a unique
+ * constraint there over the same columns?
+ */
+static bool
+source_is_unique(const TargetWriter *writer, const WindowWay *way)
+{
+	const Transform *transform = writer->transform;
+	Bitmapset  *columns = NULL;
+	Relation	source;
+	bool		result = false;
+	ListCell   *lc;
+
+	for (int i = 0; i < way->ncolumns; i++)
+	{
+		const TransformColumn *column = &transform->columns[way->columns[i]];
+
+		if (column->source_attno <= 0 ||
+			transform->source[column->source_attno - 1].type != column->type)
+			return false;
+		columns = bms_add_member(columns, column->source_attno);
+	}
+	source = table_open(transform->row->source, AccessShareLock);
+	foreach(lc, RelationGetIndexList(source))
+	{
+		Relation	index = index_open(lfirst_oid(lc), AccessShareLock);
+
+		result = result ||
+			(index->rd_index->indisunique && index->rd_index->indimmediate &&
+			 index->rd_index->indisvalid &&
+			 RelationGetIndexPredicate(index) == NIL &&
+			 RelationGetIndexExpressions(index) == NIL &&
+			 bms_equal(index_columns(RelationGetRelid(index)), columns));
+		index_close(index, AccessShareLock);
+	}
+	table_close(source, AccessShareLock);
+	return result;
+}
+
+/*
+ * The source's columns that are the target's key, as a literal; NULL if they are
+ * not carried as they are.
+ */
+static char *
+source_key(const TargetWriter *writer)
+{
+	const Transform *transform = writer->transform;
+	StringInfoData names;
+
+	if (transform->nkeys != bms_num_members(transform->chunk_key))
+		return NULL;
+	initStringInfo(&names);
+	for (int k = 0; k < transform->nkeys; k++)
+	{
+		int			attnum =
+			transform->columns[transform->keys[k]].source_attno;
+
+		if (attnum <= 0 || !bms_is_member(attnum, transform->chunk_key))
+			return NULL;
+		appendStringInfo(&names, "%s%s", k > 0 ? ", " : "",
+						 quote_literal_cstr(NameStr(TupleDescAttr(transform->source_desc,
+																  attnum - 1)->attname)));
+	}
+	return psprintf("ARRAY[%s]::pg_catalog.name[]", names.data);
+}
+
+/*
+ * A row that we had seen, or have written just now, may make place if it cannot
+ * be like that on the source, and if we can say which one it is.  With the policy
+ * "error" a human decides.
+ */
+static void
+build_place(const TargetWriter *writer, WindowWay *way, const char *origin)
+{
+	const Transform *transform = writer->transform;
+	char	   *names = source_key(writer);
+	StringInfoData key;
+	StringInfoData from;
+	int			n;
+
+	if (names == NULL || strcmp(writer->window->policy, "error") == 0 ||
+		!source_is_unique(writer, way))
+		return;
+	initStringInfo(&key);
+	initStringInfo(&from);
+	n = statement_unnest(&from, writer, NULL, false);
+	for (int k = 0; k < transform->nkeys; k++)
+		appendStringInfo(&key, ", t.%s::pg_catalog.text",
+						 quote_identifier(transform->columns[transform->keys[k]].def->name));
+	way->key = peer_statement_create(psprintf("SELECT bluegreen.note_row("
+											  "ARRAY[t.xmin::pg_catalog.text%s]::pg_catalog.text) "
+											  "FROM %s AS t, %s WHERE %s",
+											  key.data, writer->name, from.data,
+											  way_condition(writer, way)),
+									 n, NULL);
+	way->is_written_now =
+		pstrdup("SELECT WHERE (bluegreen.noted_row()::pg_catalog.text[])[1] = "
+				"pg_catalog.pg_current_xact_id()::pg_catalog.xid::pg_catalog.text");
+	way->owe = psprintf("INSERT INTO bluegreen.window_owed "
+						"SELECT %s, %d, n.key, %s, n.key FROM (SELECT "
+						"(bluegreen.noted_row()::pg_catalog.text[])[2:] AS key) AS n "
+						"ON CONFLICT DO NOTHING",
+						quote_literal_cstr(origin), transform->row->id, names);
+}
+
 static int
 column_number(const TargetWriter *writer, const char *name)
 {
@@ -181,18 +292,21 @@ is_key(const TargetWriter *writer, const WindowWay *way)
  * among them: what they refuse stops the stream.
  */
 static void
-load_ways(Peer *peer, TargetWriter *writer)
+load_ways(Peer *peer, TargetWriter *writer, const char *origin)
 {
 	MappingRow *row = writer->transform->row;
 	const char *args[] = {row->target_schema, row->target_table};
 	PeerResult *result;
 	WindowWay  *way = NULL;
 	WindowWriter *window = writer->window;
+	bool		exact = true;
 
 	result = peer_query(peer,
 						"SELECT i.indexrelid, a.attname, "
 						"pg_catalog.format('OPERATOR(%I.%s)', opn.nspname, o.oprname), "
-						"i.indnkeyatts "
+						"i.indnkeyatts, "
+						"(SELECT co.collisdeterministic FROM pg_catalog.pg_collation co "
+						" WHERE co.oid = i.indcollation[p.n]) "
 						"FROM pg_catalog.pg_class c "
 						"JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
 						"JOIN pg_catalog.pg_index i ON i.indrelid = c.oid "
@@ -219,26 +333,33 @@ load_ways(Peer *peer, TargetWriter *writer)
 		{
 			way = &window->ways[window->nways];
 			memset(way, 0, sizeof(*way));
+			exact = true;
 			way->columns = palloc0_array(int, atoi(values[3]));
 			way->operators = palloc0_array(char *, atoi(values[3]));
 		}
 		if (column < 0)
 			continue;
+		exact = exact && (values[4] == NULL || values[4][0] == 't');
 		way->columns[way->ncolumns] = column;
 		way->operators[way->ncolumns++] = values[2];
 		if (way->ncolumns == atoi(values[3]) && !is_key(writer, way))
+		{
+			build_way(writer, way);
+			if (exact)
+				build_place(writer, way, origin);
 			window->nways++;
+		}
 	}
-	for (int i = 0; i < window->nways; i++)
-		build_way(writer, &window->ways[i]);
 }
 
 /*
  * Ask the peer what a window needs beside target_writer_create().  side is
- * where the changes come from.  Result in CurrentMemoryContext.
+ * where the changes come from, and origin their stream.  In a transaction; result
+ * in CurrentMemoryContext.
  */
 void
-window_writer_load(Peer *peer, TargetWriter *writer, const char *side)
+window_writer_load(Peer *peer, TargetWriter *writer, const char *side,
+				   const char *origin)
 {
 	MappingRow *row = writer->transform->row;
 	char	   *colon = strchr(row->conflict, ':');
@@ -252,5 +373,5 @@ window_writer_load(Peer *peer, TargetWriter *writer, const char *side)
 	writer->window->decider = window_decider(writer->transform);
 	writer->window->check = build_check(writer);
 	writer->window->weigh = build_weigh(writer);
-	load_ways(peer, writer);
+	load_ways(peer, writer, origin);
 }

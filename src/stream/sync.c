@@ -93,7 +93,11 @@ load_mappings(StreamWorker *worker)
 	deployment = deployment_load(shared->deployment);
 	if (deployment == NULL || deployment->desired != DESIRED_STARTED ||
 		XLogRecPtrIsInvalid(deployment->slot_lsn))
+	{
+		if (deployment != NULL)
+			window_watch_stopped(shared, deployment);
 		leave_alone(worker);
+	}
 	if (deployment->owner != GetUserId())
 		proc_exit(0);			/* the next worker finds out */
 	worker_keep_owner(shared, deployment->name);

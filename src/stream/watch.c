@@ -495,9 +495,10 @@ bluegreen_watch_main(Datum arg)
 /* ---- for the stream's worker, and the launcher ---- */
 
 /*
- * Start the process, if there is none and it is wanted.
+ * Start the process, if there is none and it is wanted.  Returns when to be
+ * called again, or 0.
  */
-void
+TimestampTz
 watch_start(StreamShared *shared)
 {
 	BackgroundWorker worker = {
@@ -508,13 +509,13 @@ watch_start(StreamShared *shared)
 		.bgw_main_arg = Int32GetDatum(stream_shared_index(shared))
 	};
 	TimestampTz now = GetCurrentTimestamp();
-	bool		wanted;
+	TimestampTz at = 0;
 
 	SpinLockAcquire(&shared->mutex);
-	wanted = shared->in_use && shared->watch_wanted != 0 &&
-		shared->watch_pid == 0 &&
-		TimestampDifferenceExceeds(shared->watch_at, now, shared->watch_delay);
-	if (wanted)
+	if (shared->in_use && shared->watch_wanted != 0 && shared->watch_pid == 0)
+		at = Max(TimestampTzPlusMilliseconds(shared->watch_at,
+											 shared->watch_delay), 1);
+	if (at != 0 && at <= now)
 	{
 		/* one that was started long ago was not in trouble at once */
 		shared->watch_delay =
@@ -523,8 +524,8 @@ watch_start(StreamShared *shared)
 		shared->watch_at = now;
 	}
 	SpinLockRelease(&shared->mutex);
-	if (!wanted)
-		return;
+	if (at == 0 || at > now)
+		return at;
 	strlcpy(worker.bgw_library_name, "pg_bluegreen", BGW_MAXLEN);
 	strlcpy(worker.bgw_function_name, "bluegreen_watch_main", BGW_MAXLEN);
 	snprintf(worker.bgw_name, BGW_MAXLEN, "pg_bluegreen watch of %s",
@@ -535,6 +536,7 @@ watch_start(StreamShared *shared)
 				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
 				 errmsg("no background worker is free to watch this side's own changes"),
 				 errhint("Raise max_worker_processes.")));
+	return TimestampTzPlusMilliseconds(now, DELAY_MS);	/* did it begin? */
 }
 
 /*

@@ -18,7 +18,7 @@ extern void watch_change(DecodeState *state, RelationEntry *entry,
 /* The name of its slot; buf has NAMEDATALEN bytes. */
 extern void watch_slot_name(char *buf, const char *stream_slot);
 
-extern void watch_start(StreamShared *shared);
+extern TimestampTz watch_start(StreamShared *shared);
 extern void watch_stop(StreamShared *shared);
 
 #endif							/* BG_WATCH_H */

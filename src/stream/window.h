@@ -17,6 +17,12 @@ extern void window_prepare(StreamWorker *worker);
 extern void window_load(StreamWorker *worker);
 extern void window_see(StreamWorker *worker);
 extern void window_tell(StreamWorker *worker);
+extern void window_watch_stopped(StreamShared *shared,
+								 const Deployment *deployment);
+
+/* sink.c: after what was left out is committed; before a transaction */
+extern void window_collect(StreamWorker *worker);
+extern bool window_is_careful(const StreamWorker *worker);
 
 /* The number that a value of the column that decides stands for. */
 extern int64 window_value_rank(Oid type, Datum value, bool isnull);
@@ -56,9 +62,9 @@ extern void window_forget(const char *slot_name);
 
 /* statement_window.c */
 extern void window_writer_load(Peer *peer, TargetWriter *writer,
-							   const char *side);
+							   const char *side, const char *origin);
 
-/* apply_rows.c: the keys of a batch */
+/* window_row.c, for apply_rows.c: the keys of a batch */
 extern void window_queue_check(Apply *apply, const Slice *slice);
 
 /* sink.c: error if a change must not go with others, in a batch */

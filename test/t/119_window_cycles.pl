@@ -82,7 +82,7 @@ note 'numbers given: ' . keys %{ $clients->{given} };
 # Both sides change the same rows, also while windows are opened and closed
 #
 my $cycles = $ENV{WINDOWS} || 5;
-$clients->start(clients => 2, meet => 1);
+$clients->start(clients => 2, meet => 12);
 windows($cycles, 1);
 is("$opened $closed", "$cycles $cycles",
 	"$cycles windows more, opened and closed while both change the same rows, and meet");

@@ -38,7 +38,8 @@ sub create_tables
 	return;
 }
 
-# The table w_pair, in which clients with meet => 1 change the same rows.
+# The table w_pair, in which clients with meet => ROWS change the same so many
+# rows, and give them unique codes, of which there are as many.
 sub create_meeting
 {
 	my (@nodes) = @_;
@@ -92,14 +93,14 @@ sub _client
 		};
 		undef $backend unless defined $id;
 		print $log "$table $id\n" if defined $id;
-		my $row = 1 + int rand 40;
+		my $rows = $self->{meet} || 0;
 		eval {
 			$backend->value(sprintf
 				q{SELECT coalesce(w_meet(%d, %d, %d, '%s')::text, '')},
-				$row, $row, rand 10, "$side $i");
+				1 + rand $rows, 1 + rand $rows, rand 10, "$side $i");
 			1;
 		} or undef $backend
-		  if defined $id && $self->{meet};
+		  if defined $id && $rows;
 
 		# a new connection costs more than a write
 		usleep(defined $id ? 5_000 : 25_000);
@@ -107,7 +108,7 @@ sub _client
 	POSIX::_exit(0);
 }
 
-# Options: clients => for each side, meet => 1
+# Options: clients => for each side, meet => rows
 sub start
 {
 	my ($self, %options) = @_;
