@@ -336,6 +336,41 @@ is_owed(SwitchMove *move)
 		peer_query(switch_peer(move), OWED, 1, there)->values[0][0][0] == 't';
 }
 
+/* The error of this side's stream, or NULL. */
+static char *
+own_problem(SwitchMove *move)
+{
+	StreamShared *shared = move->shared;
+	char		message[sizeof(shared->error.message)];
+	bool		failed;
+
+	SpinLockAcquire(&shared->mutex);
+	failed = shared->state == STREAM_ERROR || shared->state == STREAM_LOST;
+	memcpy(message, shared->error.message, sizeof(message));
+	SpinLockRelease(&shared->mutex);
+	return failed ? pstrdup(message) : NULL;
+}
+
+/*
+ * Wait until nothing is owed.  Either stream may be the one that has to send it.
+ */
+static void
+wait_for_owed(SwitchMove *move, char **shown)
+{
+	while (is_owed(move))
+	{
+		char	   *there;
+		char	   *here = own_problem(move);
+
+		(void) has_passed(move, "0/0", &there);
+		if (there != NULL)
+			show_problem(move, move->to, there, shown);
+		else
+			show_problem(move, move->from, here, shown);
+		switch_rest(move, POLL_MS);
+	}
+}
+
 /*
  * Wait until all that this side has written is there; returns how many rows of
  * its own this side's stream has found so far.
@@ -348,20 +383,16 @@ wait_for_own(SwitchMove *move, char **shown)
 
 	for (;;)
 	{
-		char		problem[sizeof(shared->error.message)];
 		XLogRecPtr	applied;
 		int64		rows;
-		bool		failed;
 
 		SpinLockAcquire(&shared->mutex);
 		applied = shared->applied_lsn;
 		rows = shared->rows;
-		failed = shared->state == STREAM_ERROR || shared->state == STREAM_LOST;
-		memcpy(problem, shared->error.message, sizeof(problem));
 		SpinLockRelease(&shared->mutex);
 		if (applied >= goal)
 			return rows;
-		show_problem(move, move->from, failed ? problem : NULL, shown);
+		show_problem(move, move->from, own_problem(move), shown);
 		stream_wake(shared);
 		switch_rest(move, POLL_MS);
 	}
@@ -386,8 +417,7 @@ step_window_closed(SwitchMove *move)
 	{
 		int64		before = rows;
 
-		while (is_owed(move))
-			switch_rest(move, POLL_MS);
+		wait_for_owed(move, &shown);
 		rows = wait_for_own(move, &shown);
 		over = rows == before;
 	}

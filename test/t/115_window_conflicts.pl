@@ -207,7 +207,8 @@ sub check_winners
 
 $blue->safe_psql(q{
 	INSERT INTO plain SELECT i, '0', 1 FROM generate_series(1, 12000) i
-		WHERE i % 2000 BETWEEN 1 AND 1000;
+		WHERE i % 2000 BETWEEN 1 AND 80 OR i % 2000 BETWEEN 901 AND 909
+			OR i % 2000 = 999;
 	INSERT INTO triggered SELECT id, 'p', v, rev FROM plain;
 	INSERT INTO pair SELECT * FROM plain});
 wait_for_both('d');

@@ -154,7 +154,7 @@ both_same('unique on one side', 'strict');
 #
 # Two clients of each side and twelve rows, with as many codes
 #
-my $seconds = $ENV{LOAD_SECONDS} || 3;
+my $conflicts = $ENV{CONFLICTS} || 150;
 foreach my $policy (qw(green blue last_write))
 {
 	open_with('d', $policy, $blue, $green);
@@ -168,7 +168,7 @@ foreach my $policy (qw(green blue last_write))
 				my $n = 0;
 				$n += $_->safe_psql('SELECT count(*) FROM bluegreen.conflict')
 				  foreach $blue, $green;
-				return $n > 100 * $seconds;
+				return $n > $conflicts;
 			}),
 		"$policy: there are conflicts");
 	is($clients->stop, '', "$policy: no number was given twice");
