@@ -152,8 +152,7 @@ sink_begin(void *arg, ReorderBufferTXN *txn)
 	worker->current.seen = worker->seen;
 	worker->current.seen_before = worker->seen;
 	worker->has_rows = false;
-	worker->careful = txn->final_lsn < worker->shared->careful_until ||
-		window_is_careful(worker);
+	worker->careful = window_is_careful(worker, txn->final_lsn);
 	worker->decode->name_rows = worker->careful;
 	if (worker->careful)
 	{

@@ -396,15 +396,23 @@ window_collect(StreamWorker *worker)
 }
 
 /*
- * Is the next transaction to go row by row, since there was a conflict just now?
+ * Is the transaction that is committed at that position to go row by row?  In a
+ * window also if there was a conflict just now, or a batch that has failed,
+ * whatever for.
  */
 bool
-window_is_careful(const StreamWorker *worker)
+window_is_careful(StreamWorker *worker, XLogRecPtr commit_lsn)
 {
-	TimestampTz at = worker->apply->conflict_at;
+	TimestampTz *at = &worker->apply->conflict_at;
 
-	return at != 0 &&
-		!TimestampDifferenceExceeds(at, GetCurrentTimestamp(), CAREFUL_MS);
+	if (commit_lsn < worker->shared->careful_until)
+	{
+		if (worker->window)
+			*at = GetCurrentTimestamp();
+		return true;
+	}
+	return *at != 0 &&
+		!TimestampDifferenceExceeds(*at, GetCurrentTimestamp(), CAREFUL_MS);
 }
 
 /*

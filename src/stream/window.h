@@ -22,7 +22,7 @@ extern void window_watch_stopped(StreamShared *shared,
 
 /* sink.c: after what was left out is committed; before a transaction */
 extern void window_collect(StreamWorker *worker);
-extern bool window_is_careful(const StreamWorker *worker);
+extern bool window_is_careful(StreamWorker *worker, XLogRecPtr commit_lsn);
 
 /* The number that a value of the column that decides stands for. */
 extern int64 window_value_rank(Oid type, Datum value, bool isnull);

@@ -610,6 +610,8 @@ try_row(WindowRow *w)
 								   w->context) > 0;
 	weight = (int) ask(w, w->writer->window->weigh, COLUMNS_KEY, true);
 	theirs = VERDICT(weight) == VERDICT_THEIRS;
+	if (VERDICT(weight) != VERDICT_NONE)
+		w->apply->conflict_at = GetCurrentTimestamp();
 	if (!w->is_delete && (theirs || VERDICT(weight) == VERDICT_NONE))
 	{
 		Outcome		outcome;

@@ -12,8 +12,7 @@ my ($blue, $green) = create_pair(
 	way_back => 1,
 	conf => "bluegreen.restart_delay = '50ms'\n"
 	  . "bluegreen.restart_delay_max = '300ms'\nmax_worker_processes = 24\n"
-	  . "max_replication_slots = 20\nbluegreen.window_memory = '1MB'\n"
-	  . 'log_min_messages = log');
+	  . "max_replication_slots = 20\nbluegreen.window_memory = '1MB'");
 
 # An update that changes nothing is one of a row that is owed, and is noted.
 $_->safe_psql(q{
@@ -128,7 +127,7 @@ $green->safe_psql(q{CREATE TRIGGER nothing BEFORE INSERT ON plain
 	ALTER TABLE plain ENABLE ALWAYS TRIGGER nothing});
 $blue->safe_psql('INSERT INTO plain VALUES (10077, 1)');
 stops_with(
-	qr/table "public.plain" does not take a row:.*10077.*11 times.*trigger/s,
+	qr/table "public.plain" does not take a row:.*10077.*\d\d times.*trigger/s,
 	'a trigger that leaves a row out');
 $green->safe_psql('DROP TRIGGER nothing ON plain');
 both_same('a trigger that leaves a row out', 'plain');
@@ -160,7 +159,8 @@ foreach my $node ($blue, $green)
 	ok($node->poll_query_until(q{SELECT count(*) = 0 FROM pg_replication_slots
 		WHERE slot_name ~ '_own$'}), "by force: nobody watches on $node->{name}");
 }
-$green->safe_psql(q{SET default_transaction_read_only = off; TRUNCATE owed;
+my $sent = $green->safe_psql('SELECT count(*) FROM owed');
+$green->safe_psql(q{SET default_transaction_read_only = off;
 	INSERT INTO bluegreen.window_owed
 	SELECT name, } . $blue->safe_psql(q{SELECT id FROM bluegreen.table_mapping
 		WHERE source = 'pair'::regclass}) . q{, '{7}', '{id}', '{7}'
@@ -169,7 +169,8 @@ $blue->safe_psql(q{CALL bluegreen.open_window('d', '170 s')});
 wait_for_both('d');
 is($green->safe_psql('SELECT count(*) FROM bluegreen.window_owed'), 0,
 	'left over: what was owed before is forgotten');
-is($green->safe_psql('SELECT count(*) FROM owed'), 0, 'left over: and not sent');
+is($green->safe_psql('SELECT count(*) FROM owed'), $sent,
+	'left over: and not sent');
 
 #
 # The slot of who watches is gone
