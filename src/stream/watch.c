@@ -14,7 +14,7 @@
  *
  * It ends when the stream's mappings change, and when the window is closed: then
  * StreamShared.watch_wanted is not what it has compiled.  The stream's worker
- * starts it.  While it runs StreamShared.window_since is set: that is what
+ * starts it, and the launcher if it is gone.  While it runs StreamShared.window_since is set: that is what
  * open_window() waits for.
  *
  *-------------------------------------------------------------------------
