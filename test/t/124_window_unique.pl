@@ -104,6 +104,20 @@ is( $green->safe_psql(q{SELECT decision, existing::jsonb ->> 'id'
 #
 # The transaction itself has written the row that is in the way of its next one
 #
+# ... and green has changed that row, too, before
+stop_both('d', $blue, $green);
+$green->safe_psql(q{UPDATE pair SET v = 'green' WHERE id = 14});
+$blue->safe_psql(q{BEGIN; UPDATE pair SET code = 'p' WHERE id = 14;
+	UPDATE pair SET code = 't' WHERE id = 14;
+	UPDATE pair SET code = 'p' WHERE id = 16; COMMIT});
+$green->safe_psql(q{UPDATE pair SET code = 't' WHERE id = 15});
+my $stopped = $blue->safe_psql('SELECT errors FROM bluegreen.stat_stream');
+start_both('d', $blue, $green);
+both_same('changed on both', 'pair');
+is(codes('14, 15, 16'), '15:t 16:p', 'changed on both: the loser is gone');
+is($blue->safe_psql('SELECT errors FROM bluegreen.stat_stream'), $stopped,
+	'changed on both: no stream has stopped');
+
 open_with('d', 'green', $blue, $green);
 stop_both('d', $blue, $green);
 $green->safe_psql(q{UPDATE pair SET code = 'taken' WHERE id = 12});
