@@ -260,6 +260,10 @@ run_as(Oid owner, const char *sql, int expected)
 	return n;
 }
 
+/*
+ * Delete some rows.  The condition again, for one that is changed meanwhile: older
+ * minor releases do not look at the ctid again then.
+ */
 static int64
 delete_some(const TablePurge *p, const char *condition)
 {
