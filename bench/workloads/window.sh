@@ -107,7 +107,8 @@ workload_window() {
 		contents bluegreen_blue >"$work/contents"
 		contents bluegreen_green | diff "$work/contents" - >&2 ||
 			die 'the two sides are not the same'
-		window_follow 'DROP SERVER blue CASCADE;'
+		window_follow 'SET default_transaction_read_only = off;
+			SELECT FROM bluegreen.reopen(); DROP SERVER blue CASCADE;'
 	done
 	end_pair bluegreen
 }
