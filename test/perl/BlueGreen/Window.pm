@@ -102,7 +102,7 @@ sub _client
 		  if defined $id && $self->{meet};
 
 		# a new connection costs more than a write
-		usleep(defined $id ? 5_000 : 25_000);
+		usleep(defined $id ? 5_000 : 50_000);
 	}
 	POSIX::_exit(0);
 }
