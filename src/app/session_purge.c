@@ -12,10 +12,10 @@
  * A row is kept for bluegreen.session_retention after it expired: a tombstone
  * is needed for as long as the other side's changes can be under way.
  *
- * It also looks for rows of adopted tables that a tombstone should have removed.
- * The two can be written by transactions that do not see each other: two copy
- * workers, or an upsert of a session that is not here yet and a logout that
- * arrives.
+ * It also looks for rows of adopted tables that a tombstone should have
+ * removed.  The two can be written by transactions that do not see each other:
+ * two copy workers, or an upsert of a session that is not here yet and a logout
+ * that arrives.
  *
  *-------------------------------------------------------------------------
  */
@@ -261,8 +261,8 @@ run_as(Oid owner, const char *sql, int expected)
 }
 
 /*
- * Delete some rows.  The condition again, for one that is changed meanwhile: older
- * minor releases do not look at the ctid again then.
+ * Delete some rows.  The condition again, for one that is changed meanwhile:
+ * older minor releases do not look at the ctid again then.
  */
 static int64
 delete_some(const TablePurge *p, const char *condition)
@@ -371,9 +371,9 @@ try_table(void (*what) (void *arg), TablePurge *p)
 }
 
 /*
- * Remove tombstones of adopted tables (adopt.c), and rows that belong to sessions
- * which are not there, as the owner of each; returns how many.  And with heals
- * what tombstones should have removed.  Within catalog_begin().
+ * Remove tombstones of adopted tables (adopt.c), and rows that belong to
+ * sessions which are not there, as the owner of each; returns how many.  And
+ * with heals what tombstones should have removed.  Within catalog_begin().
  */
 static int64
 purge_adopted(int64 max_rows, bool heals)

@@ -83,9 +83,9 @@ move_there(SwitchMove *move, WindowState state)
 }
 
 /*
- * Begin to ask what is asked again and again, for hours if a stream stands: what
- * is made now is there until the next question.  Returns the context to go back
- * to.
+ * Begin to ask what is asked again and again, for hours if a stream stands:
+ * what is made now is there until the next question.  Returns the context to go
+ * back to.
  */
 static MemoryContext
 begin_question(void)
