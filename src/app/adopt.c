@@ -32,6 +32,7 @@
 #include "postgres.h"
 
 #include "access/table.h"
+#include "access/transam.h"
 #include "app/adopt.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
@@ -301,17 +302,27 @@ check_touch(Oid relid, const Adoption *a)
 }
 
 /*
- * Error if the expiry cannot be computed from its column.
+ * Error if the expiry cannot be computed from its column.  Casts of a type that
+ * is not one of the server's own would be somebody's code, which we do not run
+ * here.
  */
 static void
 check_expiry(Oid relid, const Adoption *a)
 {
 	CatalogArgs args = {0};
 	AttrNumber	n = get_attnum(relid, a->rules[RULE_EXPIRY]);
+	Oid			type;
 
 	if (n == InvalidAttrNumber)
 		return;					/* rows that belong to sessions have none */
-	catalog_arg(&args, get_atttype(relid, n), (Datum) 0);
+	type = getBaseType(get_atttype(relid, n));
+	if (type >= FirstNormalObjectId)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("column \"%s\" of table \"%s\" cannot tell when a session ends",
+						a->rules[RULE_EXPIRY], a->table),
+				 errdetail("It is of type %s.", format_type_be(type))));
+	catalog_arg(&args, type, (Datum) 0);
 	args.nulls[0] = 'n';
 	catalog_arg_text(&args, a->rules[RULE_LIFETIME]);
 	catalog_run(psprintf("SELECT (%s + $2::interval)::timestamptz",

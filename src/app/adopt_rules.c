@@ -664,7 +664,8 @@ bluegreen_session_rules(PG_FUNCTION_ARGS)
 
 /*
  * Delete what a tombstone is of, unless it is newer, and the rows that belong
- * to it.
+ * to it.  These later: who writes one has locked the session, so what he has
+ * written is seen when the session is deleted.
  */
 static void
 delete_gone(RuleCall *call, HeapTuple tombstone)
@@ -672,16 +673,17 @@ delete_gone(RuleCall *call, HeapTuple tombstone)
 	int64		stamp = stamp_of(call, tombstone);
 	CatalogArgs args = {0};
 	char	   *condition = key_condition(call, call->key, tombstone, &args);
+	CatalogArgs key = args;
 
-	if (call->args[GONE_ROWS][0] != '\0')
-		catalog_run(psprintf("DELETE FROM %s WHERE %s = $1",
-							 table_name(call, call->args[GONE_ROWS]),
-							 quote_identifier(call->args[GONE_ROWS_KEY])),
-					&args, SPI_OK_DELETE);
 	catalog_arg(&args, INT8OID, Int64GetDatum(stamp));
 	catalog_run(psprintf("DELETE FROM %s WHERE %s AND " STORE_STAMP " < $%d",
 						 table_name(call, call->args[GONE_TABLE]), condition,
 						 args.n), &args, SPI_OK_DELETE);
+	if (call->args[GONE_ROWS][0] != '\0')
+		catalog_run(psprintf("DELETE FROM %s WHERE %s = $1",
+							 table_name(call, call->args[GONE_ROWS]),
+							 quote_identifier(call->args[GONE_ROWS_KEY])),
+					&key, SPI_OK_DELETE);
 }
 
 /*

@@ -129,14 +129,16 @@ begin_arguments(FunctionCallInfo fcinfo, CatalogArgs *args)
 }
 
 /*
- * Run an UPDATE of a live session: is there one?
+ * Run an UPDATE of a live session: is there one?  Error if the function may not
+ * write.
  */
 static bool
-change(const char *sql, const CatalogArgs *args)
+change(const char *function, const char *sql, const CatalogArgs *args)
 {
 	CatalogAccess access;
 	bool		found;
 
+	require_writable(function);
 	catalog_begin(&access);
 	found = catalog_run(sql, args, SPI_OK_UPDATE) > 0;
 	catalog_end(&access);
@@ -162,6 +164,7 @@ bluegreen_create_session(PG_FUNCTION_ARGS)
 	require_argument(fcinfo, 0, "lifetime");
 	check_lifetime(PG_GETARG_INTERVAL_P(0));
 	check_data(fcinfo, 1);
+	require_writable("bluegreen.create_session");
 	id = PG_ARGISNULL(2) ? CStringGetTextDatum(random_id()) :
 		PG_GETARG_DATUM(2);
 	catalog_arg(&args, TEXTOID, id);
@@ -227,7 +230,8 @@ bluegreen_touch_session(PG_FUNCTION_ARGS)
 				PG_ARGISNULL(1) ? (Datum) 0 : PG_GETARG_DATUM(1));
 	if (PG_ARGISNULL(1))
 		args.nulls[1] = 'n';
-	PG_RETURN_BOOL(change("UPDATE bluegreen.session SET expires_at = "
+	PG_RETURN_BOOL(change("bluegreen.touch_session",
+						  "UPDATE bluegreen.session SET expires_at = "
 						  "greatest(expires_at, clock_timestamp() "
 						  "+ coalesce($2, lifetime)) WHERE " IS_LIVE, &args));
 }
@@ -244,7 +248,8 @@ bluegreen_write_session(PG_FUNCTION_ARGS)
 	begin_arguments(fcinfo, &args);
 	check_data(fcinfo, 1);
 	catalog_arg(&args, JSONBOID, PG_GETARG_DATUM(1));
-	PG_RETURN_BOOL(change("UPDATE bluegreen.session SET data = $4, "
+	PG_RETURN_BOOL(change("bluegreen.write_session",
+						  "UPDATE bluegreen.session SET data = $4, "
 						  "written = jsonb_build_array(" NEW_STAMP ", $3), "
 						  "attributes = '{}', stamp = " NEW_STAMP ", " TOUCHED
 						  " WHERE " IS_LIVE, &args));
@@ -267,7 +272,8 @@ bluegreen_write_session_attribute(PG_FUNCTION_ARGS)
 				PG_ARGISNULL(2) ? (Datum) 0 : PG_GETARG_DATUM(2));
 	if (PG_ARGISNULL(2))
 		args.nulls[4] = 'n';
-	PG_RETURN_BOOL(change("UPDATE bluegreen.session SET data = "
+	PG_RETURN_BOOL(change("bluegreen.write_session_attribute",
+						  "UPDATE bluegreen.session SET data = "
 						  "CASE WHEN $5 IS NULL THEN data - $4 "
 						  "ELSE data || jsonb_build_object($4, $5) END, "
 						  "attributes = attributes || jsonb_build_object($4, "
@@ -287,7 +293,8 @@ bluegreen_delete_session(PG_FUNCTION_ARGS)
 	CatalogArgs args = {0};
 
 	begin_arguments(fcinfo, &args);
-	PG_RETURN_BOOL(change("UPDATE bluegreen.session SET "
+	PG_RETURN_BOOL(change("bluegreen.delete_session",
+						  "UPDATE bluegreen.session SET "
 						  "deleted_at = clock_timestamp(), data = '{}', "
 						  "written = jsonb_build_array(" NEW_STAMP ", $3), "
 						  "attributes = '{}', stamp = " NEW_STAMP

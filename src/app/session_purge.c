@@ -12,6 +12,11 @@
  * A row is kept for bluegreen.session_retention after it expired: a tombstone
  * is needed for as long as the other side's changes can be under way.
  *
+ * It also looks for rows of adopted tables that a tombstone should have
+ * removed.  The two can be written by transactions that do not see each other:
+ * two copy workers, or an upsert of a session that is not here yet and a logout
+ * that arrives.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -35,6 +40,7 @@
 #include "storage/ipc.h"
 #include "storage/shmem.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/hsearch.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -169,6 +175,7 @@ session_note_write(void)
 typedef struct TablePurge
 {
 	Oid			relid;
+	char	   *schema;
 	char	   *table;			/* quoted */
 	Oid			owner;
 	bool		tombstones;		/* or rows that belong to sessions */
@@ -177,76 +184,207 @@ typedef struct TablePurge
 } TablePurge;
 
 /*
- * Which rows of a table that belong to sessions are of none, and have not been
- * written for long: they came for a session that had been removed here.
+ * The arguments of our trigger on a table; NULL if it has none, or another
+ * number of them.
  */
-static char *
-orphans_sql(const TablePurge *p)
+static char **
+rule_arguments(Relation relation, int nargs)
 {
-	Relation	relation = table_open(p->relid, AccessShareLock);
 	TriggerDesc *triggers = relation->trigdesc;
-	char	   *schema = get_namespace_name(RelationGetNamespace(relation));
-	char	   *result = "false";
 
 	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
 	{
 		Trigger    *trigger = &triggers->triggers[i];
 
-		if (strcmp(trigger->tgname, STORE_TRIGGER) != 0 ||
-			trigger->tgnargs != RULE_ARGUMENTS ||
-			trigger->tgargs[RULE_PARENT][0] == '\0')
-			continue;
+		if (strcmp(trigger->tgname, STORE_TRIGGER) == 0 &&
+			trigger->tgnargs == nargs)
+			return trigger->tgargs;
+	}
+	return NULL;
+}
+
+/*
+ * Which rows of a table that belong to sessions are of none, and have not been
+ * written for long: they came for a session that had been removed here.
+ * *parent: the table of the sessions.  NULL: there can be none.
+ */
+static char *
+orphans_sql(const TablePurge *p, char **parent)
+{
+	Relation	relation = table_open(p->relid, AccessShareLock);
+	char	  **args = rule_arguments(relation, RULE_ARGUMENTS);
+	char	   *result = NULL;
+
+	if (args != NULL && args[RULE_PARENT][0] != '\0')
+	{
+		*parent = pstrdup(args[RULE_PARENT]);
 		result = psprintf(STORE_STAMP " < 2000000 * extract(epoch FROM "
 						  "clock_timestamp() - make_interval(secs => %d) "
 						  "- timestamptz '2000-01-01 00:00:00+00') "
 						  "AND NOT EXISTS (SELECT FROM %s p WHERE p.%s = r.%s)",
 						  bg_session_retention,
-						  quote_qualified_identifier(schema,
-													 trigger->tgargs[RULE_PARENT]),
-						  quote_identifier(trigger->tgargs[RULE_PARENT_KEY]),
-						  quote_identifier(linitial(store_names(trigger->tgargs[RULE_KEY]))));
+						  quote_qualified_identifier(p->schema, *parent),
+						  quote_identifier(args[RULE_PARENT_KEY]),
+						  quote_identifier(linitial(store_names(args[RULE_KEY]))));
 	}
 	table_close(relation, NoLock);
 	return result;
+}
+
+/*
+ * Is a table being copied to here?  Then rows of it are missing.
+ */
+static bool
+is_copied(const char *schema, const char *table)
+{
+	CatalogArgs args = {0};
+
+	catalog_arg_name(&args, schema);
+	catalog_arg_name(&args, table);
+	return catalog_run("SELECT FROM bluegreen.applied_table "
+					   "WHERE target_schema = $1 AND target_table = $2 "
+					   "AND state <> 'streaming'", &args, SPI_OK_SELECT) > 0;
+}
+
+static uint64
+run_as(Oid owner, const char *sql, int expected)
+{
+	Oid			userid;
+	int			sec_context;
+	uint64		n;
+
+	GetUserIdAndSecContext(&userid, &sec_context);
+	SetUserIdAndSecContext(owner, sec_context | SECURITY_RESTRICTED_OPERATION);
+	n = catalog_run(sql, NULL, expected);
+	SetUserIdAndSecContext(userid, sec_context);
+	return n;
+}
+
+/*
+ * Delete some rows.  The condition again, for one that is changed meanwhile:
+ * older minor releases do not look at the ctid again then.
+ */
+static int64
+delete_some(const TablePurge *p, const char *condition)
+{
+	return run_as(p->owner,
+				  psprintf("DELETE FROM %s r WHERE ctid = ANY (ARRAY("
+						   "SELECT r.ctid FROM %s r WHERE %s LIMIT "
+						   INT64_FORMAT ")) AND %s", p->table, p->table,
+						   condition, p->max_rows, condition),
+				  SPI_OK_DELETE);
+}
+
+/*
+ * Sessions whose table is being copied are not missing.  That can begin at any
+ * time, so it is asked again behind the delete, which has seen what was there
+ * before.
+ */
+static void
+purge_orphans(TablePurge *p)
+{
+	char	   *parent = NULL;
+	char	   *condition = orphans_sql(p, &parent);
+
+	if (condition == NULL || is_copied(p->schema, parent))
+		return;
+	p->removed = delete_some(p, condition);
+	if (p->removed > 0 && is_copied(p->schema, parent))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("table \"%s\" is being copied", parent)));
+}
+
+/*
+ * Remove rows that a tombstone should have removed: have its trigger do it.
+ */
+static void
+heal(void *arg)
+{
+	TablePurge *p = arg;
+	Relation	relation = table_open(p->relid, AccessShareLock);
+	char	  **args = rule_arguments(relation, GONE_ARGUMENTS);
+	StringInfoData sql;
+	ListCell   *lc;
+	int			guc_level;
+
+	if (args == NULL)
+		elog(ERROR, "unexpected trigger on table %s", p->table);
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "UPDATE %s g SET " STORE_UNTIL " = " STORE_UNTIL
+					 " WHERE " STORE_UNTIL " > clock_timestamp() "
+					 "- make_interval(secs => %d) AND EXISTS (SELECT FROM %s r "
+					 "WHERE r." STORE_STAMP " < g." STORE_STAMP, p->table,
+					 bg_session_retention,
+					 quote_qualified_identifier(p->schema, args[GONE_TABLE]));
+	foreach(lc, store_names(args[GONE_KEY]))
+	{
+		const char *column = quote_identifier(lfirst(lc));
+
+		appendStringInfo(&sql, " AND r.%s = g.%s", column, column);
+	}
+	appendStringInfoChar(&sql, ')');
+	table_close(relation, NoLock);
+	guc_level = NewGUCNestLevel();
+	(void) set_config_option("session_replication_role", "replica", PGC_SUSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	session_count(SESSION_LATE, run_as(p->owner, sql.data, SPI_OK_UPDATE));
+	AtEOXact_GUC(false, guc_level);
+}
+
+static void
+purge_tombstones(TablePurge *p)
+{
+	p->removed =
+		delete_some(p, psprintf(STORE_UNTIL " < clock_timestamp() "
+								"- make_interval(secs => %d)",
+								bg_session_retention));
 }
 
 static void
 purge_table(void *arg)
 {
 	TablePurge *p = arg;
-	char	   *condition;
-	Oid			userid;
-	int			sec_context;
 
-	condition = p->tombstones ?
-		psprintf(STORE_UNTIL " < clock_timestamp() - make_interval(secs => %d)",
-				 bg_session_retention) : orphans_sql(p);
-	GetUserIdAndSecContext(&userid, &sec_context);
-	SetUserIdAndSecContext(p->owner,
-						   sec_context | SECURITY_RESTRICTED_OPERATION);
-	p->removed = catalog_run(psprintf("DELETE FROM %s WHERE ctid = ANY "
-									  "(ARRAY(SELECT r.ctid FROM %s r WHERE "
-									  "%s LIMIT " INT64_FORMAT "))",
-									  p->table, p->table, condition,
-									  p->max_rows),
-							 NULL, SPI_OK_DELETE);
-	SetUserIdAndSecContext(userid, sec_context);
+	if (p->tombstones)
+		purge_tombstones(p);
+	else
+		purge_orphans(p);
 }
 
 /*
- * Remove tombstones of adopted tables (adopt.c), and rows that belong to sessions
- * which are not there, as the owner of each; returns how many.  An error of one, which may be its owner's, does not keep the
- * others from it.  Within catalog_begin().
+ * Do something to an adopted table.  An error, which may be its owner's, does
+ * not keep others from it.
+ */
+static void
+try_table(void (*what) (void *arg), TablePurge *p)
+{
+	ErrorData  *error = attempt_or_cancel(what, p);
+
+	if (error == NULL)
+		return;
+	p->removed = 0;
+	ereport(LOG,
+			(errcode(error->sqlerrcode),
+			 errmsg("could not remove what is left of sessions from table %s: %s",
+					p->table, error->message)));
+}
+
+/*
+ * Remove tombstones of adopted tables (adopt.c), and rows that belong to
+ * sessions which are not there, as the owner of each; returns how many.  And
+ * with heals what tombstones should have removed.  Within catalog_begin().
  */
 static int64
-purge_adopted(int64 max_rows)
+purge_adopted(int64 max_rows, bool heals)
 {
 	uint64		n;
 	int64		removed = 0;
 	SPITupleTable *tables;
 
 	n = catalog_run("SELECT c.relowner, format('%I.%I', n.nspname, c.relname), "
-					"c.oid, t.tgfoid = 'bluegreen.session_gone'::regproc "
+					"c.oid, t.tgfoid = 'bluegreen.session_gone'::regproc, "
+					"n.nspname "
 					"FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid "
 					"JOIN pg_namespace n ON n.oid = c.relnamespace "
 					"WHERE t.tgname = '" STORE_TRIGGER "' AND (t.tgfoid = "
@@ -258,22 +396,18 @@ purge_adopted(int64 max_rows)
 	for (uint64 i = 0; i < n; i++)
 	{
 		bool		isnull;
+		HeapTuple	row = tables->vals[i];
+		TupleDesc	desc = tables->tupdesc;
 		TablePurge	p = {.max_rows = max_rows};
-		ErrorData  *error;
 
-		p.table = SPI_getvalue(tables->vals[i], tables->tupdesc, 2);
-		p.owner = DatumGetObjectId(SPI_getbinval(tables->vals[i],
-												 tables->tupdesc, 1, &isnull));
-		p.relid = DatumGetObjectId(SPI_getbinval(tables->vals[i],
-												 tables->tupdesc, 3, &isnull));
-		p.tombstones = DatumGetBool(SPI_getbinval(tables->vals[i],
-												  tables->tupdesc, 4, &isnull));
-		error = attempt_or_cancel(purge_table, &p);
-		if (error != NULL)
-			ereport(LOG,
-					(errcode(error->sqlerrcode),
-					 errmsg("could not remove what is left of sessions from table %s: %s",
-							p.table, error->message)));
+		p.owner = DatumGetObjectId(SPI_getbinval(row, desc, 1, &isnull));
+		p.table = SPI_getvalue(row, desc, 2);
+		p.relid = DatumGetObjectId(SPI_getbinval(row, desc, 3, &isnull));
+		p.tombstones = DatumGetBool(SPI_getbinval(row, desc, 4, &isnull));
+		p.schema = SPI_getvalue(row, desc, 5);
+		if (heals && p.tombstones)
+			try_table(heal, &p);
+		try_table(purge_table, &p);
 		removed += p.removed;
 	}
 	return removed;
@@ -284,7 +418,7 @@ purge_adopted(int64 max_rows)
  * for another time.
  */
 static int64
-purge(int64 max_rows)
+purge(int64 max_rows, bool heals)
 {
 	CatalogAccess access;
 	CatalogArgs args = {0};
@@ -299,7 +433,7 @@ purge(int64 max_rows)
 						  "- make_interval(secs => $2) "
 						  "ORDER BY expires_at LIMIT $1 "
 						  "FOR UPDATE SKIP LOCKED))", &args, SPI_OK_DELETE);
-	removed += purge_adopted(max_rows);
+	removed += purge_adopted(max_rows, heals);
 	catalog_end(&access);
 	session_count(SESSION_PURGED, removed);
 	return removed;
@@ -317,7 +451,8 @@ bluegreen_expire_sessions(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("max_rows must not be negative")));
-	PG_RETURN_INT64(purge(PG_GETARG_INT64(0)));
+	require_writable("bluegreen.expire_sessions");
+	PG_RETURN_INT64(purge(PG_GETARG_INT64(0), true));
 }
 
 /*
@@ -345,6 +480,7 @@ void
 bluegreen_session_main(Datum arg)
 {
 	int64		removed;
+	bool		heals = true;
 
 	worker_start(DatumGetObjectId(arg), InvalidOid, "pg_bluegreen session");
 	/* a target's expired sessions are its own to remove */
@@ -356,10 +492,11 @@ bluegreen_session_main(Datum arg)
 		StartTransactionCommand();
 		PushActiveSnapshot(GetTransactionSnapshot());
 		pgstat_report_activity(STATE_RUNNING, "removing expired sessions");
-		removed = is_closed() ? 0 : purge(PURGE_ROWS);
+		removed = is_closed() ? 0 : purge(PURGE_ROWS, heals);
 		PopActiveSnapshot();
 		CommitTransactionCommand();
 		pgstat_report_stat(false);
+		heals = false;
 	} while (removed >= PURGE_ROWS);
 	proc_exit(0);
 }

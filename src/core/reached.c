@@ -429,7 +429,11 @@ wait_for_position(const ReachedWatch *watch, XLogRecPtr lsn, TimestampTz end)
 		position = pg_atomic_read_u64(&entry->position);
 		pg_read_barrier();
 		if (pg_atomic_read_u64(&entry->generation) != generation)
-			position = InvalidXLogRecPtr;	/* another stream's */
+		{
+			/* another stream's, maybe since before it would have woken us */
+			position = InvalidXLogRecPtr;
+			SetLatch(MyLatch);
+		}
 		else if (position >= lsn)
 			break;
 	} while (sleep_until(end));

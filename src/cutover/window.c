@@ -83,18 +83,38 @@ move_there(SwitchMove *move, WindowState state)
 }
 
 /*
+ * Begin to ask what is asked again and again, for hours if a stream stands:
+ * what is made now is there until the next question.  Returns the context to go
+ * back to.
+ */
+static MemoryContext
+begin_question(void)
+{
+	static MemoryContext context = NULL;
+
+	if (context == NULL)
+		context = AllocSetContextCreate(TopMemoryContext,
+										"pg_bluegreen window",
+										ALLOCSET_SMALL_SIZES);
+	MemoryContextReset(context);
+	return MemoryContextSwitchTo(context);
+}
+
+/*
  * Has the other side's stream passed a position, in a window?  *problem: its
- * error, or NULL.
+ * error, or NULL; until the next question.
  */
 static bool
 has_passed(SwitchMove *move, const char *position, char **problem)
 {
+	MemoryContext old = begin_question();
 	const char *args[] = {move->stream, position};
 	PeerResult *result =
 		peer_query(switch_peer(move), "SELECT passed, problem "
 				   "FROM bluegreen.window_look($1, $2::pg_lsn)", 2, args);
 
 	*problem = result->values[0][1];
+	MemoryContextSwitchTo(old);
 	return result->values[0][0][0] == 't';
 }
 
@@ -322,6 +342,7 @@ wait_for_other(SwitchMove *move, char **shown)
 static bool
 is_owed(SwitchMove *move)
 {
+	MemoryContext old = begin_question();
 	const char *there[] = {move->stream};
 	CatalogAccess access;
 	CatalogArgs args = {0};
@@ -332,41 +353,52 @@ is_owed(SwitchMove *move)
 	catalog_run(OWED, &args, SPI_OK_SELECT);
 	owed = DatumGetBool(catalog_value(0, 1, NULL));
 	catalog_end(&access);
-	return owed ||
-		peer_query(switch_peer(move), OWED, 1, there)->values[0][0][0] == 't';
-}
-
-/* The error of this side's stream, or NULL. */
-static char *
-own_problem(SwitchMove *move)
-{
-	StreamShared *shared = move->shared;
-	char		message[sizeof(shared->error.message)];
-	bool		failed;
-
-	SpinLockAcquire(&shared->mutex);
-	failed = shared->state == STREAM_ERROR || shared->state == STREAM_LOST;
-	memcpy(message, shared->error.message, sizeof(message));
-	SpinLockRelease(&shared->mutex);
-	return failed ? pstrdup(message) : NULL;
+	if (!owed)
+		owed = peer_query(switch_peer(move), OWED, 1,
+						  there)->values[0][0][0] == 't';
+	MemoryContextSwitchTo(old);
+	return owed;
 }
 
 /*
- * Wait until nothing is owed.  Either stream may be the one that has to send it.
+ * How far this side's stream is, and how many rows of its own it has found so
+ * far; tells of its error.
+ */
+static XLogRecPtr
+look_here(SwitchMove *move, int64 *rows, char **shown)
+{
+	StreamShared *shared = move->shared;
+	char		problem[sizeof(shared->error.message)];
+	XLogRecPtr	applied;
+	bool		failed;
+
+	SpinLockAcquire(&shared->mutex);
+	applied = shared->applied_lsn;
+	*rows = shared->rows;
+	failed = shared->state == STREAM_ERROR || shared->state == STREAM_LOST;
+	memcpy(problem, shared->error.message, sizeof(problem));
+	SpinLockRelease(&shared->mutex);
+	show_problem(move, move->from, failed ? problem : NULL, shown);
+	return applied;
+}
+
+/*
+ * Wait until nothing is owed.  Who owes it sends it when his stream has applied
+ * what it gave way to.
  */
 static void
 wait_for_owed(SwitchMove *move, char **shown)
 {
 	while (is_owed(move))
 	{
-		char	   *there;
-		char	   *here = own_problem(move);
+		char	   *problem;
+		int64		rows;
 
-		(void) has_passed(move, "0/0", &there);
-		if (there != NULL)
-			show_problem(move, move->to, there, shown);
+		(void) has_passed(move, "0/0", &problem);
+		if (problem != NULL)
+			show_problem(move, move->to, problem, shown);
 		else
-			show_problem(move, move->from, here, shown);
+			(void) look_here(move, &rows, shown);
 		switch_rest(move, POLL_MS);
 	}
 }
@@ -378,24 +410,15 @@ wait_for_owed(SwitchMove *move, char **shown)
 static int64
 wait_for_own(SwitchMove *move, char **shown)
 {
-	StreamShared *shared = move->shared;
 	XLogRecPtr	goal = control_position();
+	int64		rows;
 
-	for (;;)
+	while (look_here(move, &rows, shown) < goal)
 	{
-		XLogRecPtr	applied;
-		int64		rows;
-
-		SpinLockAcquire(&shared->mutex);
-		applied = shared->applied_lsn;
-		rows = shared->rows;
-		SpinLockRelease(&shared->mutex);
-		if (applied >= goal)
-			return rows;
-		show_problem(move, move->from, own_problem(move), shown);
-		stream_wake(shared);
+		stream_wake(move->shared);
 		switch_rest(move, POLL_MS);
 	}
+	return rows;
 }
 
 /*

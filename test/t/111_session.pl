@@ -312,6 +312,15 @@ $_->safe_psql(q{INSERT INTO bluegreen.session
 wait_for_both('d');
 foreach my $node (@sides)
 {
+	$node->safe_psql(q{CREATE TABLE removed (n int);
+		CREATE FUNCTION note_removed() RETURNS trigger LANGUAGE plpgsql AS $$
+		BEGIN
+			INSERT INTO public.removed SELECT count(*) FROM gone;
+			RETURN NULL;
+		END $$;
+		CREATE TRIGGER note_removed AFTER DELETE ON bluegreen.session
+			REFERENCING OLD TABLE AS gone
+			EXECUTE FUNCTION note_removed()});
 	$node->append_conf("bluegreen.session_purge_interval = '100ms'");
 	$node->reload;
 }
@@ -331,6 +340,9 @@ foreach my $node (@sides)
 	  or die;
 	cmp_ok($node->safe_psql('SELECT purged FROM bluegreen.stat_session'),
 		'>=', 1200, 'expired sessions go by themselves on ' . $node->name);
+	is($node->safe_psql('DROP FUNCTION note_removed() CASCADE;
+			SELECT max(n) FROM removed; DROP TABLE removed'),
+		500, '... in small batches');
 	$node->append_conf('bluegreen.session_purge_interval = 0');
 	$node->reload;
 }

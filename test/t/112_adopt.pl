@@ -108,6 +108,8 @@ my %frameworks = (
 		delete => q{DELETE FROM rails_sessions WHERE id =
 				(SELECT id FROM rails_sessions WHERE session_id = '$k' LIMIT 1)},
 		read => q{SELECT data FROM rails_sessions WHERE session_id = '$k'},
+		touched => q{SELECT updated_at = to_timestamp($t) AT TIME ZONE 'UTC'
+			FROM rails_sessions WHERE session_id = '$k'},
 		all => q{SELECT session_id, data, created_at, updated_at
 			FROM rails_sessions},
 	},
@@ -124,6 +126,8 @@ my %frameworks = (
 			WHERE id = '$k'},
 		delete => q{DELETE FROM laravel_sessions WHERE id = '$k'},
 		read => q{SELECT payload FROM laravel_sessions WHERE id = '$k'},
+		touched => q{SELECT last_activity = $t FROM laravel_sessions
+			WHERE id = '$k'},
 		all => 'TABLE laravel_sessions',
 	},
 	symfony => {
@@ -158,6 +162,8 @@ my %frameworks = (
 			WHERE a = 1 AND b = hashtext('$k')},
 		delete => q{DELETE FROM my_sessions WHERE b = hashtext('$k')},
 		read => q{SELECT v FROM my_sessions WHERE b = hashtext('$k')},
+		touched => q{SELECT seen = to_timestamp($t) FROM my_sessions
+			WHERE b = hashtext('$k')},
 		all => 'TABLE my_sessions',
 	});
 my @names = sort keys %frameworks;
@@ -253,17 +259,23 @@ foreach my $try ([ 'NULL', 'green' ], [ q{'{"lifetime": "3 hours"}'}, 'blue' ])
 		"with other options than on $try->[1]");
 }
 
-my $mappings = 0;
-foreach my $name (@names)
+# the names of a framework's table and preset, and its options
+sub arguments
 {
+	my ($name, $side) = @_;
 	my $options = $frameworks{$name}{options};
-	$options = defined $options ? "'$options'" : 'NULL';
-	$_->safe_psql("SELECT bluegreen.prepare_sessions(
-		'$frameworks{$name}{table}', '$name', '" . $_->name . "', $options)")
-	  for @sides;
-	$mappings += $blue->safe_psql("SELECT bluegreen.adopt_sessions('d',
-		'$frameworks{$name}{table}', '$name', $options)");
+	return "'$frameworks{$name}{table}', '$name', "
+	  . (defined $side ? "'$side', " : '')
+	  . (defined $options ? "'$options'" : 'NULL');
 }
+foreach my $node (@sides)
+{
+	$node->safe_psql(join '', map { 'SELECT bluegreen.prepare_sessions('
+			  . arguments($_, $node->name) . ');' } @names);
+}
+my $mappings = $blue->safe_psql('SELECT '
+	  . join ' + ',
+	map { "bluegreen.adopt_sessions('d', " . arguments($_) . ')' } @names);
 is($mappings, 4 * 6 + 8, 'mappings both ways, of tables and tombstones');
 (undef, undef, $error) = $blue->psql(
 	q{SELECT bluegreen.alter_mapping('d', 'session', on_delete => 'delete')});
@@ -283,13 +295,15 @@ is( $blue->safe_psql(q{SELECT * FROM bluegreen.preflight('d')
 $blue->safe_psql(q{CALL bluegreen.start('d')});
 wait_for_both('d');
 
+my $everything = join ' UNION ALL ',
+  map { "SELECT '$_', t::text FROM ($frameworks{$_}{all}) t" } @names;
+
 sub same
 {
 	my ($what) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	wait_for_both('d');
-	compare_tables($frameworks{$_}{all}, $frameworks{$_}{all},
-		"$_: $what: both sides are the same") for @names;
+	compare_tables($everything, $everything, "$what: both sides are the same");
 	return;
 }
 same('copied');
@@ -355,6 +369,9 @@ foreach my $name (@names)
 		is( run($node, $name, 'read', 'a', undef, 8999), "green$suffix",
 			"$name on " . $node->name . ': the later expiry')
 		  if $expires->($name);
+		is(run($node, $name, 'touched', 'a', undef, 9000), 't',
+			"$name on " . $node->name . ': the later time')
+		  if $frameworks{$name}{touched};
 	}
 	is(run($green, $name, 'read', 'g', undef, 5000),
 		"first$suffix", "$name: what expired on blue goes on on green")
@@ -365,6 +382,9 @@ foreach my $name (grep { $expires->($_) } @names)
 	isnt(run($blue, $name, 'read', 'g', undef, 5000),
 		'', "$name: ... and is there on blue again");
 }
+is($blue->safe_psql('SELECT max(id) < 1000 FROM rails_sessions')
+	  . $green->safe_psql('SELECT min(id) > 1000 FROM rails_sessions'),
+	'tt', 'rails: surrogate ids are each side\'s own');
 
 #
 # An upsert that waits for a logout
@@ -431,8 +451,31 @@ is(run($blue, $_, 'read', 'n', undef, 5000),
   for @names;
 
 #
-# An attribute of a Spring session that is removed
+# Attributes of a Spring session, on both sides; one that is removed; a login,
+# which changes the session's id
 #
+$blue->safe_psql(q{CALL bluegreen.stop('d')});
+$green->safe_psql(q{UPDATE spring_session_attributes SET attribute_bytes = 'green'
+	WHERE session_primary_id = 'n' AND attribute_name = 'kept';
+	UPDATE spring_session SET session_id = 'login', principal_name = 'me',
+		last_access_time = 4 WHERE primary_id = 'n'});
+$blue->safe_psql(q{UPDATE spring_session_attributes SET attribute_bytes = 'blue'
+	WHERE session_primary_id = 'n' AND attribute_name = 'v';
+	UPDATE spring_session SET last_access_time = 5 WHERE primary_id = 'n';
+	CALL bluegreen.start('d')});
+same('attributes on both sides');
+is( $_->safe_psql(q{SELECT session_id, principal_name, last_access_time,
+			string_agg(encode(attribute_bytes, 'escape'), ' '
+				ORDER BY attribute_name)
+		FROM spring_session JOIN spring_session_attributes
+			ON session_primary_id = primary_id
+		WHERE primary_id = 'n' GROUP BY primary_id}) =~ s/ +\|/|/r,
+	'login|me|5|green blue', 'each counts by itself on ' . $_->name)
+  for @sides;
+$blue->safe_psql(q{UPDATE spring_session SET session_id = 's-n'
+	WHERE primary_id = 'n';
+	UPDATE spring_session_attributes SET attribute_bytes = 'new'
+	WHERE session_primary_id = 'n' AND attribute_name = 'v'});
 $blue->safe_psql(q{DELETE FROM spring_session_attributes
 	WHERE session_primary_id = 'n' AND attribute_name = 'kept'});
 same('an attribute removed');

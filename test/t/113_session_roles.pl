@@ -64,6 +64,25 @@ is( $green->safe_psql(q{SELECT string_agg(DISTINCT usename, ' ')
 	'applier', 'all of it by a role that applies');
 
 #
+# Whoever has a table prepared has no code of his run by a superuser
+#
+$blue->safe_psql(q{GRANT USAGE ON SCHEMA bluegreen TO shop;
+	GRANT EXECUTE ON FUNCTION
+		bluegreen.prepare_sessions(regclass, text, text, jsonb) TO shop;
+	SET SESSION AUTHORIZATION shop;
+	CREATE TYPE evil AS (v text);
+	CREATE FUNCTION as_time(evil) RETURNS timestamptz LANGUAGE plpgsql AS $$
+	BEGIN RAISE EXCEPTION 'run by %', current_user; END $$;
+	CREATE CAST (evil AS timestamptz) WITH FUNCTION as_time(evil);
+	CREATE TABLE evil_session (sid text PRIMARY KEY, e evil)});
+(undef, undef, my $error) = $blue->psql(q{SET SESSION AUTHORIZATION shop;
+	SELECT bluegreen.prepare_sessions('evil_session', 'custom', 'blue',
+		'{"key": ["sid"], "expiry": "e", "kind": "timestamp"}')});
+like($error, qr/column "e" of table "evil_session" cannot tell when a session ends/,
+	'an expiry of a type of his own is refused');
+unlike($error, qr/run by/, '... and not cast');
+
+#
 # Ids are secrets, wherever they turn up
 #
 sub hash_of
@@ -99,7 +118,7 @@ is($green->safe_psql(q{SELECT count(*) FROM session WHERE sid = 'very secret'}),
 #
 # Without a window, what comes from blue is not for green's applications
 #
-(undef, undef, my $error) = $green->psql(q{
+(undef, undef, $error) = $green->psql(q{
 	SET bluegreen.allow_target_writes = off;
 	SELECT bluegreen.touch_session('s')});
 like($error, qr/cannot write to table "session": it is a target of deployment/,

@@ -103,7 +103,7 @@ sub _client
 		  if defined $id && $rows;
 
 		# a new connection costs more than a write
-		usleep(defined $id ? 5_000 : 25_000);
+		usleep(defined $id ? 5_000 : 50_000);
 	}
 	POSIX::_exit(0);
 }
