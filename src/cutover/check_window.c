@@ -7,7 +7,9 @@
  */
 #include "postgres.h"
 
+#include "core/clock.h"
 #include "core/definition.h"
+#include "core/settings.h"
 #include "cutover/preflight.h"
 #include "stream/window.h"
 #include "utils/builtins.h"
@@ -256,5 +258,45 @@ check_window_streams(PreflightRun *run)
 		return;
 	row.message = psprintf("the stream against that from here has an error: %s",
 						   result->values[0][0]);
+	preflight_row(run, &row);
+}
+
+/* ---- clocks ---- */
+
+/*
+ * The check "window_clock": who wins by commit time is the later one only if
+ * both clocks tell the same.
+ */
+void
+check_window_clocks(PreflightRun *run)
+{
+	PreflightRow row = {.severity = PREFLIGHT_ERROR,.object = "clock"};
+	bool		asked = false;
+	ClockSkew	skew;
+	int64		apart;
+	ListCell   *lc;
+
+	foreach(lc, run->mappings)
+	{
+		const MappingRow *mapping = lfirst(lc);
+
+		asked = asked || strcmp(mapping->conflict, "last_write") == 0;
+	}
+	if (!asked || run->peer == NULL || bg_max_clock_skew < 0)
+		return;
+	skew = clock_compare(run->peer);
+	apart = skew.ahead < 0 ? -skew.ahead : skew.ahead;
+	if (apart - skew.error <= (int64) bg_max_clock_skew * 1000)
+		return;
+	row.message = psprintf("the clock of %s is %.3f s %s that of %s",
+						   other_side(run), apart / 1e6,
+						   skew.ahead < 0 ? "behind" : "ahead of",
+						   this_side(run));
+	row.detail = psprintf("Measured to %.3f s. Where the policy is \"last_write\", the side that is ahead wins over changes that are up to that much later.",
+						  skew.error / 1e6);
+	row.hint = psprintf("-- on %s\n-- have both servers' clocks set by NTP; or, if it does not matter who is later:\n"
+						"SELECT bluegreen.accept(%s, 'window_clock', 'clock');",
+						this_side(run),
+						quote_literal_cstr(run->deployment->name));
 	preflight_row(run, &row);
 }

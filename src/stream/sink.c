@@ -18,6 +18,7 @@
 #include "postgres.h"
 
 #include "compat.h"
+#include "core/clock.h"
 #include "core/event.h"
 #include "core/settings.h"
 #include "miscadmin.h"
@@ -148,7 +149,7 @@ sink_begin(void *arg, ReorderBufferTXN *txn)
 	gate_begin(worker->gate);
 	worker->current.end_lsn = txn->end_lsn;
 	worker->current.commit_lsn = txn->final_lsn;
-	worker->current.commit_time = txn->xact_time.commit_time;
+	worker->current.commit_time = clock_shifted(txn->xact_time.commit_time);
 	worker->current.seen = worker->seen;
 	worker->current.seen_before = worker->seen;
 	worker->has_rows = false;
