@@ -49,9 +49,9 @@ clock_shifted(TimestampTz at)
 
 #define CLOCK_SQL \
 	"SELECT (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() " \
-	"- '2000-01-01 00:00:00+00'::pg_catalog.timestamptz + COALESCE(" \
-	"pg_catalog.current_setting('bluegreen.clock_offset', true), '0')" \
-	"::pg_catalog.interval) * 1000000)::pg_catalog.int8"
+	"- '2000-01-01 00:00:00+00'::pg_catalog.timestamptz) * 1000000)" \
+	"::pg_catalog.int8 + COALESCE((SELECT 1000 * s.setting::pg_catalog.int8 " \
+	"FROM pg_catalog.pg_settings s WHERE s.name = 'bluegreen.clock_offset'), 0)"
 
 /*
  * Ask the other side for its clock, a few times, and believe the quickest

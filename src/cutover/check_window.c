@@ -30,6 +30,10 @@ refuse_mapping(PreflightRun *run, char *target, const char *why,
 	preflight_row(run, &row);
 }
 
+/*
+ * For a stream back preflight_row() has hints say green where they say blue: in
+ * them "blue" is here.  In what is said of both, these are.
+ */
 static const char *
 this_side(const PreflightRun *run)
 {
@@ -127,7 +131,7 @@ check_window_mappings(PreflightRun *run)
 
 		if (m->problem.why != NULL)
 			refuse_mapping(run, m->target, m->problem.why,
-						   hint_on(this_side(run), m->problem.hint));
+						   hint_on("blue", m->problem.hint));
 	}
 	if (run->peer == NULL || run->deployment->opposite == NULL)
 		return;
@@ -140,7 +144,7 @@ check_window_mappings(PreflightRun *run)
 			refuse_mapping(run, m->target,
 						   psprintf("%s (on %s)", m->problem.why,
 									other_side(run)),
-						   hint_on(other_side(run), m->problem.hint));
+						   hint_on("green", m->problem.hint));
 		else if (is_looked_up(m) && find_opposite(here, m) == NULL)
 			refuse_mapping(run, m->target,
 						   psprintf("there is none of %s from %s", m->source,
@@ -192,12 +196,29 @@ check_inverse(PreflightRun *run, const WindowMapping *m,
 		return;
 	row.message = psprintf("policy \"%s\" of \"%s\" needs mappings that are each other's inverse, which cannot be seen",
 						   m->policy, m->target);
-	row.hint = psprintf("-- on %s\n-- if they are: each row becomes what it was there and back\n"
+	row.hint = psprintf("-- on blue\n-- if they are: each row becomes what it was there and back\n"
 						"SELECT bluegreen.accept(%s, 'window_policy', %s);",
-						this_side(run),
 						quote_literal_cstr(run->deployment->name),
 						quote_literal_cstr(m->target));
 	preflight_row(run, &row);
+}
+
+/* SQL that has the mapping back decide as blue's does. */
+static char *
+hint_policy(const PreflightRun *run, const WindowMapping *m,
+			const WindowMapping *back)
+{
+	bool		here = run->deployment->direction == 'f';
+	const char *policy = here ? m->policy : back->policy;
+
+	if (strchr(policy, '(') != NULL)
+		return NULL;			/* which column it is to be, nobody knows */
+	return psprintf("-- on %s\nSELECT bluegreen.alter_mapping(%s, %s, %s, conflict => %s);",
+					here ? "blue" : "green",
+					quote_literal_cstr(run->deployment->name),
+					quote_literal_cstr(here ? m->source : m->target),
+					quote_literal_cstr(here ? m->target : m->source),
+					quote_literal_cstr(policy));
 }
 
 /*
@@ -229,6 +250,7 @@ check_window_policies(PreflightRun *run)
 		row.message = psprintf("policies of \"%s\" differ: %s from %s, %s from %s",
 							   m->target, m->policy, this_side(run),
 							   back->policy, other_side(run));
+		row.hint = hint_policy(run, m, back);
 		preflight_row(run, &row);
 	}
 }
@@ -288,15 +310,13 @@ check_window_clocks(PreflightRun *run)
 	apart = skew.ahead < 0 ? -skew.ahead : skew.ahead;
 	if (apart - skew.error <= (int64) bg_max_clock_skew * 1000)
 		return;
-	row.message = psprintf("the clock of %s is %.3f s %s that of %s",
-						   other_side(run), apart / 1e6,
-						   skew.ahead < 0 ? "behind" : "ahead of",
+	row.message = psprintf("the clock of green is %.3f s %s that of %s",
+						   apart / 1e6, skew.ahead < 0 ? "behind" : "ahead of",
 						   this_side(run));
 	row.detail = psprintf("Measured to %.3f s. Where the policy is \"last_write\", the side that is ahead wins over changes that are up to that much later.",
 						  skew.error / 1e6);
-	row.hint = psprintf("-- on %s\n-- have both servers' clocks set by NTP; or, if it does not matter who is later:\n"
+	row.hint = psprintf("-- on blue\n-- have both servers' clocks set by NTP; or, if it does not matter who is later:\n"
 						"SELECT bluegreen.accept(%s, 'window_clock', 'clock');",
-						this_side(run),
 						quote_literal_cstr(run->deployment->name));
 	preflight_row(run, &row);
 }

@@ -167,20 +167,6 @@ sub load
 			  . 'SELECT shop(:c, 4, :q, 8);COMMIT;' ]);
 }
 
-# Both streams run, whatever has just happened to them.
-sub follow
-{
-	my ($name) = @_;
-	foreach my $round (1 .. 2)
-	{
-		$_->poll_query_until(q{SELECT state = 'streaming'
-			FROM bluegreen.stat_stream}) || fail("$name: streams")
-		  foreach $blue, $green;
-		wait_for_both('shop');
-	}
-	return;
-}
-
 my %shop = (
 	cart_line => q{SELECT 'cart_line', product_id || ' ' || customer_id, quantity
 		FROM cart_line},
@@ -272,7 +258,7 @@ sub shop_in_window
 	ok($green->poll_query_until("SELECT count(*) > $before + 300 FROM made"),
 		"$accident: green writes on");
 	pgbench_stop($_) for @loads;
-	follow($accident);
+	settle('shop', $blue, $green) or fail("$accident: streams");
 
 	foreach my $table (sort keys %shop)
 	{

@@ -9,7 +9,7 @@ use BlueGreen;
 use Exporter 'import';
 use Test::More ();
 
-our @EXPORT = qw(open_with close_to stop_both start_both);
+our @EXPORT = qw(open_with close_to stop_both start_both settle);
 
 my %open;
 
@@ -50,6 +50,26 @@ sub start_both
 	my ($deployment, @nodes) = @_;
 	$_->safe_psql("CALL bluegreen.start('$deployment')") for @nodes;
 	return;
+}
+
+# Both streams run, whatever has just happened to them, and all that either side
+# has written is on the other one: also what was left out, and had to be sent
+# back for that.
+sub settle
+{
+	my ($deployment, @nodes) = @_;
+	my $ok = 1;
+	foreach my $round (1 .. 3)
+	{
+		$ok &&= $_->poll_query_until(
+			q{SELECT state = 'streaming' FROM bluegreen.stat_stream})
+		  for @nodes;
+		$ok &&= $_->poll_query_until(
+			'SELECT NOT EXISTS (SELECT FROM bluegreen.window_owed)')
+		  for @nodes;
+		wait_for_both($deployment);
+	}
+	return $ok;
 }
 
 1;
