@@ -53,23 +53,27 @@ sub start_both
 }
 
 # Both streams run, whatever has just happened to them, and all that either side
-# has written is on the other one: also what was left out, and had to be sent
-# back for that.
+# has written is on the other one: also rows that a side owed and sent for that,
+# until there are no more.
 sub settle
 {
 	my ($deployment, @nodes) = @_;
-	my $ok = 1;
-	foreach my $round (1 .. 3)
+	my $before = '';
+	foreach my $round (1 .. 20)
 	{
-		$ok &&= $_->poll_query_until(
-			q{SELECT state = 'streaming' FROM bluegreen.stat_stream})
-		  for @nodes;
-		$ok &&= $_->poll_query_until(
-			'SELECT NOT EXISTS (SELECT FROM bluegreen.window_owed)')
-		  for @nodes;
+		foreach my $node (@nodes)
+		{
+			$node->poll_query_until(q{SELECT state = 'streaming'
+				AND NOT EXISTS (SELECT FROM bluegreen.window_owed)
+				FROM bluegreen.stat_stream}) or return 0;
+		}
 		wait_for_both($deployment);
+		my $rows = join ' ',
+		  map { $_->safe_psql('SELECT rows FROM bluegreen.stat_stream') } @nodes;
+		return 1 if $rows eq $before;
+		$before = $rows;
 	}
-	return $ok;
+	return 0;
 }
 
 1;
