@@ -34,7 +34,7 @@
 
 #define SAMPLES		5
 #define TELL_MS		10000		/* the state again */
-#define EVENT_MS	600000		/* another event of one session */
+#define QUIET_MS	60000		/* it begins anew after that; see stat_stream */
 
 /*
  * A time of this server's clock, as this server is to take it.
@@ -106,27 +106,28 @@ find_deployment(void)
 	return result;
 }
 
+/*
+ * Keep what was found, for stat_stream; an event when it begins.  Sessions come
+ * and go, so the stream's entry knows.
+ */
 static void
 tell_ahead(int32 deployment, int64 ahead, TimestampTz now)
 {
-	static TimestampTz last_event = 0;
 	StreamShared *shared = stream_of_deployment(deployment);
+	TimestampTz before;
 
-	if (shared != NULL)
-	{
-		SpinLockAcquire(&shared->mutex);
-		shared->clock_ahead = ahead;
-		shared->clock_ahead_at = now;
-		SpinLockRelease(&shared->mutex);
-	}
-	if (last_event != 0 &&
-		!TimestampDifferenceExceeds(last_event, now, EVENT_MS))
+	if (shared == NULL)
 		return;
-	last_event = now;
-	event_record(MyDatabaseId, deployment, EVENT_CLOCK, InvalidXLogRecPtr,
-				 psprintf("the clock of the other side is ahead, by %.3f s at least",
-						  ahead / 1e6),
-				 "Its changes win over later ones of this side, where the policy is \"last_write\".");
+	SpinLockAcquire(&shared->mutex);
+	before = shared->clock_ahead_at;
+	shared->clock_ahead = ahead;
+	shared->clock_ahead_at = now;
+	SpinLockRelease(&shared->mutex);
+	if (before == 0 || TimestampDifferenceExceeds(before, now, QUIET_MS))
+		event_record(MyDatabaseId, deployment, EVENT_CLOCK, InvalidXLogRecPtr,
+					 psprintf("the clock of the other side is ahead, by %.3f s at least",
+							  ahead / 1e6),
+					 "Its changes win over later ones of this side, where the policy is \"last_write\".");
 }
 
 /*
