@@ -639,6 +639,8 @@ SELECT set_eq($$SELECT name, context,
 	('bluegreen.session_retention', 'sighup', '3600', 's'),
 	('bluegreen.sequence_margin', 'user', '1000', NULL),
 	('bluegreen.verify_rate', 'sighup', '100000', NULL),
+	('bluegreen.max_clock_skew', 'sighup', '1000', 'ms'),
+	('bluegreen.clock_offset', 'sighup', '0', 'ms'),
 	('bluegreen.window_memory', 'sighup', '65536', 'kB')) v (a, b, c, d)$$,
 	'settings with their context, default and unit');
 SELECT is_empty($$SELECT name, short_desc FROM pg_settings

@@ -139,7 +139,8 @@ is( $blue->safe_psql(q{SELECT source, direction, conflict FROM bluegreen.mapping
 		WHERE source ~ 'patched|odd_policy' ORDER BY 1, 2}),
 	"public.odd_policy|backward|blue\npublic.odd_policy|forward|blue\n"
 	  . 'public.patched|forward|none', 'by policies');
-foreach my $table (grep { $found{$_} } sort keys %cells)
+# (one of them has no mapping back, which a switchover does not like either)
+foreach my $table ('patched', grep { $found{$_} } sort keys %cells)
 {
 	$blue->safe_psql(
 		($cells{$table}[2] ? "SELECT bluegreen.unmap_table('d', '$table', '$table', 'backward');" : '')
