@@ -151,7 +151,9 @@ sink_begin(void *arg, ReorderBufferTXN *txn)
 	worker->current.commit_lsn = txn->final_lsn;
 	worker->current.commit_time = clock_shifted(txn->xact_time.commit_time);
 	worker->current.seen = worker->seen;
-	worker->current.seen_before = worker->seen;
+	/* a part of this one takes along what is pending, which has seen less */
+	worker->current.seen_before = sink_has_pending(worker) ?
+		worker->pending.seen_before : worker->seen;
 	worker->has_rows = false;
 	worker->careful = txn->final_lsn < worker->shared->careful_until;
 	worker->decode->name_rows = worker->careful;
