@@ -82,6 +82,7 @@ CREATE TABLE bluegreen.backward_mapping (
 	derived boolean NOT NULL,
 	transform text NOT NULL,
 	lookup text,
+	conflict text NOT NULL,
 	PRIMARY KEY (deployment, mapping)
 );
 
@@ -494,7 +495,7 @@ CREATE FUNCTION bluegreen.alter_mapping(deployment name, source regclass,
 	target text DEFAULT NULL, transform text DEFAULT NULL,
 	key text[] DEFAULT NULL, on_write text DEFAULT NULL,
 	on_delete text DEFAULT NULL, lookup text DEFAULT NULL,
-	direction text DEFAULT 'forward')
+	direction text DEFAULT 'forward', conflict text DEFAULT NULL)
 RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_alter_mapping'
 LANGUAGE C;
@@ -503,7 +504,7 @@ CREATE FUNCTION bluegreen.alter_mapping(deployment name, source text,
 	target text DEFAULT NULL, transform text DEFAULT NULL,
 	key text[] DEFAULT NULL, on_write text DEFAULT NULL,
 	on_delete text DEFAULT NULL, lookup text DEFAULT NULL,
-	direction text DEFAULT 'forward')
+	direction text DEFAULT 'forward', conflict text DEFAULT NULL)
 RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_alter_mapping'
 LANGUAGE C;
@@ -827,7 +828,7 @@ SET search_path = pg_catalog, pg_temp;
 CREATE FUNCTION bluegreen.joined_mappings(deployment name,
 	OUT mapping integer, OUT source text, OUT target text, OUT key name[],
 	OUT on_write text, OUT on_delete text, OUT derived boolean,
-	OUT transform text, OUT lookup text)
+	OUT transform text, OUT lookup text, OUT conflict text)
 RETURNS SETOF record
 AS 'MODULE_PATHNAME', 'bluegreen_joined_mappings'
 LANGUAGE C STRICT
@@ -1315,6 +1316,7 @@ CREATE FUNCTION bluegreen.stream_state(
 	OUT bytes bigint, OUT errors bigint, OUT restarts bigint,
 	OUT skipped bigint, OUT careful_batches bigint,
 	OUT stats_reset timestamptz,
+	OUT clock_ahead bigint, OUT clock_ahead_at timestamptz,
 	OUT error_at timestamptz, OUT error_sqlstate text, OUT error_lsn pg_lsn,
 	OUT error_relation text, OUT error_key text, OUT error_message text,
 	OUT error_detail text, OUT error_hint text)
@@ -1426,6 +1428,10 @@ SELECT d.name AS deployment,
 	END AS waits_for,
 	d.started_at,
 	s.stats_reset,
+	-- of the other side, as its changes told lately
+	CASE WHEN d."window" <> 'closed'
+			AND s.clock_ahead_at > clock_timestamp() - '1 minute'::interval
+		THEN make_interval(secs => s.clock_ahead / 1e6) END AS clock_ahead,
 	f.severity AS preflight,
 	f.at AS preflight_at,
 	v.verified_at,
@@ -1482,7 +1488,9 @@ SELECT s.deployment,
 		CASE WHEN length(s.error_message) > 40
 			THEN left(s.error_message, 37) || '...'
 			ELSE s.error_message END
-		ELSE left('waits for ' || s.waits_for, 40)
+		ELSE coalesce(left('waits for ' || s.waits_for, 40),
+			'the other clock is ' || date_trunc('milliseconds', s.clock_ahead)
+				|| ' ahead')
 	END AS error,
 	s.preflight || ago.preflight AS preflight,
 	-- everything before this was compared, how long ago, and what was found
@@ -1668,7 +1676,8 @@ SELECT d.name AS deployment,
 	m.on_delete,
 	m.derived_from IS NOT NULL AS derived,
 	pg_get_viewdef(m.view) AS transform,
-	m.lookup
+	m.lookup,
+	m.conflict
 FROM bluegreen.table_mapping m
 	JOIN bluegreen.deployment d ON d.id = m.deployment
 	JOIN pg_class r ON r.oid = m.source
@@ -1684,7 +1693,8 @@ SELECT d.name,
 	b.on_delete,
 	b.derived,
 	b.transform,
-	b.lookup
+	b.lookup,
+	b.conflict
 FROM bluegreen.backward_mapping b
 	JOIN bluegreen.deployment d ON d.id = b.deployment
 ORDER BY 1, 2 DESC, 3;
@@ -1824,9 +1834,9 @@ REVOKE ALL ON FUNCTION bluegreen.map_table(name, text, text, text, text[],
 REVOKE ALL ON FUNCTION bluegreen.map_schema(name, name, name, name[])
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.alter_mapping(name, regclass, text, text,
-	text[], text, text, text, text) FROM PUBLIC;
+	text[], text, text, text, text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.alter_mapping(name, text, text, text,
-	text[], text, text, text, text) FROM PUBLIC;
+	text[], text, text, text, text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.unmap_table(name, regclass, text, text)
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.unmap_table(name, text, text, text)
@@ -2051,10 +2061,10 @@ COMMENT ON FUNCTION bluegreen.map_table(name, text, text, text, text[],
 COMMENT ON FUNCTION bluegreen.map_schema(name, name, name, name[]) IS
 	'map every table of a schema under its own name, all or nothing';
 COMMENT ON FUNCTION bluegreen.alter_mapping(name, regclass, text, text, text[],
-	text, text, text, text) IS
+	text, text, text, text, text) IS
 	'change a mapping without a new copy; what is null stays; returns the mapping''s id';
 COMMENT ON FUNCTION bluegreen.alter_mapping(name, text, text, text, text[],
-	text, text, text, text) IS
+	text, text, text, text, text) IS
 	'change a mapping without a new copy; what is null stays; returns the mapping''s id';
 COMMENT ON FUNCTION bluegreen.unmap_table(name, regclass, text, text) IS
 	'remove the mappings of a table, or the one to a target; returns how many';

@@ -28,6 +28,8 @@
 #define BG_PLUGIN "pg_bluegreen"
 #define BG_VERSION "1.0"		/* default_version of the control file */
 
+struct Transform;
+
 /* ---- catalog.c: access to the extension's own tables ---- */
 
 typedef struct CatalogAccess
@@ -141,6 +143,8 @@ extern Peer *backward_connect(const Deployment *deployment);
 extern bool backward_join(Deployment *deployment, Peer *peer);
 extern void backward_derive(const Deployment *deployment, Peer *peer);
 extern void backward_mappings_changed(const Deployment *deployment);
+extern void backward_keep_policy(const Deployment *deployment,
+								 const struct Transform *transform);
 extern int32 backward_call_integer(const Deployment *deployment,
 								   const char *sql, int nargs,
 								   const char *const *args);
@@ -165,6 +169,7 @@ typedef struct DerivedMapping
 } DerivedMapping;
 
 extern List *derive_mappings(const Deployment *deployment);
+extern char *derive_policy(const struct Transform *transform);
 
 /* ---- lookup.c: mappings with a lookup ---- */
 
@@ -203,18 +208,18 @@ extern void ddl_note_commands(Oid relid, const AlterTableStmt *stmt);
 
 /* ---- mapping.c ---- */
 
-struct Transform;
-
 /* arguments of functions that define mappings */
 extern bool mapping_is_remote(FunctionCallInfo fcinfo, int i,
 							  const Deployment *deployment);
 extern Oid	mapping_source_oid(FunctionCallInfo fcinfo, int i);
 extern char *mapping_text_argument(FunctionCallInfo fcinfo, int i);
+extern char *mapping_conflict_argument(FunctionCallInfo fcinfo, int i);
 extern int32 mapping_define(const Deployment *deployment, Peer *peer,
 							MapRequest *request, const char *derived_from);
 extern void mapping_remove(const MappingRow *mapping);
 extern bool mapping_writes(const MappingRow *mapping,
 						   const MapRequest *request);
+extern void mapping_require_no_window(const Deployment *deployment);
 extern void mappings_changed(const Deployment *deployment,
 							 const char *message);
 extern int	mapping_word_argument(FunctionCallInfo fcinfo, int i,

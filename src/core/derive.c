@@ -207,11 +207,11 @@ lost_columns(const Derivation *d)
 }
 
 /*
- * Who wins in a window is the same on the way back; a column that decides has
- * its name here there.
+ * The policy of the mapping back: who wins in a window is the same there; a
+ * column that decides has its name here.
  */
-static char *
-conflict_back(const Transform *transform)
+char *
+derive_policy(const Transform *transform)
 {
 	MappingRow *row = transform->row;
 	char	   *column = strchr(row->conflict, ':');
@@ -275,7 +275,7 @@ write_transform(Derivation *d)
 	}
 	appendStringInfo(&sql, " FROM %s", d->result->source);
 	d->result->transform = sql.data;
-	d->result->conflict = conflict_back(d->transform);
+	d->result->conflict = derive_policy(d->transform);
 	if (strcmp(d->result->conflict, "error") != 0)
 		appendStringInfo(&types, "; conflict %s", d->result->conflict);
 	d->result->basis = psprintf("%s; to %s; key %s%s", sql.data,

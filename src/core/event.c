@@ -100,7 +100,8 @@ const char *const event_kind_names[] = {
 	[EVENT_REPAIRED] = "repaired",
 	[EVENT_SWITCH] = "switch",
 	[EVENT_SEQUENCES] = "sequences",
-	[EVENT_ROUTERS] = "routers"
+	[EVENT_ROUTERS] = "routers",
+	[EVENT_CLOCK] = "clock"
 };
 
 static EventRing *ring = NULL;

@@ -33,7 +33,8 @@ typedef enum EventKind
 	EVENT_REPAIRED,
 	EVENT_SWITCH,				/* a step of a switchover or rollback */
 	EVENT_SEQUENCES,			/* moved, or run beyond */
-	EVENT_ROUTERS				/* did not do it, or were left paused */
+	EVENT_ROUTERS,				/* did not do it, or were left paused */
+	EVENT_CLOCK					/* the other side's is ahead, in a window */
 } EventKind;
 
 extern const char *const event_kind_names[];

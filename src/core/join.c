@@ -368,7 +368,7 @@ static const char mappings_sql[] =
 "  coalesce(m.lookup_key, (SELECT array_agg(k.name ORDER BY k.position)"
 "    FROM bluegreen.mapping_column k WHERE k.mapping = m.id AND k.is_key)),"
 "  m.on_write, m.on_delete, m.derived_from IS NOT NULL, pg_get_viewdef(m.view),"
-"  m.lookup"
+"  m.lookup, m.conflict"
 " FROM bluegreen.table_mapping m"
 "  JOIN pg_class c ON c.oid = m.source"
 "  JOIN pg_namespace n ON n.oid = c.relnamespace"
@@ -395,8 +395,8 @@ bluegreen_joined_mappings(PG_FUNCTION_ARGS)
 	n = catalog_run(mappings_sql, &args, SPI_OK_SELECT);
 	for (uint64 i = 0; i < n; i++)
 	{
-		Datum		values[9];
-		bool		nulls[9];
+		Datum		values[10];
+		bool		nulls[10];
 
 		for (int j = 0; j < lengthof(values); j++)
 			values[j] = catalog_value(i, j + 1, &nulls[j]);

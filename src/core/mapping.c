@@ -569,10 +569,10 @@ mapping_define(const Deployment *deployment, Peer *peer, MapRequest *request,
 }
 
 /*
- * After mappings have come or gone.
+ * Error while the deployment's window is not closed.
  */
 void
-mappings_changed(const Deployment *deployment, const char *message)
+mapping_require_no_window(const Deployment *deployment)
 {
 	if (deployment->window != WINDOW_CLOSED)
 		ereport(ERROR,
@@ -581,6 +581,15 @@ mappings_changed(const Deployment *deployment, const char *message)
 						deployment->name,
 						window_state_names[deployment->window]),
 				 errhint("Use CALL bluegreen.close_window() first.")));
+}
+
+/*
+ * After mappings have come or gone.
+ */
+void
+mappings_changed(const Deployment *deployment, const char *message)
+{
+	mapping_require_no_window(deployment);
 	deployment_bump_version(deployment->id);
 	event_record_local(deployment->id, EVENT_DEFINED, InvalidXLogRecPtr,
 					   message, NULL);
@@ -619,19 +628,19 @@ map_on_green(FunctionCallInfo fcinfo, const Deployment *deployment)
 }
 
 /*
- * The policy for rows that both sides change, or NULL.
+ * Argument i as the policy for rows that both sides change, or NULL.
  */
-static char *
-conflict_argument(FunctionCallInfo fcinfo)
+char *
+mapping_conflict_argument(FunctionCallInfo fcinfo, int i)
 {
 	static const char *const words[] = {
 		"last_write", "blue", "green", "error", "none"
 	};
 	char	   *value;
 
-	if (PG_ARGISNULL(ARG_CONFLICT))
+	if (PG_ARGISNULL(i))
 		return NULL;
-	value = text_to_cstring(PG_GETARG_TEXT_PP(ARG_CONFLICT));
+	value = text_to_cstring(PG_GETARG_TEXT_PP(i));
 	if (enum_lookup(words, lengthof(words), value) < 0 &&
 		(strncmp(value, "newer_column:", 13) != 0 || value[13] == '\0'))
 		ereport(ERROR,
@@ -674,7 +683,7 @@ bluegreen_map_table(PG_FUNCTION_ARGS)
 									 on_write_names);
 	request.on_delete = mapping_word_argument(fcinfo, ARG_ON_DELETE, "on_delete",
 									  on_delete_names);
-	request.conflict = conflict_argument(fcinfo);
+	request.conflict = mapping_conflict_argument(fcinfo, ARG_CONFLICT);
 	request.key = key_argument(fcinfo);
 	request.keyless = request.key == NIL && !PG_ARGISNULL(ARG_KEY);
 	if (!PG_ARGISNULL(ARG_TRANSFORM))

@@ -31,6 +31,7 @@
 #include "compat.h"
 
 #include "access/xact.h"
+#include "core/clock.h"
 #include "core/reached.h"
 #include "core/shared.h"
 #include "fmgr.h"
@@ -127,7 +128,10 @@ bluegreen_commit_position(PG_FUNCTION_ARGS)
 	position_time = PG_GETARG_TIMESTAMPTZ(1);
 	position_seen = PG_GETARG_LSN(3);
 	if (!XLogRecPtrIsInvalid(position_seen))
+	{
 		own_attach_session();
+		clock_note_commit(position_time);
+	}
 	PG_RETURN_VOID();
 }
 

@@ -30,6 +30,8 @@ int			bg_batch_size = 8192;
 int			bg_batch_delay = 200;
 int			bg_decoding_work_mem = 256 * 1024;
 int			bg_window_memory = 64 * 1024;
+int			bg_max_clock_skew = 1000;
+int			bg_clock_offset = 0;
 int			bg_verify_rate = 100000;
 int			bg_connect_timeout = 10;
 int			bg_peer_timeout = 30000;
@@ -54,7 +56,7 @@ typedef struct Setting
 	int			min;
 	int			max;
 	GucContext	context;
-	int			unit;			/* GUC_UNIT_* or 0 */
+	int			flags;			/* GUC_UNIT_* and others */
 	const char *description;
 	const char *detail;
 } Setting;
@@ -145,6 +147,19 @@ static const Setting settings[] = {
 		"A stream in a window stops when it is exceeded."
 	},
 	{
+		"bluegreen.max_clock_skew", &bg_max_clock_skew, -1, 24 * 3600 * 1000,
+		PGC_SIGHUP, GUC_UNIT_MS,
+		"Sets how far the clocks of two servers may be apart in a window in which commit times decide.",
+		"-1 lets nobody compare them."
+	},
+	{
+		"bluegreen.clock_offset", &bg_clock_offset,
+		-24 * 3600 * 1000, 24 * 3600 * 1000,
+		PGC_SIGHUP, GUC_UNIT_MS | GUC_NOT_IN_SAMPLE,
+		"Shifts what this server takes for its clock where the two sides' times are compared.",
+		"For tests only."
+	},
+	{
 		"bluegreen.idle_progress_interval", &bg_idle_progress_interval,
 		100, 3600 * 1000,
 		PGC_SIGHUP, GUC_UNIT_MS,
@@ -207,7 +222,7 @@ settings_define(void)
 			context = PGC_SIGHUP;
 		DefineCustomIntVariable(s->name, s->description, s->detail,
 								s->variable, *s->variable, s->min, s->max,
-								context, s->unit, NULL, NULL, NULL);
+								context, s->flags, NULL, NULL, NULL);
 	}
 	DefineCustomBoolVariable("bluegreen.allow_target_writes",
 							 "Lets a session write to the target tables of a stream.",

@@ -40,6 +40,8 @@ extern int	bg_idle_progress_interval;	/* ms between idle progress marks */
 extern bool bg_allow_target_writes;
 
 /* window */
+extern int	bg_max_clock_skew;	/* ms, -1 = any */
+extern int	bg_clock_offset;	/* ms, for tests */
 extern int	bg_window_memory;	/* kilobytes, for this side's own changes */
 
 /* switchover */

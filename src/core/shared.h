@@ -181,6 +181,10 @@ typedef struct StreamShared
 	TimestampTz watch_at;		/* he was started last */
 	int			watch_delay;	/* ms from then to the next start */
 
+	/* the other side's clock, see clock.c */
+	int64		clock_ahead;	/* microseconds, when that was too much */
+	TimestampTz clock_ahead_at; /* 0 = never */
+
 	/* switchover or rollback that begins here, see core/switch_row.c */
 	pid_t		switch_pid;		/* 0 = none */
 	TimestampTz switch_at;		/* start a worker then; 0 = not */

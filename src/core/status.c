@@ -138,6 +138,8 @@ add_stream_counters(StateRow *row, const StreamShared *s)
 	add_int8(row, s->skipped);
 	add_int8(row, s->careful_batches);
 	add_time(row, s->stats_reset);
+	add(row, Int64GetDatum(s->clock_ahead), s->clock_ahead_at == 0);
+	add_time(row, s->clock_ahead_at);
 }
 
 static void

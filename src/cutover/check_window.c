@@ -7,7 +7,9 @@
  */
 #include "postgres.h"
 
+#include "core/clock.h"
 #include "core/definition.h"
+#include "core/settings.h"
 #include "cutover/preflight.h"
 #include "stream/window.h"
 #include "utils/builtins.h"
@@ -28,6 +30,10 @@ refuse_mapping(PreflightRun *run, char *target, const char *why,
 	preflight_row(run, &row);
 }
 
+/*
+ * For a stream back preflight_row() has hints say green where they say blue: in
+ * them "blue" is here.  In what is said of both, these are.
+ */
 static const char *
 this_side(const PreflightRun *run)
 {
@@ -125,7 +131,7 @@ check_window_mappings(PreflightRun *run)
 
 		if (m->problem.why != NULL)
 			refuse_mapping(run, m->target, m->problem.why,
-						   hint_on(this_side(run), m->problem.hint));
+						   hint_on("blue", m->problem.hint));
 	}
 	if (run->peer == NULL || run->deployment->opposite == NULL)
 		return;
@@ -138,7 +144,7 @@ check_window_mappings(PreflightRun *run)
 			refuse_mapping(run, m->target,
 						   psprintf("%s (on %s)", m->problem.why,
 									other_side(run)),
-						   hint_on(other_side(run), m->problem.hint));
+						   hint_on("green", m->problem.hint));
 		else if (is_looked_up(m) && find_opposite(here, m) == NULL)
 			refuse_mapping(run, m->target,
 						   psprintf("there is none of %s from %s", m->source,
@@ -190,12 +196,29 @@ check_inverse(PreflightRun *run, const WindowMapping *m,
 		return;
 	row.message = psprintf("policy \"%s\" of \"%s\" needs mappings that are each other's inverse, which cannot be seen",
 						   m->policy, m->target);
-	row.hint = psprintf("-- on %s\n-- if they are: each row becomes what it was there and back\n"
+	row.hint = psprintf("-- on blue\n-- if they are: each row becomes what it was there and back\n"
 						"SELECT bluegreen.accept(%s, 'window_policy', %s);",
-						this_side(run),
 						quote_literal_cstr(run->deployment->name),
 						quote_literal_cstr(m->target));
 	preflight_row(run, &row);
+}
+
+/* SQL that has the mapping back decide as blue's does. */
+static char *
+hint_policy(const PreflightRun *run, const WindowMapping *m,
+			const WindowMapping *back)
+{
+	bool		here = run->deployment->direction == 'f';
+	const char *policy = here ? m->policy : back->policy;
+
+	if (strchr(policy, '(') != NULL)
+		return NULL;			/* which column it is to be, nobody knows */
+	return psprintf("-- on %s\nSELECT bluegreen.alter_mapping(%s, %s, %s, conflict => %s);",
+					here ? "blue" : "green",
+					quote_literal_cstr(run->deployment->name),
+					quote_literal_cstr(here ? m->source : m->target),
+					quote_literal_cstr(here ? m->target : m->source),
+					quote_literal_cstr(policy));
 }
 
 /*
@@ -227,6 +250,7 @@ check_window_policies(PreflightRun *run)
 		row.message = psprintf("policies of \"%s\" differ: %s from %s, %s from %s",
 							   m->target, m->policy, this_side(run),
 							   back->policy, other_side(run));
+		row.hint = hint_policy(run, m, back);
 		preflight_row(run, &row);
 	}
 }
@@ -256,5 +280,43 @@ check_window_streams(PreflightRun *run)
 		return;
 	row.message = psprintf("the stream against that from here has an error: %s",
 						   result->values[0][0]);
+	preflight_row(run, &row);
+}
+
+/* ---- clocks ---- */
+
+/*
+ * The check "window_clock": who wins by commit time is the later one only if
+ * both clocks tell the same.
+ */
+void
+check_window_clocks(PreflightRun *run)
+{
+	PreflightRow row = {.severity = PREFLIGHT_ERROR,.object = "clock"};
+	bool		asked = false;
+	ClockSkew	skew;
+	int64		apart;
+	ListCell   *lc;
+
+	foreach(lc, run->mappings)
+	{
+		const MappingRow *mapping = lfirst(lc);
+
+		asked = asked || strcmp(mapping->conflict, "last_write") == 0;
+	}
+	if (!asked || run->peer == NULL || bg_max_clock_skew < 0)
+		return;
+	skew = clock_compare(run->peer);
+	apart = skew.ahead < 0 ? -skew.ahead : skew.ahead;
+	if (apart - skew.error <= (int64) bg_max_clock_skew * 1000)
+		return;
+	row.message = psprintf("the clock of green is %.3f s %s that of %s",
+						   apart / 1e6, skew.ahead < 0 ? "behind" : "ahead of",
+						   this_side(run));
+	row.detail = psprintf("Measured to %.3f s. Where the policy is \"last_write\", the side that is ahead wins over changes that are up to that much later.",
+						  skew.error / 1e6);
+	row.hint = psprintf("-- on blue\n-- have both servers' clocks set by NTP; or, if it does not matter who is later:\n"
+						"SELECT bluegreen.accept(%s, 'window_clock', 'clock');",
+						quote_literal_cstr(run->deployment->name));
 	preflight_row(run, &row);
 }

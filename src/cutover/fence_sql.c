@@ -498,7 +498,7 @@ notify_decided(int32 fence, int64 epoch)
 		return;
 	is_green = deployment->direction == 'b';
 	routers_notify(deployment, is_green ? "switchover" : "rollback",
-				   is_green ? SIDE_GREEN : SIDE_BLUE, epoch);
+				   router_sides[is_green ? SIDE_GREEN : SIDE_BLUE], epoch);
 }
 
 /*

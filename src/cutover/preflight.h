@@ -196,6 +196,7 @@ extern void check_sequences(PreflightRun *run);
 extern void check_window_mappings(PreflightRun *run);
 extern void check_window_policies(PreflightRun *run);
 extern void check_window_streams(PreflightRun *run);
+extern void check_window_clocks(PreflightRun *run);
 
 /* sequence_window.c */
 extern void check_window_sequences(PreflightRun *run);

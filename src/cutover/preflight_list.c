@@ -432,6 +432,11 @@ const PreflightCheck preflight_checks[] = {
 		"sequences can leave each other's numbers out",
 		F(check_window_sequences)
 	},
+	{
+		"window_clock", "green", O,
+		"the clocks agree, or no policy goes by them",
+		F(check_window_clocks)
+	},
 };
 
 const int	preflight_check_count = lengthof(preflight_checks);

@@ -355,7 +355,7 @@ void
 step_tell(SwitchMove *move)
 {
 	routers_notify(move->deployment, switch_kind_names[move->row.kind],
-				   switch_to(move), move->row.epoch);
+				   router_sides[switch_to(move)], move->row.epoch);
 	switch_row_set(move->row.deployment,
 				   "state = 'done', finished_at = clock_timestamp()");
 	switch_commit(move);

@@ -49,6 +49,7 @@
 #include "core/attempt.h"
 #include "core/event.h"
 #include "core/worker.h"
+#include "cutover/router.h"
 #include "cutover/window.h"
 #include "executor/spi.h"
 #include "utils/builtins.h"
@@ -219,6 +220,7 @@ step_open(SwitchMove *move)
 static void
 step_opened(SwitchMove *move)
 {
+	routers_notify(move->deployment, "open_window", "both", move->row.epoch);
 	switch_row_set(move->row.deployment,
 				   "state = 'done', finished_at = clock_timestamp()");
 	switch_commit(move);

@@ -18,6 +18,7 @@
 #include "core/definition.h"
 #include "core/event.h"
 #include "cutover/fence.h"
+#include "cutover/router.h"
 #include "cutover/window.h"
 #include "executor/spi.h"
 #include "funcapi.h"
@@ -264,6 +265,7 @@ bluegreen_window_decide(PG_FUNCTION_ARGS)
 	(void) window_set(place.deployment->id, WINDOW_OPEN);
 	event_record_local(place.deployment->id, EVENT_SWITCH, InvalidXLogRecPtr,
 					   "the window is open: this side takes writes, too", NULL);
+	routers_notify(place.deployment, "open_window", "both", epoch);
 	ForceSyncCommit();
 	PG_RETURN_VOID();
 }

@@ -401,16 +401,20 @@ static void
 slice_table(Apply *apply, BatchTable *table)
 {
 	MappingRow *row = table->transform->row;
+	TargetWriter *writer = apply_writer(apply, table->transform);
 	BatchRow  **sorted = batch_sorted_rows(table);
 	BatchRow  **rows = palloc_array(BatchRow *, table->nrows);
+
+	/* in a window others may patch these rows, and no more: window_check.c */
 	bool		can_count = row->on_write == ON_WRITE_MIRROR &&
-		row->on_delete == ON_DELETE_DELETE && !row->target_shared;
+		row->on_delete == ON_DELETE_DELETE &&
+		(!row->target_shared || writer->window != NULL);
 
 	for (int s = 0; s < lengthof(row_steps); s++)
 	{
 		const RowStep *step = &row_steps[s];
 		Slice		slice = {
-			.writer = apply_writer(apply, table->transform),
+			.writer = writer,
 			.kind = step->kind,
 			.by_columns = step->by_columns,
 			.counted = step->counted && can_count,

@@ -841,7 +841,8 @@ bluegreen_forget_key(PG_FUNCTION_ARGS)
 				" WHERE c.mapping = m.id AND c.is_key) "
 				"FROM bluegreen.table_mapping m JOIN bluegreen.deployment d "
 				"ON d.id = m.deployment AND d.opposite = $1 "
-				"WHERE m.source = $2", &args, SPI_OK_INSERT);
+				"WHERE m.source = $2 AND m.conflict <> 'none'",
+				&args, SPI_OK_INSERT);
 	catalog_run("DELETE FROM bluegreen.repair_row", NULL, SPI_OK_DELETE);
 	catalog_end(&access);
 	PG_RETURN_VOID();

@@ -18,6 +18,7 @@
 #include "postgres.h"
 
 #include "compat.h"
+#include "core/clock.h"
 #include "core/event.h"
 #include "core/settings.h"
 #include "miscadmin.h"
@@ -148,9 +149,11 @@ sink_begin(void *arg, ReorderBufferTXN *txn)
 	gate_begin(worker->gate);
 	worker->current.end_lsn = txn->end_lsn;
 	worker->current.commit_lsn = txn->final_lsn;
-	worker->current.commit_time = txn->xact_time.commit_time;
+	worker->current.commit_time = clock_shifted(txn->xact_time.commit_time);
 	worker->current.seen = worker->seen;
-	worker->current.seen_before = worker->seen;
+	/* a part of this one takes along what is pending, which has seen less */
+	worker->current.seen_before = sink_has_pending(worker) ?
+		worker->pending.seen_before : worker->seen;
 	worker->has_rows = false;
 	worker->careful = window_is_careful(worker, txn->final_lsn);
 	worker->decode->name_rows = worker->careful;

@@ -27,6 +27,7 @@
 #include "access/xlogreader.h"
 #include "access/xlogutils.h"
 #include "compat.h"
+#include "core/clock.h"
 #include "core/worker.h"
 #include "lib/ilist.h"
 #include "miscadmin.h"
@@ -165,14 +166,12 @@ watch_source(Watch *watch, const RelationTransform *bound,
 	ReorderBufferTXN *txn = watch->decode->txn;
 	OwnChange	change = {
 		.lsn = txn->end_lsn,
-		.commit_time = txn->xact_time.commit_time,
+		.commit_time = clock_shifted(txn->xact_time.commit_time),
 		.value = PG_INT64_MIN
 	};
 	OwnKey		old_key;
 	bool		has_old;
 
-	if (hasher == NULL)
-		return;
 	if (watch->deciders[number] > 0)
 	{
 		AttrNumber	decider = watch->deciders[number];
@@ -219,6 +218,7 @@ watch_change(DecodeState *state, RelationEntry *entry, Relation relation,
 		const RelationTransform *bound = &entry->transforms[i];
 
 		if (bound->misfit.column != NULL ||
+			the_watch->hashers[bound->transform->number] == NULL ||
 			bound->transform->row->source == source)
 			continue;
 		source = bound->transform->row->source;

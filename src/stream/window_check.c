@@ -16,6 +16,7 @@
 #include "access/table.h"
 #include "compat.h"
 #include "core/definition.h"
+#include "executor/spi.h"
 #include "funcapi.h"
 #include "stream/window.h"
 #include "utils/builtins.h"
@@ -62,12 +63,58 @@ unhashed_column(const Transform *transform)
 }
 
 static char *
-source_name(const Transform *transform)
+mapping_source_name(const MappingRow *row)
 {
-	Oid			source = transform->row->source;
+	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(row->source)),
+									  get_rel_name(row->source));
+}
 
-	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(source)),
-									  get_rel_name(source));
+/*
+ * Does another mapping make, remove or write what this one does?  A patch may
+ * go beside it, that is not looked up and writes other columns.
+ */
+static bool
+shares_rows(const MappingRow *row)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	bool		result;
+
+	if (!row->target_shared)
+		return false;
+	catalog_begin(&access);
+	catalog_arg_int4(&args, row->id);
+	result = catalog_run("SELECT FROM bluegreen.table_mapping m "
+						 "JOIN bluegreen.deployment d ON d.id = m.deployment "
+						 "JOIN bluegreen.table_mapping o ON o.id <> m.id "
+						 "AND o.direction = m.direction "
+						 "AND o.target_schema = m.target_schema "
+						 "AND o.target_table = m.target_table "
+						 "JOIN bluegreen.deployment od "
+						 "ON od.id = o.deployment AND od.server = d.server "
+						 "WHERE m.id = $1 AND (o.deployment <> m.deployment "
+						 "OR o.on_write <> 'patch' OR o.on_delete = 'delete' "
+						 "OR o.conflict <> 'none' OR o.lookup IS NOT NULL "
+						 "OR EXISTS (SELECT FROM bluegreen.mapping_column a "
+						 "JOIN bluegreen.mapping_column b ON b.name = a.name "
+						 "WHERE a.mapping = m.id AND b.mapping = o.id "
+						 "AND NOT b.is_key))", &args, SPI_OK_SELECT) > 0;
+	catalog_end(&access);
+	return result;
+}
+
+/* SQL that has nobody look the mapping's rows up. */
+static char *
+hint_none(const MappingRow *row)
+{
+	Deployment *deployment = deployment_load(row->deployment);
+
+	return psprintf("-- if its rows merge by themselves, or nothing of them goes back:\n"
+					"SELECT bluegreen.alter_mapping(%s, %s, %s, conflict => 'none'%s);",
+					quote_literal_cstr(deployment->name),
+					quote_literal_cstr(mapping_source_name(row)),
+					quote_literal_cstr(mapping_target_name(row)),
+					row->direction == 'b' ? ", direction => 'backward'" : "");
 }
 
 static WindowProblem
@@ -95,10 +142,11 @@ window_problem(const Transform *transform)
 		return problem("it has a lookup", NULL);
 	if (transform->nkeys == 0)
 		return problem("its target has no key", NULL);
-	if (row->target_shared)
-		return problem("several mappings write this table", NULL);
 	if (row->on_write != ON_WRITE_MIRROR || row->on_delete != ON_DELETE_DELETE)
-		return problem("it does not mirror rows and their deletes", NULL);
+		return problem("it does not mirror rows and their deletes",
+					   hint_none(row));
+	if (shares_rows(row))
+		return problem("another mapping writes its rows, too", NULL);
 	if (bms_is_empty(transform->chunk_key))
 		return problem("its source has no primary key", NULL);
 	if (unhashed_column(transform) != NULL)
@@ -110,12 +158,12 @@ window_problem(const Transform *transform)
 	if (!transform->identity_full && (by_column || may_lack_values(transform)))
 		return problem("its changes do not carry whole rows",
 					   psprintf("ALTER TABLE %s REPLICA IDENTITY FULL;",
-								source_name(transform)));
+								mapping_source_name(transform->row)));
 	if (transform->filter != NULL && !transform->identity_full &&
 		!bms_is_subset(transform->filter_reads, transform->identity))
 		return problem("its filter reads columns that a delete does not carry",
 					   psprintf("ALTER TABLE %s REPLICA IDENTITY FULL;",
-								source_name(transform)));
+								mapping_source_name(transform->row)));
 	if (by_rank && row->has_other_columns)
 		return problem("its target has columns that it does not write", NULL);
 	return problem(NULL, NULL);
@@ -235,7 +283,7 @@ window_describe(const Deployment *deployment, bool back)
 		char	   *source_key = describe_source_key(transform);
 		char	   *target_key = describe_target_key(transform);
 
-		m->source = source_name(transform);
+		m->source = mapping_source_name(transform->row);
 		m->target = mapping_target_name(transform->row);
 		m->source_key = back ? target_key : source_key;
 		m->target_key = back ? source_key : target_key;

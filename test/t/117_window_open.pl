@@ -11,6 +11,7 @@ use Test::More;
 my $conf = "bluegreen.restart_delay = '100ms'\nbluegreen.restart_delay_max = '500ms'";
 my ($blue, $green) =
   create_pair(guard => 1, way_back => 1, conf => $conf);
+my %nodes = (blue => $blue, green => $green);
 BlueGreen::Window::create_tables($blue, $green);
 $_->safe_psql(q{
 	CREATE TABLE odd (id int PRIMARY KEY
@@ -105,6 +106,8 @@ is(increments(), "$own; $own", 'sequences have their own steps');
 my $clients = BlueGreen::Window->new($blue, $green);
 $clients->start;
 $clients->wait_for_writes('blue');
+my %listeners = map { $_ => $nodes{$_}->session } keys %nodes;
+$_->query('LISTEN bluegreen') for values %listeners;
 my (undef, undef, $told) = $green->psql(q{CALL bluegreen.open_window('d')});
 like($told, qr/10 sequences leave numbers to the other side.*green takes writes, too.*the window is open/s,
 	'opened, called on green, which tells it');
@@ -114,6 +117,18 @@ is(state_of($_), 'both|open|open', "both are active, says $_->{name}")
 is($_->safe_psql('SELECT active FROM bluegreen.status'),
 	'both', 'and the view status')
   foreach $blue, $green;
+foreach my $side (sort keys %listeners)
+{
+	my $heard = '';
+	BlueGreen::Node::wait_until(
+		sub {
+			$heard .= $listeners{$side}->query('SELECT 1');
+			return $heard =~ /Asynchronous/;
+		});
+	like($heard, qr/\{"deployment":"d","event":"open_window","active":"both","epoch":\d+\}/,
+		"who listens on $side hears of it");
+	$listeners{$side}->quit;
+}
 ok($clients->wait_for_writes('blue', 'green'), 'both sides take writes');
 is(increments(), "$interleaved; $interleaved", 'in twice their steps');
 wait_for_both('d');

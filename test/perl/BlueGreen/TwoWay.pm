@@ -9,7 +9,7 @@ use BlueGreen;
 use Exporter 'import';
 use Test::More ();
 
-our @EXPORT = qw(open_with close_to stop_both start_both);
+our @EXPORT = qw(open_with close_to stop_both start_both settle);
 
 my %open;
 
@@ -50,6 +50,30 @@ sub start_both
 	my ($deployment, @nodes) = @_;
 	$_->safe_psql("CALL bluegreen.start('$deployment')") for @nodes;
 	return;
+}
+
+# Both streams run, whatever has just happened to them, and all that either side
+# has written is on the other one: also rows that a side owed and sent for that,
+# until there are no more.
+sub settle
+{
+	my ($deployment, @nodes) = @_;
+	my $before = '';
+	foreach my $round (1 .. 20)
+	{
+		foreach my $node (@nodes)
+		{
+			$node->poll_query_until(q{SELECT state = 'streaming'
+				AND NOT EXISTS (SELECT FROM bluegreen.window_owed)
+				FROM bluegreen.stat_stream}) or return 0;
+		}
+		wait_for_both($deployment);
+		my $rows = join ' ',
+		  map { $_->safe_psql('SELECT rows FROM bluegreen.stat_stream') } @nodes;
+		return 1 if $rows eq $before;
+		$before = $rows;
+	}
+	return 0;
 }
 
 1;
