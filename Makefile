@@ -33,6 +33,7 @@ SHLIB_LINK = -lpq
 
 all:
 
+test: NEEDS = test
 test: bootstrap
 	@test/run $(TESTS)
 
@@ -44,7 +45,7 @@ bench:
 	@bench/run $(WORKLOADS)
 
 bootstrap:
-	@test/bootstrap
+	@test/bootstrap $(NEEDS)
 
 .PHONY: all test demo bench bootstrap
 

@@ -24,7 +24,10 @@ CREATE TABLE bluegreen.deployment (
 	side text NOT NULL DEFAULT 'blue' CHECK (side IN ('blue', 'green')),
 	peer_server name,				-- on blue: green's server that leads back
 	opposite text,					-- origin of the stream that writes here ...
-	opposite_lsn pg_lsn				-- ... from here on
+	opposite_lsn pg_lsn,			-- ... from here on
+	-- Do both sides take writes?  Streams keep what that needs unless closed.
+	"window" text NOT NULL DEFAULT 'closed'
+		CHECK ("window" IN ('closed', 'opening', 'open', 'closing'))
 );
 
 CREATE TABLE bluegreen.table_mapping (
@@ -47,6 +50,9 @@ CREATE TABLE bluegreen.table_mapping (
 	row_shape text[],				-- of a transform that reads whole rows
 	defined_in pg_snapshot NOT NULL DEFAULT pg_current_snapshot(),
 	derived_from text,				-- what blue derived it from; NULL = defined
+	conflict text NOT NULL DEFAULT 'error'	-- who wins while both sides write
+		CHECK (conflict IN ('last_write', 'blue', 'green', 'error', 'none')
+			OR conflict LIKE 'newer_column:_%'),
 	UNIQUE (deployment, direction, source, target_schema, target_table)
 );
 
@@ -76,6 +82,7 @@ CREATE TABLE bluegreen.backward_mapping (
 	derived boolean NOT NULL,
 	transform text NOT NULL,
 	lookup text,
+	conflict text NOT NULL,
 	PRIMARY KEY (deployment, mapping)
 );
 
@@ -146,6 +153,17 @@ CREATE TABLE bluegreen.sequence_move (
 	moved_to bigint NOT NULL,		-- the first value over there
 	at timestamptz NOT NULL DEFAULT clock_timestamp(),
 	PRIMARY KEY (deployment, sequence, target)
+);
+
+-- Sequences of this side that leave numbers to the other one, as they were
+-- before (cutover/sequence_window.c).
+CREATE TABLE bluegreen.sequence_window (
+	sequence oid PRIMARY KEY,
+	deployment integer NOT NULL
+		REFERENCES bluegreen.deployment ON DELETE CASCADE,
+	increment bigint NOT NULL,
+	last_value bigint NOT NULL,		-- one of its own numbers
+	at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
 -- What stands between clients and the two sides (cutover/router.c).
@@ -364,6 +382,8 @@ CREATE TABLE bluegreen.applied_stream (
 	slot_lsn pg_lsn NOT NULL,		-- the slot's first position
 	timeline text NOT NULL,			-- of the source that writes
 	lost text,						-- why no source may go on writing
+	seen pg_lsn,					-- in a window: of this side, by the source
+	seen_version bigint,			-- ... which window: its mapping_version there
 	created_at timestamptz NOT NULL DEFAULT now()
 );
 
@@ -410,6 +430,16 @@ CREATE TABLE bluegreen.saved_index (
 		REFERENCES bluegreen.applied_table ON DELETE CASCADE
 );
 
+CREATE TABLE bluegreen.window_owed (
+	stream text NOT NULL
+		REFERENCES bluegreen.applied_stream ON DELETE CASCADE,
+	mapping integer NOT NULL,		-- table_mapping.id of the source
+	key text[] NOT NULL,			-- as the mapping has it
+	source_columns name[] NOT NULL,	-- the same row's key on the source ...
+	source_key text[] NOT NULL,		-- ... and its values
+	PRIMARY KEY (stream, mapping, key)
+);
+
 CREATE TABLE bluegreen.conflict_log (
 	id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
 	at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -444,15 +474,19 @@ CREATE TABLE bluegreen.fence (
 	since timestamptz NOT NULL DEFAULT clock_timestamp(),
 	raised_by integer,				-- process
 	switched_at timestamptz,		-- became the active side, or was closed
-	marked boolean NOT NULL DEFAULT false	-- by the sign for clients
+	marked boolean NOT NULL DEFAULT false,	-- by the sign for clients
+	"window" boolean NOT NULL DEFAULT false,	-- the other side takes writes, too
+	activated bigint NOT NULL DEFAULT 0,	-- epoch in which it was, the last time
+	closing boolean NOT NULL DEFAULT false	-- the other side did, and may still send
 );
 
--- The last switchover or rollback that began on this side (core/switch_row.c);
+-- The last move that began on this side (core/switch_row.c);
 -- what decides it are the rows of both sides in fence.
 CREATE TABLE bluegreen.switch (
 	deployment integer PRIMARY KEY
 		REFERENCES bluegreen.deployment ON DELETE CASCADE,
-	kind text NOT NULL CHECK (kind IN ('switchover', 'rollback')),
+	kind text NOT NULL
+		CHECK (kind IN ('switchover', 'rollback', 'open_window')),
 	epoch bigint NOT NULL,
 	state text NOT NULL
 		CHECK (state IN ('running', 'decided', 'done', 'failed')),
@@ -498,6 +532,27 @@ CREATE TABLE bluegreen.fence_local (
 );
 
 --
+-- Sessions of users, for applications without a store of their own.  Both sides
+-- may write them; what is newer the rows say by themselves (src/app/session.c).
+-- Stamps are [microseconds, writer].
+--
+CREATE TABLE bluegreen.session (
+	id text COLLATE "C" PRIMARY KEY CHECK (id <> ''),
+	data jsonb NOT NULL CHECK (jsonb_typeof(data) = 'object'),
+	written jsonb NOT NULL,			-- stamp of the data as a whole
+	attributes jsonb NOT NULL DEFAULT '{}',	-- ... of what was written by itself
+	stamp bigint NOT NULL,			-- the last one's microseconds
+	lifetime interval NOT NULL,
+	created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+	expires_at timestamptz NOT NULL,
+	deleted_at timestamptz			-- a tombstone: no data any more
+);
+CREATE INDEX ON bluegreen.session (expires_at);
+-- A change must carry the whole row: the other side may not have it.
+ALTER TABLE bluegreen.session REPLICA IDENTITY FULL;
+SELECT pg_extension_config_dump('bluegreen.session', '');
+
+--
 -- The peer: a foreign server, so that secrets sit in its user mapping
 --
 CREATE FUNCTION bluegreen.fdw_validator(options text[], catalog oid)
@@ -532,7 +587,7 @@ CREATE FUNCTION bluegreen.map_table(deployment name, source regclass,
 	target text DEFAULT NULL, transform text DEFAULT NULL,
 	key text[] DEFAULT NULL, on_write text DEFAULT 'mirror',
 	on_delete text DEFAULT 'delete', lookup text DEFAULT NULL,
-	direction text DEFAULT 'forward')
+	direction text DEFAULT 'forward', conflict text DEFAULT NULL)
 RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_map_table'
 LANGUAGE C;
@@ -542,7 +597,7 @@ CREATE FUNCTION bluegreen.map_table(deployment name, source text,
 	target text DEFAULT NULL, transform text DEFAULT NULL,
 	key text[] DEFAULT NULL, on_write text DEFAULT 'mirror',
 	on_delete text DEFAULT 'delete', lookup text DEFAULT NULL,
-	direction text DEFAULT 'forward')
+	direction text DEFAULT 'forward', conflict text DEFAULT NULL)
 RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_map_table'
 LANGUAGE C;
@@ -559,7 +614,7 @@ CREATE FUNCTION bluegreen.alter_mapping(deployment name, source regclass,
 	target text DEFAULT NULL, transform text DEFAULT NULL,
 	key text[] DEFAULT NULL, on_write text DEFAULT NULL,
 	on_delete text DEFAULT NULL, lookup text DEFAULT NULL,
-	direction text DEFAULT 'forward')
+	direction text DEFAULT 'forward', conflict text DEFAULT NULL)
 RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_alter_mapping'
 LANGUAGE C;
@@ -568,7 +623,7 @@ CREATE FUNCTION bluegreen.alter_mapping(deployment name, source text,
 	target text DEFAULT NULL, transform text DEFAULT NULL,
 	key text[] DEFAULT NULL, on_write text DEFAULT NULL,
 	on_delete text DEFAULT NULL, lookup text DEFAULT NULL,
-	direction text DEFAULT 'forward')
+	direction text DEFAULT 'forward', conflict text DEFAULT NULL)
 RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_alter_mapping'
 LANGUAGE C;
@@ -596,6 +651,7 @@ LANGUAGE C
 SET search_path = pg_catalog, pg_temp;
 
 CREATE FUNCTION bluegreen.preflight(deployment name,
+	stage text DEFAULT 'switchover',
 	OUT "check" text, OUT severity text, OUT object text, OUT message text,
 	OUT hint text)
 RETURNS SETOF record
@@ -730,11 +786,127 @@ LANGUAGE C
 SET search_path = pg_catalog, pg_temp;
 
 CREATE FUNCTION bluegreen.commit_position(lsn pg_lsn, commit_time timestamptz,
-	after pg_lsn)
+	after pg_lsn, seen pg_lsn)
 RETURNS void
 AS 'MODULE_PATHNAME', 'bluegreen_commit_position'
 LANGUAGE C STRICT
 SET search_path = pg_catalog, pg_temp;
+
+--
+-- Sessions and tokens: for applications
+--
+CREATE FUNCTION bluegreen.create_session(lifetime interval,
+	data jsonb DEFAULT '{}', id text DEFAULT NULL)
+RETURNS text
+AS 'MODULE_PATHNAME', 'bluegreen_create_session'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.read_session(id text)
+RETURNS jsonb
+AS 'MODULE_PATHNAME', 'bluegreen_read_session'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.touch_session(id text,
+	lifetime interval DEFAULT NULL)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'bluegreen_touch_session'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.write_session(id text, data jsonb)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'bluegreen_write_session'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.write_session_attribute(id text, name text,
+	value jsonb)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'bluegreen_write_session_attribute'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.delete_session(id text)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'bluegreen_delete_session'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.expire_sessions(max_rows bigint DEFAULT 1000)
+RETURNS bigint
+AS 'MODULE_PATHNAME', 'bluegreen_expire_sessions'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.session_state(OUT missing bigint, OUT late bigint,
+	OUT purged bigint)
+AS 'MODULE_PATHNAME', 'bluegreen_session_state'
+LANGUAGE C VOLATILE STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.session_merge()
+RETURNS trigger
+AS 'MODULE_PATHNAME', 'bluegreen_session_merge'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE TRIGGER session_merge BEFORE INSERT OR UPDATE ON bluegreen.session
+	FOR EACH ROW EXECUTE FUNCTION bluegreen.session_merge();
+ALTER TABLE bluegreen.session ENABLE REPLICA TRIGGER session_merge;
+
+CREATE FUNCTION bluegreen.token(deployment name DEFAULT NULL)
+RETURNS text
+AS 'MODULE_PATHNAME', 'bluegreen_token'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE PROCEDURE bluegreen.wait_for_token(token text, timeout interval,
+	INOUT reached boolean)
+AS 'MODULE_PATHNAME', 'bluegreen_call_wait_for_token'
+LANGUAGE C;
+
+CREATE FUNCTION bluegreen.wait_for_token(token text, timeout interval)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'bluegreen_wait_for_token'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.prepare_sessions(source regclass, preset text,
+	side text, options jsonb DEFAULT NULL)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_prepare_sessions'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.adopt_sessions(deployment name, source regclass,
+	preset text, options jsonb DEFAULT NULL)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_adopt_sessions'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.release_sessions(source regclass)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_release_sessions'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.session_rules()
+RETURNS trigger
+AS 'MODULE_PATHNAME', 'bluegreen_session_rules'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.session_gone()
+RETURNS trigger
+AS 'MODULE_PATHNAME', 'bluegreen_session_gone'
+LANGUAGE C
+SET search_path = pg_catalog, pg_temp;
+
+CREATE TRIGGER session_truncate BEFORE TRUNCATE ON bluegreen.session
+	FOR EACH STATEMENT EXECUTE FUNCTION bluegreen.session_rules();
 
 --
 -- For blue, on green: the deployment's second row and its derived mappings
@@ -759,7 +931,8 @@ LANGUAGE C STRICT
 SET search_path = pg_catalog, pg_temp;
 
 CREATE FUNCTION bluegreen.derive_mapping(deployment name, source text,
-	target text, transform text, key text[], types text[], derived_from text)
+	target text, transform text, key text[], types text[], derived_from text,
+	conflict text)
 RETURNS integer
 AS 'MODULE_PATHNAME', 'bluegreen_derive_mapping'
 LANGUAGE C STRICT
@@ -774,7 +947,7 @@ SET search_path = pg_catalog, pg_temp;
 CREATE FUNCTION bluegreen.joined_mappings(deployment name,
 	OUT mapping integer, OUT source text, OUT target text, OUT key name[],
 	OUT on_write text, OUT on_delete text, OUT derived boolean,
-	OUT transform text, OUT lookup text)
+	OUT transform text, OUT lookup text, OUT conflict text)
 RETURNS SETOF record
 AS 'MODULE_PATHNAME', 'bluegreen_joined_mappings'
 LANGUAGE C STRICT
@@ -792,6 +965,43 @@ SET search_path = pg_catalog, pg_temp;
 CREATE FUNCTION bluegreen.begin_apply()
 RETURNS void
 AS 'MODULE_PATHNAME', 'bluegreen_begin_apply'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.note_reached(lsn pg_lsn)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_note_reached'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.note_seen(seen pg_lsn)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_note_seen'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.check_change(relation regclass, key name[],
+	seen pg_lsn, VARIADIC "any")
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_check_change'
+LANGUAGE C;
+
+CREATE FUNCTION bluegreen.weigh_change(relation regclass, key name[],
+	seen pg_lsn, policy text, theirs text, rank bigint, VARIADIC "any")
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_weigh_change'
+LANGUAGE C;
+
+CREATE FUNCTION bluegreen.forget_key(relation regclass, columns name[],
+	key text[])
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_forget_key'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.write_as_own()
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_write_as_own'
 LANGUAGE C STRICT
 SET search_path = pg_catalog, pg_temp;
 
@@ -883,6 +1093,27 @@ CREATE FUNCTION bluegreen.restart_sequences(sequences oid[],
 	at_least bigint[], wraps boolean[], lock_timeout integer)
 RETURNS bigint[]
 AS 'MODULE_PATHNAME', 'bluegreen_restart_sequences'
+LANGUAGE C VOLATILE STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.interleave_sequences(stream text, epoch bigint,
+	sequences oid[], increments bigint[], first bigint[],
+	lock_timeout integer)
+RETURNS bigint[]
+AS 'MODULE_PATHNAME', 'bluegreen_interleave_sequences'
+LANGUAGE C VOLATILE STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.restore_sequences(stream text, epoch bigint,
+	sequences oid[], at_least bigint[], lock_timeout integer)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_restore_sequences'
+LANGUAGE C VOLATILE STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.restore_all_sequences(deployment integer)
+RETURNS integer
+AS 'MODULE_PATHNAME', 'bluegreen_restore_all_sequences'
 LANGUAGE C VOLATILE STRICT
 SET search_path = pg_catalog, pg_temp;
 
@@ -1069,7 +1300,7 @@ LANGUAGE C;
 
 -- The other side asks these, by its stream's name.
 CREATE FUNCTION bluegreen.fence_look(stream text, OUT state text,
-	OUT epoch bigint)
+	OUT epoch bigint, OUT "window" boolean)
 AS 'MODULE_PATHNAME', 'bluegreen_fence_look'
 LANGUAGE C STRICT
 SET search_path = pg_catalog, pg_temp;
@@ -1083,6 +1314,40 @@ SET search_path = pg_catalog, pg_temp;
 CREATE FUNCTION bluegreen.fence_settle(stream text, epoch bigint)
 RETURNS boolean
 AS 'MODULE_PATHNAME', 'bluegreen_fence_settle'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+-- The same when a window is opened or has been closed.
+CREATE FUNCTION bluegreen.window_move(stream text, epoch bigint, state text)
+RETURNS pg_lsn
+AS 'MODULE_PATHNAME', 'bluegreen_window_move'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.window_look(stream text, lsn pg_lsn,
+	OUT passed boolean, OUT problem text)
+AS 'MODULE_PATHNAME', 'bluegreen_window_look'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+-- What both sides compare before.
+CREATE FUNCTION bluegreen.window_mappings(deployment name, OUT source text,
+	OUT target text, OUT policy text, OUT columns text, OUT source_key text,
+	OUT target_key text, OUT problem text, OUT hint text)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'bluegreen_window_mappings'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.window_decide(stream text, epoch bigint)
+RETURNS void
+AS 'MODULE_PATHNAME', 'bluegreen_window_decide'
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION bluegreen.window_settle(stream text, epoch bigint)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'bluegreen_window_settle'
 LANGUAGE C STRICT
 SET search_path = pg_catalog, pg_temp;
 
@@ -1101,6 +1366,17 @@ CREATE PROCEDURE bluegreen.rollback(deployment name,
 	on_drain_timeout text DEFAULT 'abort',
 	require_verified interval DEFAULT NULL, dry_run boolean DEFAULT false)
 AS 'MODULE_PATHNAME', 'bluegreen_rollback'
+LANGUAGE C;
+
+CREATE PROCEDURE bluegreen.open_window(deployment name,
+	timeout interval DEFAULT '60 s')
+AS 'MODULE_PATHNAME', 'bluegreen_open_window'
+LANGUAGE C;
+
+CREATE PROCEDURE bluegreen.close_window(deployment name, side text,
+	timeout interval DEFAULT '60 s', drain_timeout interval DEFAULT '5 s',
+	on_drain_timeout text DEFAULT 'abort')
+AS 'MODULE_PATHNAME', 'bluegreen_close_window'
 LANGUAGE C;
 
 CREATE PROCEDURE bluegreen.cancel(deployment name)
@@ -1334,8 +1610,8 @@ LANGUAGE C;
 CREATE FUNCTION bluegreen.stream_state(
 	OUT deployment integer, OUT direction text, OUT slot_name text,
 	OUT pid integer, OUT state text, OUT stop_requested boolean,
-	OUT mapping_version bigint, OUT next_start timestamptz,
-	OUT failures integer,
+	OUT mapping_version bigint, OUT window_since pg_lsn,
+	OUT next_start timestamptz, OUT failures integer,
 	OUT decoded_lsn pg_lsn, OUT applied_lsn pg_lsn, OUT confirmed_lsn pg_lsn,
 	OUT applied_commit_time timestamptz, OUT applied_at timestamptz,
 	OUT oldest_pending timestamptz,
@@ -1344,6 +1620,7 @@ CREATE FUNCTION bluegreen.stream_state(
 	OUT bytes bigint, OUT errors bigint, OUT restarts bigint,
 	OUT skipped bigint, OUT careful_batches bigint,
 	OUT stats_reset timestamptz,
+	OUT clock_ahead bigint, OUT clock_ahead_at timestamptz,
 	OUT error_at timestamptz, OUT error_sqlstate text, OUT error_lsn pg_lsn,
 	OUT error_relation text, OUT error_key text, OUT error_message text,
 	OUT error_detail text, OUT error_hint text)
@@ -1455,6 +1732,10 @@ SELECT d.name AS deployment,
 	END AS waits_for,
 	d.started_at,
 	s.stats_reset,
+	-- of the other side, as its changes told lately
+	CASE WHEN d."window" <> 'closed'
+			AND s.clock_ahead_at > clock_timestamp() - '1 minute'::interval
+		THEN make_interval(secs => s.clock_ahead / 1e6) END AS clock_ahead,
 	f.severity AS preflight,
 	f.at AS preflight_at,
 	v.verified_at,
@@ -1493,7 +1774,8 @@ ORDER BY d.name, m.id;
 
 CREATE VIEW bluegreen.status AS
 SELECT s.deployment,
-	(SELECT CASE WHEN f.state IN ('open', 'raised') THEN f.side
+	(SELECT CASE WHEN f.window THEN 'both'
+			WHEN f.state IN ('open', 'raised') THEN f.side
 			WHEN f.state = 'in_doubt' THEN 'doubt'
 			WHEN f.side = 'blue' THEN 'green'
 			ELSE 'blue' END
@@ -1510,7 +1792,9 @@ SELECT s.deployment,
 		CASE WHEN length(s.error_message) > 40
 			THEN left(s.error_message, 37) || '...'
 			ELSE s.error_message END
-		ELSE left('waits for ' || s.waits_for, 40)
+		ELSE coalesce(left('waits for ' || s.waits_for, 40),
+			'the other clock is ' || date_trunc('milliseconds', s.clock_ahead)
+				|| ' ahead')
 	END AS error,
 	s.preflight || ago.preflight AS preflight,
 	-- everything before this was compared, how long ago, and what was found
@@ -1563,8 +1847,9 @@ SELECT d.name AS deployment,
 	format('%I.%I', m.target_schema, m.target_table) AS target,
 	c.number,
 	c.state,
-	c.lower,
-	c.upper,
+	-- ids of sessions are secrets
+	CASE WHEN NOT s.secret THEN c.lower END AS lower,
+	CASE WHEN NOT s.secret THEN c.upper END AS upper,
 	c.rows,
 	c.bytes,
 	c.lsn,
@@ -1582,6 +1867,11 @@ FROM (SELECT l.mapping, l.number, 'copied'::text AS state, l.lower, l.upper,
 	WHERE a.mapping IS NOT NULL) c
 	JOIN bluegreen.table_mapping m ON m.id = c.mapping
 	JOIN bluegreen.deployment d ON d.id = m.deployment
+	CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM pg_trigger t
+		WHERE t.tgrelid = m.source AND t.tgfoid IN (
+			'bluegreen.session_merge()'::regprocedure,
+			'bluegreen.session_rules()'::regprocedure,
+			'bluegreen.session_gone()'::regprocedure)) AS secret) s
 ORDER BY d.name, m.id, c.number;
 
 CREATE VIEW bluegreen.conflict AS
@@ -1628,7 +1918,11 @@ ORDER BY d.name, m.id;
 CREATE VIEW bluegreen.difference AS
 SELECT d.name AS deployment,
 	format('%I.%I', m.target_schema, m.target_table) AS target,
-	f.key,
+	CASE WHEN s.secret				-- as in conflict
+		THEN ARRAY(SELECT 'sha256:' || substr(encode(sha256(
+				convert_to(k, 'UTF8')), 'hex'), 1, 16)
+			FROM unnest(f.key) WITH ORDINALITY u (k, o) ORDER BY o)
+		ELSE f.key END AS key,
 	f.kind,
 	f.source_rows,
 	f.target_rows,
@@ -1640,6 +1934,11 @@ SELECT d.name AS deployment,
 FROM bluegreen.verify_difference f
 	JOIN bluegreen.table_mapping m ON m.id = f.mapping
 	JOIN bluegreen.deployment d ON d.id = m.deployment
+	CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM pg_trigger t
+		WHERE t.tgrelid = m.source AND t.tgfoid IN (
+			'bluegreen.session_merge()'::regprocedure,
+			'bluegreen.session_rules()'::regprocedure,
+			'bluegreen.session_gone()'::regprocedure)) AS secret) s
 ORDER BY d.name, m.id, f.id;
 
 CREATE VIEW bluegreen.event AS
@@ -1681,7 +1980,8 @@ SELECT d.name AS deployment,
 	m.on_delete,
 	m.derived_from IS NOT NULL AS derived,
 	pg_get_viewdef(m.view) AS transform,
-	m.lookup
+	m.lookup,
+	m.conflict
 FROM bluegreen.table_mapping m
 	JOIN bluegreen.deployment d ON d.id = m.deployment
 	JOIN pg_class r ON r.oid = m.source
@@ -1697,7 +1997,8 @@ SELECT d.name,
 	b.on_delete,
 	b.derived,
 	b.transform,
-	b.lookup
+	b.lookup,
+	b.conflict
 FROM bluegreen.backward_mapping b
 	JOIN bluegreen.deployment d ON d.id = b.deployment
 ORDER BY 1, 2 DESC, 3;
@@ -1728,6 +2029,7 @@ SELECT f.name AS deployment,
 	f.side,
 	CASE WHEN f.state = 'raised' AND o.drained IS NULL THEN 'abandoned'
 		ELSE f.state END AS state,
+	f.window,
 	f.epoch,
 	f.since,
 	f.raised_by,
@@ -1752,6 +2054,23 @@ FROM bluegreen.fence f
 		FROM bluegreen.fence_writer) w
 ORDER BY f.name, f.side;
 
+CREATE VIEW bluegreen.stat_session AS
+SELECT s.live,
+	s.expired,
+	s.deleted,
+	s.oldest_expiry,
+	c.missing,
+	c.late,
+	c.purged
+FROM (SELECT count(*) FILTER (WHERE deleted_at IS NULL
+			AND expires_at > clock_timestamp()) AS live,
+		count(*) FILTER (WHERE deleted_at IS NULL
+			AND expires_at <= clock_timestamp()) AS expired,
+		count(*) FILTER (WHERE deleted_at IS NOT NULL) AS deleted,
+		min(expires_at) AS oldest_expiry
+	FROM bluegreen.session) s
+	CROSS JOIN bluegreen.session_state() c;
+
 CREATE VIEW bluegreen.drain AS
 SELECT d.name AS deployment,
 	c.name,
@@ -1766,6 +2085,7 @@ SELECT f.name AS deployment,
 	a.active,
 	coalesce(f.switched_at, d.created_at) AS since,
 	f.state AS fence,
+	d.window,
 	f.epoch,
 	m.kind AS move,
 	m.state AS move_state,
@@ -1778,7 +2098,11 @@ SELECT f.name AS deployment,
 		WHEN f.state = 'in_doubt'
 			THEN coalesce(m.hint, 'the other side will be asked which one is active')
 		WHEN m.state IN ('running', 'decided')
-			THEN format('a %s is under way', m.kind)
+			THEN coalesce(m.hint, format('%s is under way', CASE m.kind
+				WHEN 'open_window' THEN 'opening the window'
+				ELSE 'a ' || m.kind END))
+		WHEN f.window
+			THEN 'both sides take writes; close_window() names the one that stays'
 		WHEN a.active = 'blue'
 			THEN 'nothing to roll back: blue is the active side'
 		WHEN d.opposite IS NOT NULL
@@ -1788,6 +2112,7 @@ SELECT f.name AS deployment,
 	END AS advice
 FROM bluegreen.fence f
 	CROSS JOIN LATERAL (SELECT CASE
+		WHEN f.window AND f.state <> 'in_doubt' THEN 'both'
 		WHEN f.state IN ('open', 'raised') THEN f.side
 		WHEN f.state IN ('closed', 'guarded', 'retired')
 			THEN CASE f.side WHEN 'blue' THEN 'green' ELSE 'blue' END
@@ -1876,15 +2201,15 @@ REVOKE ALL ON FUNCTION bluegreen.create_deployment(name, name, name)
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.drop_deployment(name, boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.map_table(name, regclass, text, text, text[],
-	text, text, text, text) FROM PUBLIC;
+	text, text, text, text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.map_table(name, text, text, text, text[],
-	text, text, text, text) FROM PUBLIC;
+	text, text, text, text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.map_schema(name, name, name, name[])
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.alter_mapping(name, regclass, text, text,
-	text[], text, text, text, text) FROM PUBLIC;
+	text[], text, text, text, text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.alter_mapping(name, text, text, text,
-	text[], text, text, text, text) FROM PUBLIC;
+	text[], text, text, text, text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.unmap_table(name, regclass, text, text)
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.unmap_table(name, text, text, text)
@@ -1895,11 +2220,11 @@ REVOKE ALL ON FUNCTION bluegreen.joined_stream(name, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.leave_deployment(name, text, boolean)
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.derive_mapping(name, text, text, text, text[],
-	text[], text) FROM PUBLIC;
+	text[], text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.keep_derived(name, integer[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.joined_mappings(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.preview(name, regclass, integer) FROM PUBLIC;
-REVOKE ALL ON FUNCTION bluegreen.preflight(name) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.preflight(name, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.accept(name, text, text, boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.add_router(name, text, name, name, text, text,
 	text, text) FROM PUBLIC;
@@ -1915,6 +2240,11 @@ REVOKE ALL ON FUNCTION bluegreen.column_extreme(oid, name, boolean)
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.restart_sequences(oid[], bigint[], boolean[],
 	integer) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.interleave_sequences(text, bigint, oid[],
+	bigint[], bigint[], integer) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.restore_sequences(text, bigint, oid[],
+	bigint[], integer) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.restore_all_sequences(integer) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.start(name, boolean) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.stop(name) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.wait_for_sync(name, interval) FROM PUBLIC;
@@ -1924,7 +2254,8 @@ REVOKE ALL ON FUNCTION bluegreen.cancel_verify(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.repair(name, regclass) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.skip(name, pg_lsn) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.confirm_source(name) FROM PUBLIC;
-REVOKE ALL ON FUNCTION bluegreen.commit_position(pg_lsn, timestamptz, pg_lsn)
+REVOKE ALL ON FUNCTION bluegreen.commit_position(pg_lsn, timestamptz, pg_lsn,
+	pg_lsn)
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.check_rows(bigint[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.begin_apply() FROM PUBLIC;
@@ -1934,6 +2265,31 @@ REVOKE ALL ON FUNCTION bluegreen.takes_rows(regclass, name[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.update_rows(regclass, name[], name[], bytea,
 	bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.delete_rows(regclass, name[], bytea, bigint)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.create_session(interval, jsonb, text)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.read_session(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.touch_session(text, interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.write_session(text, jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.write_session_attribute(text, text, jsonb)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.delete_session(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.expire_sessions(bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.session_state() FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.session_merge() FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.prepare_sessions(regclass, text, text, jsonb)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.adopt_sessions(name, regclass, text, jsonb)
+	FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.release_sessions(regclass) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.session_rules() FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.session_gone() FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.note_reached(pg_lsn) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.note_seen(pg_lsn) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.check_change(regclass, name[], pg_lsn,
+	VARIADIC "any") FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.write_as_own() FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.forget_key(regclass, name[], text[])
 	FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_create(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.origin_setup(text) FROM PUBLIC;
@@ -2012,10 +2368,18 @@ REVOKE ALL ON PROCEDURE bluegreen.fence_activate(name, bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.fence_look(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.fence_decide(text, bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.fence_settle(text, bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.window_move(text, bigint, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.window_look(text, pg_lsn) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.window_mappings(name) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.window_decide(text, bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bluegreen.window_settle(text, bigint) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.switchover(name, interval, interval, text,
 	interval, boolean) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.rollback(name, interval, interval, text,
 	interval, boolean) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.open_window(name, interval) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE bluegreen.close_window(name, text, interval, interval,
+	text) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.cancel(name) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE bluegreen.finish(name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bluegreen.force_active(text, name) FROM PUBLIC;
@@ -2030,13 +2394,15 @@ REVOKE ALL ON FUNCTION bluegreen.slot_state(name) FROM PUBLIC;
 
 -- A view's functions run with its reader's rights.
 GRANT EXECUTE ON FUNCTION bluegreen.stream_state(), bluegreen.table_state(),
-	bluegreen.copy_state(), bluegreen.slot_state(name) TO pg_monitor;
+	bluegreen.copy_state(), bluegreen.slot_state(name),
+	bluegreen.session_state() TO pg_monitor;
 GRANT SELECT ON bluegreen.status, bluegreen.stat_stream, bluegreen.stat_table,
 	bluegreen.copy_progress, bluegreen.chunk, bluegreen.conflict,
 	bluegreen.event, bluegreen.mapping, bluegreen.verification,
 	bluegreen.difference, bluegreen.change, bluegreen.change_step,
 	bluegreen.backfill_progress, bluegreen.fence_state, bluegreen.fence_writer,
-	bluegreen.switch_state, bluegreen.drain, bluegreen.router TO pg_monitor;
+	bluegreen.switch_state, bluegreen.drain, bluegreen.router,
+	bluegreen.stat_session TO pg_monitor;
 
 --
 -- Comments
@@ -2084,15 +2450,21 @@ COMMENT ON TABLE bluegreen.applied_chunk IS
 	'on a target: chunks that are copied in, with the snapshot and position they show';
 COMMENT ON TABLE bluegreen.saved_index IS
 	'on a target: indexes that are not in use until their table is copied';
+COMMENT ON TABLE bluegreen.window_owed IS
+	'rows that a stream has left out for another row of a unique constraint: the source is to have them as they are here';
 COMMENT ON TABLE bluegreen.conflict_log IS
 	'on a target: rows that were not as a stream expected; see view conflict';
 
 COMMENT ON TABLE bluegreen.fence IS
 	'state of this side in each deployment, and the lock that writers of mapped tables take; see view fence_state';
+COMMENT ON TABLE bluegreen.sequence_window IS
+	'sequences of this side that leave numbers to the other one while both take writes, as they were before';
 COMMENT ON TABLE bluegreen.switch IS
-	'the last switchover or rollback that began on this side; see view switch_state';
+	'the last switchover, rollback or opening of a window that began on this side; see view switch_state';
 COMMENT ON TABLE bluegreen.drain_condition IS
 	'what a switchover waits for; see view drain';
+COMMENT ON TABLE bluegreen.session IS
+	'sessions of users, read and written by functions; see view stat_session';
 COMMENT ON TABLE bluegreen.fence_target IS
 	'on a target: the tables that streams write to, as the fence reads them';
 COMMENT ON TABLE bluegreen.fence_local IS
@@ -2103,18 +2475,18 @@ COMMENT ON FUNCTION bluegreen.create_deployment(name, name, name) IS
 COMMENT ON FUNCTION bluegreen.drop_deployment(name, boolean) IS
 	'stop a deployment and remove it on both sides; force: also if the peer cannot be reached';
 COMMENT ON FUNCTION bluegreen.map_table(name, regclass, text, text, text[],
-	text, text, text, text) IS
+	text, text, text, text, text) IS
 	'map a table to a table of the peer through a transform; returns the mapping''s id';
 COMMENT ON FUNCTION bluegreen.map_table(name, text, text, text, text[],
-	text, text, text, text) IS
+	text, text, text, text, text) IS
 	'map a table to a table of the peer through a transform; direction backward: a table of the peer to one of this side; returns the mapping''s id';
 COMMENT ON FUNCTION bluegreen.map_schema(name, name, name, name[]) IS
 	'map every table of a schema under its own name, all or nothing';
 COMMENT ON FUNCTION bluegreen.alter_mapping(name, regclass, text, text, text[],
-	text, text, text, text) IS
+	text, text, text, text, text) IS
 	'change a mapping without a new copy; what is null stays; returns the mapping''s id';
 COMMENT ON FUNCTION bluegreen.alter_mapping(name, text, text, text, text[],
-	text, text, text, text) IS
+	text, text, text, text, text) IS
 	'change a mapping without a new copy; what is null stays; returns the mapping''s id';
 COMMENT ON FUNCTION bluegreen.unmap_table(name, regclass, text, text) IS
 	'remove the mappings of a table, or the one to a target; returns how many';
@@ -2127,7 +2499,7 @@ COMMENT ON FUNCTION bluegreen.joined_stream(name, text) IS
 COMMENT ON FUNCTION bluegreen.leave_deployment(name, text, boolean) IS
 	'for blue, on green: drop the row of the deployment and the stream back';
 COMMENT ON FUNCTION bluegreen.derive_mapping(name, text, text, text, text[],
-	text[], text) IS
+	text[], text, text) IS
 	'for blue, on green: have a mapping back that was derived, unless somebody defined one; returns its id, null if somebody did';
 COMMENT ON FUNCTION bluegreen.keep_derived(name, integer[]) IS
 	'for blue, on green: remove the derived mappings back but these; returns how many';
@@ -2135,8 +2507,8 @@ COMMENT ON FUNCTION bluegreen.joined_mappings(name) IS
 	'for blue, on green: the mappings back';
 COMMENT ON FUNCTION bluegreen.preview(name, regclass, integer) IS
 	'show what rows of a mapped table become; nothing is written';
-COMMENT ON FUNCTION bluegreen.preflight(name) IS
-	'every reason why a start or a switchover would fail or lose something, with what mends it';
+COMMENT ON FUNCTION bluegreen.preflight(name, text) IS
+	'every reason why a start or a switchover would fail or lose something, with what mends it; stage ''window'': or open_window()';
 COMMENT ON FUNCTION bluegreen.accept(name, text, text, boolean) IS
 	'count what a check of preflight() finds about an object as a notice; accepted => false: not any more';
 COMMENT ON FUNCTION bluegreen.add_router(name, text, name, name, text, text,
@@ -2185,12 +2557,61 @@ COMMENT ON FUNCTION bluegreen.skip(name, pg_lsn) IS
 	'leave out the transaction that the stream stands at in state error, given its error_lsn';
 COMMENT ON FUNCTION bluegreen.confirm_source(name) IS
 	'this server is the deployment''s source now: after a failover, a move or a clone';
-COMMENT ON FUNCTION bluegreen.commit_position(pg_lsn, timestamptz, pg_lsn) IS
+COMMENT ON FUNCTION bluegreen.commit_position(pg_lsn, timestamptz, pg_lsn,
+	pg_lsn) IS
 	'for streams, on a target: let this transaction''s commit record the source''s position';
 COMMENT ON FUNCTION bluegreen.check_rows(bigint[]) IS
 	'for streams, on a target: error unless the statements since the last check affected as many rows each';
 COMMENT ON FUNCTION bluegreen.begin_apply() IS
 	'for streams, on a target: make this session one that applies changes, for good';
+COMMENT ON FUNCTION bluegreen.create_session(interval, jsonb, text) IS
+	'begin a session that expires so long after it was last touched; returns its id, random unless given';
+COMMENT ON FUNCTION bluegreen.read_session(text) IS
+	'data of a session; null if there is none that has not expired or been deleted';
+COMMENT ON FUNCTION bluegreen.touch_session(text, interval) IS
+	'let a session expire later: its lifetime from now, or the one given; false if there is none';
+COMMENT ON FUNCTION bluegreen.write_session(text, jsonb) IS
+	'replace the data of a session and touch it; false if there is none';
+COMMENT ON FUNCTION bluegreen.write_session_attribute(text, text, jsonb) IS
+	'set one attribute of a session''s data, null: remove it, and touch the session; false if there is none';
+COMMENT ON FUNCTION bluegreen.delete_session(text) IS
+	'log out: end a session on both sides; false if there is none';
+COMMENT ON FUNCTION bluegreen.expire_sessions(bigint) IS
+	'remove sessions that expired longer than bluegreen.session_retention ago, which also happens by itself; returns how many';
+COMMENT ON FUNCTION bluegreen.session_state() IS
+	'what is counted of sessions; see view stat_session';
+COMMENT ON FUNCTION bluegreen.session_merge() IS
+	'trigger in sessions that apply: the other side''s row of a session meets the one that is here';
+COMMENT ON FUNCTION bluegreen.prepare_sessions(regclass, text, text, jsonb) IS
+	'have the session table of a framework follow the rules of sessions on this side, blue or green';
+COMMENT ON FUNCTION bluegreen.adopt_sessions(name, regclass, text, jsonb) IS
+	'map the session table of a framework, prepared on both sides, in both directions; returns the number of mappings';
+COMMENT ON FUNCTION bluegreen.release_sessions(regclass) IS
+	'take away from a session table what prepare_sessions() has added';
+COMMENT ON FUNCTION bluegreen.session_rules() IS
+	'trigger of adopted session tables: stamps, tombstones, and rows of both sides that meet';
+COMMENT ON FUNCTION bluegreen.session_gone() IS
+	'trigger of tombstones in sessions that apply: what the other side has deleted is deleted';
+COMMENT ON FUNCTION bluegreen.note_seen(pg_lsn) IS
+	'for a stream in a window, on its target: what the source has seen';
+COMMENT ON FUNCTION bluegreen.check_change(regclass, name[], pg_lsn,
+	VARIADIC "any") IS
+	'for a stream in a window: error if this side has changed the row as well';
+COMMENT ON FUNCTION bluegreen.weigh_change(regclass, name[], pg_lsn, text,
+	text, bigint, VARIADIC "any") IS
+	'for a stream in a window: whose change of the row wins';
+COMMENT ON FUNCTION bluegreen.forget_key(regclass, name[], text[]) IS
+	'for a stream in a window: the row that was left out is to go where it came from';
+COMMENT ON FUNCTION bluegreen.write_as_own() IS
+	'for a stream in a window: what this transaction writes goes back as well';
+COMMENT ON FUNCTION bluegreen.note_reached(pg_lsn) IS
+	'for streams, on a target: let who waits know how far the stream is, with nothing to apply';
+COMMENT ON FUNCTION bluegreen.token(name) IS
+	'after a commit: where this side is, for wait_for_token() on the other side; null if no deployment was started';
+COMMENT ON PROCEDURE bluegreen.wait_for_token(text, interval, boolean) IS
+	'wait until what a token stands for can be seen here; reached: is it, or did the time pass';
+COMMENT ON FUNCTION bluegreen.wait_for_token(text, interval) IS
+	'the same as a function: it holds its statement''s snapshot, and the next statement sees what came';
 COMMENT ON FUNCTION bluegreen.origin_create(text) IS
 	'for streams, on a target: create a stream''s replication origin, if it does not exist';
 COMMENT ON FUNCTION bluegreen.origin_setup(text) IS
@@ -2347,6 +2768,24 @@ COMMENT ON FUNCTION bluegreen.fence_look(text) IS
 	'for the other side of a switchover: state and epoch of the fence of a stream''s target';
 COMMENT ON FUNCTION bluegreen.fence_decide(text, bigint) IS
 	'for the other side of a switchover: the decision, this side is the active one';
+COMMENT ON FUNCTION bluegreen.interleave_sequences(text, bigint, oid[],
+	bigint[], bigint[], integer) IS
+	'for open_window(): have sequences leave numbers to the other side, given UPDATE on them; returns their next values';
+COMMENT ON FUNCTION bluegreen.restore_sequences(text, bigint, oid[],
+	bigint[], integer) IS
+	'for close_window(): give all sequences their own increment back, these from a number on; returns how many';
+COMMENT ON FUNCTION bluegreen.restore_all_sequences(integer) IS
+	'give a deployment''s sequences their own increment back, beyond what is in their columns; returns how many';
+COMMENT ON FUNCTION bluegreen.window_move(text, bigint, text) IS
+	'for the other side of open_window() and close_window(): its streams begin or end to keep what a window needs; returns the position';
+COMMENT ON FUNCTION bluegreen.window_look(text, pg_lsn) IS
+	'for the other side of open_window() and close_window(): has the stream from here passed a position, in a window?';
+COMMENT ON FUNCTION bluegreen.window_mappings(name) IS
+	'for the other side of open_window(): the mappings of the stream from here, as that from there would have them';
+COMMENT ON FUNCTION bluegreen.window_decide(text, bigint) IS
+	'for the other side of open_window(): the decision, this side takes writes, too';
+COMMENT ON FUNCTION bluegreen.window_settle(text, bigint) IS
+	'for the other side of open_window(): was it decided? If not it is undone here and cannot be any more';
 COMMENT ON FUNCTION bluegreen.fence_settle(text, bigint) IS
 	'for the other side of a switchover: was it decided? If not it cannot be any more';
 COMMENT ON PROCEDURE bluegreen.switchover(name, interval, interval, text,
@@ -2355,8 +2794,13 @@ COMMENT ON PROCEDURE bluegreen.switchover(name, interval, interval, text,
 COMMENT ON PROCEDURE bluegreen.rollback(name, interval, interval, text,
 	interval, boolean) IS
 	'move the users back from green to blue';
+COMMENT ON PROCEDURE bluegreen.open_window(name, interval) IS
+	'let both sides take writes; a conflict is decided by its mapping''s policy';
+COMMENT ON PROCEDURE bluegreen.close_window(name, text, interval, interval,
+	text) IS
+	'end that: one side, blue or green, goes on to take writes, as after a switchover or a rollback';
 COMMENT ON PROCEDURE bluegreen.cancel(name) IS
-	'end a switchover or rollback that has not been decided';
+	'end a switchover, a rollback or the opening of a window that has not been decided';
 COMMENT ON PROCEDURE bluegreen.finish(name) IS
 	'end the way back: remove streams, slots and origins; blue stays closed until reopen()';
 COMMENT ON FUNCTION bluegreen.force_active(text, name) IS
@@ -2405,6 +2849,14 @@ COMMENT ON VIEW bluegreen.fence_state IS
 	'does this side take writes, and who is held or waited for if a fence is raised';
 COMMENT ON VIEW bluegreen.switch_state IS
 	'which side is the active one, since when, what moves are under way and what a rollback would do';
+COMMENT ON VIEW bluegreen.stat_session IS
+	'how many sessions there are, and what was counted since the server was started';
+COMMENT ON COLUMN bluegreen.stat_session.missing IS
+	'changes for a session that is not there';
+COMMENT ON COLUMN bluegreen.stat_session.late IS
+	'changes of the other side for a session that is deleted';
+COMMENT ON COLUMN bluegreen.stat_session.purged IS
+	'expired and deleted sessions that were removed';
 COMMENT ON VIEW bluegreen.drain IS
 	'conditions that a switchover waits for';
 COMMENT ON VIEW bluegreen.fence_writer IS

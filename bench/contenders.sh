@@ -36,15 +36,20 @@ on_each() {
 # bluegreen: this extension
 #
 
-prepare_bluegreen() {
-	sql "$2" <<<'CREATE EXTENSION pg_bluegreen'
+# connect_bluegreen CLUSTER CLUSTER SERVER: the second as a server of the first
+connect_bluegreen() {
 	sql "$1" <<-SQL
-		CREATE EXTENSION pg_bluegreen;
-		CREATE SERVER green FOREIGN DATA WRAPPER pg_bluegreen
+		CREATE SERVER $3 FOREIGN DATA WRAPPER pg_bluegreen
 			OPTIONS (host '127.0.0.1', port '${port[$2]}', dbname 'postgres');
-		CREATE USER MAPPING FOR CURRENT_USER SERVER green
+		CREATE USER MAPPING FOR CURRENT_USER SERVER $3
 			OPTIONS (user 'postgres', password 'not asked for');
 	SQL
+}
+
+prepare_bluegreen() {
+	sql "$2" <<<'CREATE EXTENSION pg_bluegreen'
+	sql "$1" <<<'CREATE EXTENSION pg_bluegreen'
+	connect_bluegreen "$1" "$2" green
 }
 
 # Every table as it is, unless the workload has $mappings of its own.

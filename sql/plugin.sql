@@ -465,7 +465,7 @@ SELECT to_now();
 GRANT USAGE ON FOREIGN SERVER green TO regress_bluegreen_reader;
 GRANT EXECUTE ON FUNCTION bluegreen.create_deployment(name, name, name),
 	bluegreen.map_table(name, text, text, text, text[], text, text, text,
-	text) TO regress_bluegreen_reader;
+	text, text) TO regress_bluegreen_reader;
 GRANT USAGE ON SCHEMA app TO regress_bluegreen_reader;
 GRANT SELECT ON app.called TO regress_bluegreen_reader;
 SELECT format('CREATE USER MAPPING FOR regress_bluegreen_reader SERVER green OPTIONS (user %L, password_required ''false'')',

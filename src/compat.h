@@ -254,6 +254,13 @@ slot_invalidation_setting(const ReplicationSlot *slot)
 	ExecutorRun(desc, direction, count, true)
 #endif
 
+/* 17 wants to know how keys of a dshash are copied. */
+#if PG_VERSION_NUM >= 170000
+#define DSHASH_COPY_FUNCTION .copy_function = dshash_memcpy,
+#else
+#define DSHASH_COPY_FUNCTION
+#endif
+
 /* 18 can return a deferrable primary key as well; older servers never do. */
 #if PG_VERSION_NUM >= 180000
 #define relation_primary_key(relation) RelationGetPrimaryKeyIndex(relation, false)
@@ -412,6 +419,24 @@ init_range_table(EState *estate, Relation rel, Bitmapset *updated)
 	ExecInitRangeTable(estate, list_make1(rte));
 #endif
 }
+
+/* 16 has one function for the owners of all kinds of objects. */
+#include "catalog/pg_class_d.h"
+#include "utils/acl.h"
+#if PG_VERSION_NUM >= 160000
+#define owns_table(relid) \
+	object_ownercheck(RelationRelationId, relid, GetUserId())
+#else
+#define owns_table(relid) pg_class_ownercheck(relid, GetUserId())
+#endif
+
+/* How many sessions may have an origin: 18 has a setting of its own. */
+#include "replication/origin.h"
+#if PG_VERSION_NUM >= 180000
+#define max_origin_sessions() (max_active_replication_origins)
+#else
+#define max_origin_sessions() (max_replication_slots)
+#endif
 
 /* ALTER TABLE ... SET EXPRESSION is new in 17. */
 #if PG_VERSION_NUM >= 170000

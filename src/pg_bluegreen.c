@@ -14,6 +14,7 @@
 
 #include "compat.h"
 
+#include "app/session.h"
 #include "core/catalog.h"
 #include "core/partition.h"
 #include "core/settings.h"
@@ -37,6 +38,7 @@ bluegreen_shmem_request(void)
 	if (previous_shmem_request_hook)
 		previous_shmem_request_hook();
 	shared_request();
+	session_request();
 }
 
 static void
@@ -45,6 +47,7 @@ bluegreen_shmem_startup(void)
 	if (previous_shmem_startup_hook)
 		previous_shmem_startup_hook();
 	shared_startup();
+	session_startup();
 }
 
 /*

@@ -62,7 +62,8 @@ enum
 	ARG_ON_WRITE,
 	ARG_ON_DELETE,
 	ARG_LOOKUP,
-	ARG_DIRECTION
+	ARG_DIRECTION,
+	ARG_CONFLICT
 };
 
 /* One run of alter_mapping(). */
@@ -151,6 +152,9 @@ fill_request(FunctionCallInfo fcinfo, Alteration *alteration)
 		request->lookup = mapping->lookup->text;
 	if (request->lookup && request->lookup[0] == '\0')
 		request->lookup = NULL; /* taken away */
+	request->conflict = mapping_conflict_argument(fcinfo, ARG_CONFLICT);
+	if (request->conflict == NULL)
+		request->conflict = mapping->conflict;
 }
 
 /*
@@ -192,9 +196,10 @@ update_mapping(const Alteration *alteration, bool has_other_columns)
 	catalog_arg_text(&args, on_write_names[request->on_write]);
 	catalog_arg_text(&args, on_delete_names[request->on_delete]);
 	catalog_arg(&args, BOOLOID, BoolGetDatum(has_other_columns));
+	catalog_arg_text(&args, request->conflict);
 	catalog_run("UPDATE bluegreen.table_mapping SET on_write = $2, "
-				"on_delete = $3, has_other_columns = $4, derived_from = NULL "
-				"WHERE id = $1",
+				"on_delete = $3, has_other_columns = $4, derived_from = NULL, "
+				"conflict = $5 WHERE id = $1",
 				&args, SPI_OK_UPDATE);
 	catalog_arg_int4(&id, alteration->mapping->id);
 	catalog_run("DELETE FROM bluegreen.mapping_column WHERE mapping = $1",
@@ -417,28 +422,30 @@ check_stream(const Alteration *alteration, const Transform *now)
 static int32
 alter_on_green(FunctionCallInfo fcinfo, const Deployment *deployment)
 {
-	const char *args[ARG_DIRECTION];
+	const char *args[ARG_LOOKUP + 2];
 
-	for (int i = 0; i < ARG_DIRECTION; i++)
+	for (int i = 0; i <= ARG_LOOKUP; i++)
 		args[i] = mapping_text_argument(fcinfo, i);
+	args[ARG_LOOKUP + 1] = mapping_text_argument(fcinfo, ARG_CONFLICT);
 	return backward_call_integer(deployment,
 								 "SELECT bluegreen.alter_mapping("
 								 "$1::pg_catalog.name, $2::pg_catalog.text, "
 								 "$3, $4, $5::pg_catalog.text[], $6, $7, $8, "
-								 "'backward')", lengthof(args), args);
+								 "'backward', $9)", lengthof(args), args);
 }
 
 /*
  * bluegreen.alter_mapping(deployment name, source regclass or text, target
  * text, transform text, key text[], on_write text, on_delete text, lookup text,
- * direction text) returns integer: put another definition in the place of a
- * mapping's; the mapping's id.  What is null stays as it is, and so do the rows
- * on the target.  One that was derived is no longer.
+ * direction text, conflict text) returns integer: put another definition in the
+ * place of a mapping's; the mapping's id.  What is null stays as it is, and so do
+ * the rows on the target.  One that was derived is no longer.  Another policy is
+ * also that of the mapping back.
  *
  * Locks as map_table(); where a column was altered lately, also the source
  * against writers, and waits for the stream.  Errors: as map_table(); there is
- * no such mapping, or several; the table is being copied and its chunks would
- * not fit; a column was altered, and the stream stands still elsewhere.
+ * no such mapping, or several; a window is open; the table is being copied and
+ * its chunks would not fit; a column was altered, and the stream stands still elsewhere.
  */
 Datum
 bluegreen_alter_mapping(PG_FUNCTION_ARGS)
@@ -453,6 +460,7 @@ bluegreen_alter_mapping(PG_FUNCTION_ARGS)
 	deployment = deployment_lock(NameStr(*PG_GETARG_NAME(ARG_DEPLOYMENT)));
 	if (mapping_is_remote(fcinfo, ARG_DIRECTION, deployment))
 		PG_RETURN_INT32(alter_on_green(fcinfo, deployment));
+	mapping_require_no_window(deployment);
 	request->source = mapping_source_oid(fcinfo, ARG_SOURCE);
 	source_check(request->source, deployment->owner);
 	if (!PG_ARGISNULL(ARG_TARGET))
@@ -481,5 +489,7 @@ bluegreen_alter_mapping(PG_FUNCTION_ARGS)
 	if (deployment->desired == DESIRED_STARTED)
 		control_retry_at_commit(deployment->id);
 	backward_mappings_changed(deployment);
+	if (!PG_ARGISNULL(ARG_CONFLICT))
+		backward_keep_policy(deployment, now);
 	PG_RETURN_INT32(alteration.mapping->id);
 }

@@ -31,8 +31,10 @@
 #include "miscadmin.h"
 #include "postmaster/postmaster.h"
 #include "replication/origin.h"
+#include "stream/transform.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/lsyscache.h"
 #include "utils/pg_lsn.h"
 #include "utils/timestamp.h"
 
@@ -167,7 +169,7 @@ refresh_mappings(const Deployment *deployment, Peer *peer)
 	PeerResult *result =
 		peer_query(peer,
 				   "SELECT mapping, source, target, key, on_write, on_delete, "
-				   "derived, transform, lookup "
+				   "derived, transform, lookup, conflict "
 				   "FROM bluegreen.joined_mappings($1::pg_catalog.name)",
 				   1, name);
 	CatalogAccess access;
@@ -182,11 +184,11 @@ refresh_mappings(const Deployment *deployment, Peer *peer)
 		CatalogArgs args = {0};
 
 		catalog_arg_int4(&args, deployment->id);
-		for (int j = 0; j < 9; j++)
+		for (int j = 0; j < 10; j++)
 			catalog_arg_text(&args, result->values[i][j]);
 		catalog_run("INSERT INTO bluegreen.backward_mapping VALUES ($1, "
 					"$2::integer, $3, $4, $5::name[], $6, $7, $8::boolean, "
-					"$9, $10)", &args, SPI_OK_INSERT);
+					"$9, $10, $11)", &args, SPI_OK_INSERT);
 	}
 	catalog_end(&access);
 	return result->ntuples;
@@ -208,12 +210,12 @@ send_derived(void *arg)
 	const DerivedMapping *derived = call->derived;
 	const char *args[] = {call->deployment->name, derived->source,
 		derived->target, derived->transform, catalog_text_array(derived->key),
-	catalog_text_array(derived->types), derived->basis};
+	catalog_text_array(derived->types), derived->basis, derived->conflict};
 	PeerResult *result =
 		peer_query(call->peer,
 				   "SELECT bluegreen.derive_mapping($1::pg_catalog.name, "
 				   "$2, $3, $4, $5::pg_catalog.text[], "
-				   "$6::pg_catalog.text[], $7)", 7, args);
+				   "$6::pg_catalog.text[], $7, $8)", 8, args);
 	call->id = result->values[0][0];
 }
 
@@ -327,6 +329,35 @@ backward_call_integer(const Deployment *deployment, const char *sql, int nargs,
 	(void) refresh_mappings(deployment, peer);
 	peer_close(peer);
 	return value;
+}
+
+/*
+ * Have the mapping back that belongs to one of ours decide as that does, if
+ * somebody has defined one.  (One that is derived does already.)  Errors: green
+ * cannot be reached.
+ */
+void
+backward_keep_policy(const Deployment *deployment, const Transform *transform)
+{
+	Oid			source = transform->row->source;
+	const char *args[] = {deployment->name,
+		mapping_target_name(transform->row),
+		quote_qualified_identifier(get_namespace_name(get_rel_namespace(source)),
+								   get_rel_name(source)),
+	derive_policy(transform)};
+	Peer	   *peer;
+
+	if (deployment->opposite == NULL || deployment->direction != 'f')
+		return;
+	peer = backward_connect(deployment);
+	(void) peer_query(peer,
+					  "SELECT bluegreen.alter_mapping($1::pg_catalog.name, "
+					  "source, target, conflict => $4, direction => 'backward') "
+					  "FROM bluegreen.joined_mappings($1::pg_catalog.name) "
+					  "WHERE source = $2 AND target = $3 AND NOT derived "
+					  "AND conflict <> $4", lengthof(args), args);
+	(void) refresh_mappings(deployment, peer);
+	peer_close(peer);
 }
 
 /* ---- start, stop ---- */

@@ -42,10 +42,14 @@ static const char *const desired_names[] = {
 	"defined", "started", "stopped", "finished"
 };
 
+const char *const window_state_names[] = {
+	"closed", "opening", "open", "closing"
+};
+
 #define DEPLOYMENT_SQL \
 	"SELECT id, name::text, owner, server::text, desired, mapping_version, " \
 	"system_identifier, slot_lsn, skip_lsn, source_place, side, " \
-	"peer_server::text, opposite, opposite_lsn " \
+	"peer_server::text, opposite, opposite_lsn, \"window\" " \
 	"FROM bluegreen.deployment "
 
 #define MAPPING_SQL \
@@ -58,7 +62,7 @@ static const char *const desired_names[] = {
 	"AND o.target_table = m.target_table), m.row_shape, m.defined_in, " \
 	"m.derived_from, " \
 	"m.lookup, m.lookup_query, m.lookup_columns::text[], " \
-	"m.lookup_key::text[], m.lookup_reads " \
+	"m.lookup_key::text[], m.lookup_reads, m.conflict " \
 	"FROM bluegreen.table_mapping m " \
 	"JOIN bluegreen.deployment d ON d.id = m.deployment "
 
@@ -275,6 +279,8 @@ read_deployment(const CatalogAccess *access)
 	deployment->peer_server = catalog_text(access, 0, 12);
 	deployment->opposite = catalog_text(access, 0, 13);
 	deployment->opposite_lsn = stored_lsn(0, 14);
+	deployment->window = stored_enum(window_state_names, WINDOW_CLOSING + 1,
+									 0, 15);
 	return deployment;
 }
 
@@ -478,6 +484,7 @@ read_mapping(const CatalogAccess *access, uint64 row)
 	mapping->defined_in = catalog_text(access, row, 14);
 	mapping->derived_from = catalog_text(access, row, 15);
 	mapping->lookup = read_lookup(access, row, 16);
+	mapping->conflict = catalog_text(access, row, 21);
 	return mapping;
 }
 

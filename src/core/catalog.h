@@ -23,6 +23,20 @@ typedef enum DesiredState
 	DESIRED_FINISHED			/* green is alone; to be dropped */
 } DesiredState;
 
+/*
+ * Do both sides take writes?  Streams keep what that needs unless it is closed.
+ * Legal next states:
+ */
+typedef enum WindowState
+{
+	WINDOW_CLOSED,				/* -> OPENING */
+	WINDOW_OPENING,				/* -> OPEN, CLOSED (undone) */
+	WINDOW_OPEN,				/* -> CLOSING */
+	WINDOW_CLOSING				/* one side has stayed -> CLOSED */
+} WindowState;
+
+extern const char *const window_state_names[];
+
 /* Columns of bluegreen.deployment that are read from the WAL. */
 #define BG_DEPLOYMENT_ID		1
 #define BG_DEPLOYMENT_VERSION	6
@@ -45,6 +59,7 @@ typedef struct Deployment
 	char	   *opposite;		/* origin of the stream that writes here, or
 								 * NULL: see join.c */
 	XLogRecPtr	opposite_lsn;	/* from here on that is whose origin it is */
+	WindowState window;
 } Deployment;
 
 typedef enum OnWrite
@@ -124,6 +139,7 @@ typedef struct MappingRow
 								 * made: name, type, name ...; NIL unless the
 								 * transform reads whole rows */
 	char	   *defined_in;		/* pg_snapshot of map_table() */
+	char	   *conflict;		/* who wins in a window, see window.c */
 	char	   *derived_from;	/* what blue derived it from; NULL = defined */
 	Lookup	   *lookup;			/* or NULL */
 	int			ncolumns;

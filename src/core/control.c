@@ -33,6 +33,7 @@
 #include "replication/slot.h"
 #include "storage/condition_variable.h"
 #include "storage/lmgr.h"
+#include "stream/window.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -388,6 +389,7 @@ control_stop_stream(const char *slot_name)
 void
 control_drop_slot(const char *slot_name)
 {
+	window_forget(slot_name);
 	if (SearchNamedReplicationSlot(slot_name, true) != NULL)
 		ReplicationSlotDrop(slot_name, false);
 }

@@ -21,11 +21,14 @@
 #include "fmgr.h"
 #include "nodes/parsenodes.h"
 #include "utils/array.h"
+#include "utils/relcache.h"
 
 #define BG_SCHEMA "bluegreen"
 #define BG_EXTENSION "pg_bluegreen"
 #define BG_PLUGIN "pg_bluegreen"
 #define BG_VERSION "1.0"		/* default_version of the control file */
+
+struct Transform;
 
 /* ---- catalog.c: access to the extension's own tables ---- */
 
@@ -118,6 +121,7 @@ typedef struct MapRequest
 	OnWrite		on_write;
 	OnDelete	on_delete;
 	char	   *lookup;			/* NULL = none */
+	char	   *conflict;		/* in a window; NULL: as on_write says */
 	/* with a lookup, from lookup_define() */
 	Lookup	   *defined;
 	int			nincoming;
@@ -125,6 +129,7 @@ typedef struct MapRequest
 } MapRequest;
 
 extern void source_check(Oid source, Oid owner);
+extern bool holds_sessions(Relation relation);
 extern TargetTable *target_require(Peer *peer, const MapRequest *request);
 extern char *transform_default(const MapRequest *request, TargetTable *target);
 extern void target_check_columns(const MapRequest *request,
@@ -138,6 +143,8 @@ extern Peer *backward_connect(const Deployment *deployment);
 extern bool backward_join(Deployment *deployment, Peer *peer);
 extern void backward_derive(const Deployment *deployment, Peer *peer);
 extern void backward_mappings_changed(const Deployment *deployment);
+extern void backward_keep_policy(const Deployment *deployment,
+								 const struct Transform *transform);
 extern int32 backward_call_integer(const Deployment *deployment,
 								   const char *sql, int nargs,
 								   const char *const *args);
@@ -156,11 +163,13 @@ typedef struct DerivedMapping
 	char	   *transform;
 	List	   *key;			/* of char *; NIL: without a key */
 	List	   *types;			/* of the columns, as SQL */
+	char	   *conflict;		/* who wins in a window, as forward */
 	char	   *basis;			/* differs whenever one of it does */
 	char	   *problem;		/* why there is none, or NULL */
 } DerivedMapping;
 
 extern List *derive_mappings(const Deployment *deployment);
+extern char *derive_policy(const struct Transform *transform);
 
 /* ---- lookup.c: mappings with a lookup ---- */
 
@@ -199,18 +208,18 @@ extern void ddl_note_commands(Oid relid, const AlterTableStmt *stmt);
 
 /* ---- mapping.c ---- */
 
-struct Transform;
-
 /* arguments of functions that define mappings */
 extern bool mapping_is_remote(FunctionCallInfo fcinfo, int i,
 							  const Deployment *deployment);
 extern Oid	mapping_source_oid(FunctionCallInfo fcinfo, int i);
 extern char *mapping_text_argument(FunctionCallInfo fcinfo, int i);
+extern char *mapping_conflict_argument(FunctionCallInfo fcinfo, int i);
 extern int32 mapping_define(const Deployment *deployment, Peer *peer,
 							MapRequest *request, const char *derived_from);
 extern void mapping_remove(const MappingRow *mapping);
 extern bool mapping_writes(const MappingRow *mapping,
 						   const MapRequest *request);
+extern void mapping_require_no_window(const Deployment *deployment);
 extern void mappings_changed(const Deployment *deployment,
 							 const char *message);
 extern int	mapping_word_argument(FunctionCallInfo fcinfo, int i,

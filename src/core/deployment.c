@@ -197,6 +197,22 @@ delete_deployment(const Deployment *deployment)
 }
 
 /*
+ * Sequences that leave numbers to the other side need not any more.
+ */
+static void
+restore_sequences(const Deployment *deployment)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, deployment->id);
+	catalog_run("SELECT bluegreen.restore_all_sequences($1)", &args,
+				SPI_OK_SELECT);
+	catalog_end(&access);
+}
+
+/*
  * Drop a deployment that is locked, and what this side has of it: the stream's
  * processes, mappings, the row, and the slot.
  */
@@ -206,6 +222,7 @@ deployment_drop_local(Deployment *deployment)
 	char		slot_name[NAMEDATALEN];
 
 	deployment_slot_name(slot_name, deployment);
+	restore_sequences(deployment);
 	delete_deployment(deployment);
 	control_drop_slot(slot_name);
 	(void) stream_shared_remove(slot_name);
@@ -247,6 +264,13 @@ deployment_drop(Deployment *deployment, bool force)
 	deployment = deployment_lock(deployment->name);
 	if (!force)
 		switch_refuse_unfinished(deployment, "drop");
+	if (!force && deployment->window != WINDOW_CLOSED)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot drop deployment \"%s\" while its window is %s",
+						deployment->name,
+						window_state_names[deployment->window]),
+				 errhint("Use CALL bluegreen.close_window() first.")));
 	deployment_slot_name(slot_name, deployment);
 	if (deployment->desired == DESIRED_STARTED)
 		control_resume_at_abort(deployment->id);

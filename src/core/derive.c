@@ -207,6 +207,26 @@ lost_columns(const Derivation *d)
 }
 
 /*
+ * The policy of the mapping back: who wins in a window is the same there; a
+ * column that decides has its name here.
+ */
+char *
+derive_policy(const Transform *transform)
+{
+	MappingRow *row = transform->row;
+	char	   *column = strchr(row->conflict, ':');
+
+	for (int i = 0; column != NULL && i < transform->ncolumns; i++)
+		if (strcmp(transform->columns[i].def->name, column + 1) == 0 &&
+			transform->columns[i].source_attno > 0)
+			return psprintf("newer_column:%s",
+							get_attname(row->source,
+										transform->columns[i].source_attno,
+										false));
+	return row->conflict;
+}
+
+/*
  * The source's columns that are the target's key; false if not all are had.
  */
 static bool
@@ -255,6 +275,9 @@ write_transform(Derivation *d)
 	}
 	appendStringInfo(&sql, " FROM %s", d->result->source);
 	d->result->transform = sql.data;
+	d->result->conflict = derive_policy(d->transform);
+	if (strcmp(d->result->conflict, "error") != 0)
+		appendStringInfo(&types, "; conflict %s", d->result->conflict);
 	d->result->basis = psprintf("%s; to %s; key %s%s", sql.data,
 								d->result->target,
 								catalog_text_array(d->result->key),

@@ -101,6 +101,7 @@ const char *const event_kind_names[] = {
 	[EVENT_SWITCH] = "switch",
 	[EVENT_SEQUENCES] = "sequences",
 	[EVENT_ROUTERS] = "routers",
+	[EVENT_CLOCK] = "clock",
 	[EVENT_CHANGE] = "change",
 	[EVENT_BLOCKED] = "blocked"
 };

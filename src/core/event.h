@@ -34,6 +34,7 @@ typedef enum EventKind
 	EVENT_SWITCH,				/* a step of a switchover or rollback */
 	EVENT_SEQUENCES,			/* moved, or run beyond */
 	EVENT_ROUTERS,				/* did not do it, or were left paused */
+	EVENT_CLOCK,				/* the other side's is ahead, in a window */
 	EVENT_CHANGE,				/* a change's state */
 	EVENT_BLOCKED				/* a change waits for somebody's lock */
 } EventKind;

@@ -34,28 +34,41 @@ PG_FUNCTION_INFO_V1(bluegreen_revoke_apply);
 const char *const apply_privileges[] = {
 	"CONNECT, TEMPORARY ON DATABASE %s",
 	"USAGE ON SCHEMA bluegreen",
-	"SELECT, INSERT, UPDATE (timeline, lost), DELETE ON bluegreen.applied_stream",
+	"SELECT, INSERT, UPDATE (timeline, lost, seen, seen_version), DELETE ON bluegreen.applied_stream",
 	"SELECT, INSERT, UPDATE, DELETE ON bluegreen.applied_table",
 	"SELECT, INSERT, DELETE ON bluegreen.applied_chunk",
 	"INSERT, SELECT (at), DELETE ON bluegreen.conflict_log",
+	"SELECT, INSERT, DELETE ON bluegreen.window_owed",
 	"EXECUTE ON FUNCTION bluegreen.begin_apply(), "
 	"bluegreen.check_rows(bigint[]), "
-	"bluegreen.commit_position(pg_lsn, timestamptz, pg_lsn), "
+	"bluegreen.commit_position(pg_lsn, timestamptz, pg_lsn, pg_lsn), "
+	"bluegreen.note_seen(pg_lsn), bluegreen.write_as_own(), "
+	"bluegreen.forget_key(regclass, name[], text[]), "
+	"bluegreen.check_change(regclass, name[], pg_lsn, \"any\"), "
 	"bluegreen.insert_rows(regclass, name[], bytea, bigint), "
 	"bluegreen.takes_rows(regclass, name[]), "
 	"bluegreen.update_rows(regclass, name[], name[], bytea, bigint), "
 	"bluegreen.delete_rows(regclass, name[], bytea, bigint), "
-	"bluegreen.noted_row(), bluegreen.origin_create(text), "
+	"bluegreen.noted_row(), bluegreen.note_reached(pg_lsn), "
+	"bluegreen.origin_create(text), "
 	"bluegreen.origin_setup(text), bluegreen.origin_progress(), "
 	"bluegreen.origin_drop(text), "
 	"bluegreen.save_indexes(text, integer, name[], boolean), "
 	"bluegreen.restore_indexes(text, integer, boolean), "
 	"bluegreen.restore_key(text, integer), bluegreen.wait_for_writers(text), "
 	"bluegreen.fence_look(text), bluegreen.fence_decide(text, bigint), "
-	"bluegreen.fence_settle(text, bigint)",
+	"bluegreen.fence_settle(text, bigint), "
+	"bluegreen.window_move(text, bigint, text), "
+	"bluegreen.window_look(text, pg_lsn), "
+	"bluegreen.window_mappings(name), "
+	"bluegreen.window_decide(text, bigint), "
+	"bluegreen.window_settle(text, bigint)",
 	"EXECUTE ON FUNCTION bluegreen.sequence_position(oid), "
 	"bluegreen.column_extreme(oid, name, boolean), "
-	"bluegreen.restart_sequences(oid[], bigint[], boolean[], integer)",
+	"bluegreen.restart_sequences(oid[], bigint[], boolean[], integer), "
+	"bluegreen.interleave_sequences(text, bigint, oid[], bigint[], bigint[], "
+	"integer), "
+	"bluegreen.restore_sequences(text, bigint, oid[], bigint[], integer)",
 };
 const int	apply_privilege_count = lengthof(apply_privileges);
 
@@ -63,7 +76,8 @@ const int	apply_privilege_count = lengthof(apply_privileges);
 static const char granted_tables[] =
 "SELECT c.oid FROM pg_catalog.pg_class c "
 "WHERE c.relkind IN ('r', 'p') AND c.relowner <> $1 "
-"AND c.relnamespace <> 'bluegreen'::pg_catalog.regnamespace "
+"AND (c.relnamespace <> 'bluegreen'::pg_catalog.regnamespace "
+" OR c.relname = 'session') "
 "AND EXISTS (SELECT FROM pg_catalog.aclexplode(c.relacl) a "
 " WHERE a.grantee = $1 AND a.privilege_type = 'TRUNCATE') "
 "ORDER BY c.oid::pg_catalog.regclass::text";

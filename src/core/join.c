@@ -368,7 +368,7 @@ static const char mappings_sql[] =
 "  coalesce(m.lookup_key, (SELECT array_agg(k.name ORDER BY k.position)"
 "    FROM bluegreen.mapping_column k WHERE k.mapping = m.id AND k.is_key)),"
 "  m.on_write, m.on_delete, m.derived_from IS NOT NULL, pg_get_viewdef(m.view),"
-"  m.lookup"
+"  m.lookup, m.conflict"
 " FROM bluegreen.table_mapping m"
 "  JOIN pg_class c ON c.oid = m.source"
 "  JOIN pg_namespace n ON n.oid = c.relnamespace"
@@ -395,8 +395,8 @@ bluegreen_joined_mappings(PG_FUNCTION_ARGS)
 	n = catalog_run(mappings_sql, &args, SPI_OK_SELECT);
 	for (uint64 i = 0; i < n; i++)
 	{
-		Datum		values[9];
-		bool		nulls[9];
+		Datum		values[10];
+		bool		nulls[10];
 
 		for (int j = 0; j < lengthof(values); j++)
 			values[j] = catalog_value(i, j + 1, &nulls[j]);
@@ -480,8 +480,8 @@ check_types(int32 id, List *types)
 
 /*
  * bluegreen.derive_mapping(deployment name, source text, target text, transform
- * text, key text[], types text[], derived_from text) returns integer: have a
- * mapping that blue has derived; its id, or null if somebody has defined one of the same
+ * text, key text[], types text[], derived_from text, conflict text) returns
+ * integer: have a mapping that blue has derived; its id, or null if somebody has defined one of the same
  * source or target.  Changes nothing if it is there already, derived from the
  * same.  Errors: as map_table(); the target's columns are not of these types.
  */
@@ -503,6 +503,7 @@ bluegreen_derive_mapping(PG_FUNCTION_ARGS)
 	request.transform = text_to_cstring(PG_GETARG_TEXT_PP(3));
 	request.key = mapping_names_argument(PG_GETARG_ARRAYTYPE_P(4), TEXTOID);
 	request.keyless = request.key == NIL;
+	request.conflict = text_to_cstring(PG_GETARG_TEXT_PP(7));
 	id = clear_place(deployment, &request, derived_from);
 	if (id < 0)
 		PG_RETURN_NULL();

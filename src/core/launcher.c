@@ -46,6 +46,7 @@
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "stream/watch.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -65,7 +66,9 @@ typedef struct LauncherEntry
 	BackgroundWorkerHandle *handle; /* registered and not yet ended, or NULL */
 	bool		inherited;		/* worker that an earlier launcher started */
 	TimestampTz started_at;
-	int			quick_ends;		/* orderly ends soon after the start, in a row */
+	int64		transactions;	/* that the stream had applied by then */
+	int			quick_ends;		/* orderly ends soon after the start, in a row,
+								 * and nothing was applied */
 	BackgroundWorkerHandle *verify; /* its verify worker */
 	BackgroundWorkerHandle *switching;	/* that of a switchover */
 } LauncherEntry;
@@ -281,9 +284,15 @@ adopt_slots(void)
  * ends as soon as it has started.  Returns the delay in ms.
  */
 static int64
-quick_end_delay(LauncherEntry *entry, TimestampTz now)
+quick_end_delay(StreamShared *s, LauncherEntry *entry, TimestampTz now)
 {
-	if (TimestampDifferenceExceeds(entry->started_at, now, bg_restart_delay))
+	int64		transactions;
+
+	SpinLockAcquire(&s->mutex);
+	transactions = s->transactions;
+	SpinLockRelease(&s->mutex);
+	if (transactions != entry->transactions ||
+		TimestampDifferenceExceeds(entry->started_at, now, bg_restart_delay))
 		entry->quick_ends = 0;
 	else
 		entry->quick_ends++;
@@ -324,7 +333,7 @@ static void
 worker_ended(StreamShared *s, LauncherEntry *entry)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	int64		quick = quick_end_delay(entry, now);
+	int64		quick = quick_end_delay(s, entry, now);
 	int64		delay;
 	bool		claimed;
 
@@ -373,6 +382,7 @@ start_stream(int index)
 	s->claimed = false;
 	/* A new worker reads its mappings anyway. */
 	s->reload = false;
+	entry->transactions = s->transactions;
 	SpinLockRelease(&s->mutex);
 	stream_set_state(s, STREAM_STARTING);
 
@@ -706,6 +716,8 @@ launcher_round(void)
 		wanted = earlier(wanted, tend_entry(i));
 		wanted = earlier(wanted, tend_verify(i));
 		wanted = earlier(wanted, tend_switch(i));
+		/* the stream's worker may be stopped */
+		wanted = earlier(wanted, watch_start(stream_shared_at(i)));
 	}
 	wanted = earlier(wanted, tend_recorder());
 	wanted = earlier(wanted, tend_resume());

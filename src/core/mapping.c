@@ -60,7 +60,8 @@ enum
 	ARG_ON_WRITE,
 	ARG_ON_DELETE,
 	ARG_LOOKUP,
-	ARG_DIRECTION
+	ARG_DIRECTION,
+	ARG_CONFLICT
 };
 
 /*
@@ -214,6 +215,19 @@ mapping_text_argument(FunctionCallInfo fcinfo, int i)
 /* ---- rows ---- */
 
 /*
+ * Who wins in a window: what is written in a way that needs nobody to win is not
+ * looked up unless somebody says so.
+ */
+static const char *
+conflict_policy(const MapRequest *request)
+{
+	if (request->conflict != NULL)
+		return request->conflict;
+	return request->on_write == ON_WRITE_MERGE &&
+		request->on_delete == ON_DELETE_IGNORE ? "none" : "error";
+}
+
+/*
  * Insert the mapping's row; returns its id.  Error if the same mapping exists.
  */
 static int32
@@ -234,10 +248,12 @@ insert_mapping(const Deployment *deployment, const MapRequest *request,
 	catalog_arg(&args, BOOLOID, BoolGetDatum(has_other_columns));
 	catalog_arg_text(&args, direction_name(deployment->direction));
 	catalog_arg_text(&args, derived_from);
+	catalog_arg_text(&args, conflict_policy(request));
 	if (catalog_run("INSERT INTO bluegreen.table_mapping (deployment, "
 					"direction, source, view, target_schema, target_table, "
-					"on_write, on_delete, has_other_columns, derived_from) "
-					"VALUES ($1, $8, $2, 0, $3, $4, $5, $6, $7, $9) "
+					"on_write, on_delete, has_other_columns, derived_from, "
+					"conflict) "
+					"VALUES ($1, $8, $2, 0, $3, $4, $5, $6, $7, $9, $10) "
 					"ON CONFLICT DO NOTHING RETURNING id",
 					&args, SPI_OK_INSERT_RETURNING) == 0)
 		ereport(ERROR,
@@ -553,11 +569,27 @@ mapping_define(const Deployment *deployment, Peer *peer, MapRequest *request,
 }
 
 /*
+ * Error while the deployment's window is not closed.
+ */
+void
+mapping_require_no_window(const Deployment *deployment)
+{
+	if (deployment->window != WINDOW_CLOSED)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot change mappings of deployment \"%s\" while its window is %s",
+						deployment->name,
+						window_state_names[deployment->window]),
+				 errhint("Use CALL bluegreen.close_window() first.")));
+}
+
+/*
  * After mappings have come or gone.
  */
 void
 mappings_changed(const Deployment *deployment, const char *message)
 {
+	mapping_require_no_window(deployment);
 	deployment_bump_version(deployment->id);
 	event_record_local(deployment->id, EVENT_DEFINED, InvalidXLogRecPtr,
 					   message, NULL);
@@ -583,21 +615,46 @@ describe_request(const MapRequest *request)
 static int32
 map_on_green(FunctionCallInfo fcinfo, const Deployment *deployment)
 {
-	const char *args[ARG_LOOKUP + 1];
+	const char *args[ARG_LOOKUP + 2];
 
 	for (int i = 0; i <= ARG_LOOKUP; i++)
 		args[i] = mapping_text_argument(fcinfo, i);
+	args[ARG_LOOKUP + 1] = mapping_text_argument(fcinfo, ARG_CONFLICT);
 	return backward_call_integer(deployment,
 								 "SELECT bluegreen.map_table("
 								 "$1::pg_catalog.name, $2::pg_catalog.text, "
 								 "$3, $4, $5::pg_catalog.text[], $6, $7, $8, "
-								 "'backward')", lengthof(args), args);
+								 "'backward', $9)", lengthof(args), args);
+}
+
+/*
+ * Argument i as the policy for rows that both sides change, or NULL.
+ */
+char *
+mapping_conflict_argument(FunctionCallInfo fcinfo, int i)
+{
+	static const char *const words[] = {
+		"last_write", "blue", "green", "error", "none"
+	};
+	char	   *value;
+
+	if (PG_ARGISNULL(i))
+		return NULL;
+	value = text_to_cstring(PG_GETARG_TEXT_PP(i));
+	if (enum_lookup(words, lengthof(words), value) < 0 &&
+		(strncmp(value, "newer_column:", 13) != 0 || value[13] == '\0'))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for argument \"%s\": \"%s\"",
+						"conflict", value),
+				 errhint("Valid values are \"last_write\", \"blue\", \"green\", \"newer_column:\" with the name of a column, \"error\" and \"none\".")));
+	return value;
 }
 
 /*
  * bluegreen.map_table(deployment name, source regclass or text, target text,
  * transform text, key text[], on_write text, on_delete text, lookup text,
- * direction text) returns integer: define a mapping; its id.
+ * direction text, conflict text) returns integer: define a mapping; its id.
  *
  * The mappings of direction backward are green's, which is asked to do it.
  *
@@ -626,6 +683,7 @@ bluegreen_map_table(PG_FUNCTION_ARGS)
 									 on_write_names);
 	request.on_delete = mapping_word_argument(fcinfo, ARG_ON_DELETE, "on_delete",
 									  on_delete_names);
+	request.conflict = mapping_conflict_argument(fcinfo, ARG_CONFLICT);
 	request.key = key_argument(fcinfo);
 	request.keyless = request.key == NIL && !PG_ARGISNULL(ARG_KEY);
 	if (!PG_ARGISNULL(ARG_TRANSFORM))

@@ -134,6 +134,59 @@ check_readable(Relation source, const char *name, Oid owner)
 }
 
 /*
+ * Our own tables are not mapped; but sessions are users' data.
+ */
+static bool
+is_own_table(const char *schema, const char *table)
+{
+	return strcmp(schema, BG_SCHEMA) == 0 && strcmp(table, "session") != 0;
+}
+
+/*
+ * Does a table hold sessions of users: ours, or an adopted one?  It is known by
+ * the trigger that merges them.
+ */
+bool
+holds_sessions(Relation relation)
+{
+	Oid			schema = get_namespace_oid(BG_SCHEMA, true);
+	TriggerDesc *triggers = relation->trigdesc;
+
+	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+	{
+		Oid			function = triggers->triggers[i].tgfoid;
+
+		if (get_func_namespace(function) == schema &&
+			strncmp(get_func_name(function), "session_", 8) == 0)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Rows of sessions are merged where they meet; otherwise one side's would be
+ * written over the other's, and the removal of expired ones would log out users.
+ */
+static void
+check_sessions(const MapRequest *request, const char *target)
+{
+	Relation	source = table_open(request->source, AccessShareLock);
+	bool		sessions = holds_sessions(source) ||
+		(strcmp(request->target_schema, BG_SCHEMA) == 0 &&
+		 strcmp(request->target_table, "session") == 0);
+
+	table_close(source, NoLock);
+	if (sessions && (request->on_write != ON_WRITE_MERGE ||
+					 request->on_delete != ON_DELETE_IGNORE))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("mapping to table \"%s\" must merge and ignore deletes",
+						target),
+				 errdetail("Its rows are sessions of users."),
+				 errhint("Use on_write => 'merge', on_delete => 'ignore'.")));
+}
+
+/*
  * Error unless the relation can be the source of a mapping of this owner.
  * Takes AccessShareLock on it and keeps it until the end of the transaction.
  */
@@ -154,8 +207,8 @@ source_check(Oid source, Oid owner)
 	relation = table_open(source, AccessShareLock);
 	check_not_system(source < FirstNormalObjectId ||
 					 IsCatalogRelation(relation) ||
-					 namespace == get_namespace_oid(BG_SCHEMA, true),
-					 name, "");
+					 is_own_table(get_namespace_name(namespace),
+								  get_rel_name(source)), name, "");
 	check_persistence(relation->rd_rel->relpersistence, name, "");
 	check_not_partition(relation, name);
 	check_readable(relation, name, owner);
@@ -218,7 +271,8 @@ target_require(Peer *peer, const MapRequest *request)
 				 errhint("Create it there, or name another with \"target\".")));
 	check_kind(target->kind, name, where);
 	check_not_system(target->is_system ||
-					 strcmp(target->schema, BG_SCHEMA) == 0, name, where);
+					 is_own_table(target->schema, request->target_table),
+					 name, where);
 	check_persistence(target->persistence, name, where);
 	if (target->key_is_deferrable)
 		ereport(ERROR,
@@ -229,6 +283,7 @@ target_require(Peer *peer, const MapRequest *request)
 				 errhint("Make the constraint NOT DEFERRABLE, or name another key.")));
 	if (!target->has_key)
 		check_keyless(request, name);
+	check_sessions(request, name);
 	return target;
 }
 

@@ -203,6 +203,19 @@ peer_keep(Peer *peer)
 	peer->keep = true;
 }
 
+/*
+ * Values of a table are secrets: leave out what errors say of them.  Those that
+ * name no table may be of this one.
+ */
+void
+peer_hide(Peer *peer, const char *schema, const char *table)
+{
+	MemoryContext old = MemoryContextSwitchTo(peer->context);
+
+	peer->hidden = lappend(peer->hidden, pstrdup(schema));
+	peer->hidden = lappend(peer->hidden, pstrdup(table));
+	MemoryContextSwitchTo(old);
+}
 
 /*
  * Errors
@@ -223,6 +236,18 @@ peer_copy_text(char *dst, size_t size, const char *src)
 		len = pg_mbcliplen(src, len, size - 1);
 	memcpy(dst, src, len);
 	dst[len] = '\0';
+}
+
+static void
+hide_values(const Peer *peer, PeerError *error)
+{
+	bool		hide = peer->hidden != NIL && error->table[0] == '\0';
+
+	for (int i = 0; i < list_length(peer->hidden); i += 2)
+		hide |= strcmp(list_nth(peer->hidden, i), error->schema) == 0 &&
+			strcmp(list_nth(peer->hidden, i + 1), error->table) == 0;
+	if (hide)
+		error->detail[0] = error->context[0] = '\0';
 }
 
 /*
@@ -256,6 +281,7 @@ peer_note_error(Peer *peer, const PGresult *res, PeerError *error)
 	COPY_FIELD(column, PG_DIAG_COLUMN_NAME);
 	COPY_FIELD(constraint, PG_DIAG_CONSTRAINT_NAME);
 #undef COPY_FIELD
+	hide_values(peer, error);
 
 	if (severity != NULL && (strcmp(severity, "FATAL") == 0 ||
 							 strcmp(severity, "PANIC") == 0))

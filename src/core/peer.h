@@ -99,6 +99,9 @@ extern Peer *peer_try_console(const char *server, Oid userid, int timeout,
 							  PeerError *error);
 extern void peer_close(Peer *peer);
 extern void peer_keep(Peer *peer);	/* outlive transactions that abort */
+
+/* What errors say of this table's values is not for everybody to read. */
+extern void peer_hide(Peer *peer, const char *schema, const char *table);
 extern void peer_show_notices(Peer *peer);
 extern bool peer_is_alive(Peer *peer);
 extern void peer_check(Peer *peer);

@@ -63,6 +63,7 @@ struct Peer
 	bool		is_commit;		/* the simple statement that runs is one */
 	bool		keep;			/* outlives transactions that abort */
 	bool		show_notices;	/* to our own client */
+	List	   *hidden;			/* see peer_hide(): names, schema and table in turn */
 	SubTransactionId subid;		/* that opened it */
 	char	   *description;
 	int			version;

@@ -31,9 +31,12 @@
 #include "compat.h"
 
 #include "access/xact.h"
-#include "fmgr.h"
-#include "replication/origin.h"
+#include "core/clock.h"
+#include "core/reached.h"
 #include "core/shared.h"
+#include "fmgr.h"
+#include "stream/own_changes.h"
+#include "replication/origin.h"
 #include "storage/ipc.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
@@ -50,6 +53,7 @@ PG_FUNCTION_INFO_V1(bluegreen_origin_drop);
 
 static XLogRecPtr position_lsn = InvalidXLogRecPtr; /* invalid = none */
 static TimestampTz position_time = 0;
+static XLogRecPtr position_seen = InvalidXLogRecPtr;
 
 static void
 forget_position(int code, Datum arg)
@@ -72,6 +76,12 @@ position_at_transaction_end(XactEvent event, void *arg)
 			replorigin_session_origin_timestamp = position_time;
 			break;
 		case XACT_EVENT_COMMIT:
+			/* others can see it now, not before */
+			reached_commit(position_lsn);
+			if (!XLogRecPtrIsInvalid(position_lsn))
+				own_note_seen(position_seen);
+			forget_position(0, (Datum) 0);
+			break;
 		case XACT_EVENT_ABORT:
 		case XACT_EVENT_PREPARE:
 			forget_position(0, (Datum) 0);
@@ -82,11 +92,12 @@ position_at_transaction_end(XactEvent event, void *arg)
 }
 
 /*
- * bluegreen.commit_position(lsn pg_lsn, commit_time timestamptz, after pg_lsn):
- * have the current transaction's commit advance the session's replication
+ * bluegreen.commit_position(lsn pg_lsn, commit_time timestamptz, after pg_lsn,
+ * seen pg_lsn): have the current transaction's commit advance the session's replication
  * origin to lsn, with the time at which the source committed.  Error unless the
  * origin is at "after": the stream does not wait to see that the transaction
- * before this one was committed.
+ * before this one was committed.  seen is what the source had seen of this
+ * side's changes, in a window; else 0/0.
  */
 Datum
 bluegreen_commit_position(PG_FUNCTION_ARGS)
@@ -115,6 +126,12 @@ bluegreen_commit_position(PG_FUNCTION_ARGS)
 	ForceSyncCommit();
 	position_lsn = PG_GETARG_LSN(0);
 	position_time = PG_GETARG_TIMESTAMPTZ(1);
+	position_seen = PG_GETARG_LSN(3);
+	if (!XLogRecPtrIsInvalid(position_seen))
+	{
+		own_attach_session();
+		clock_note_commit(position_time);
+	}
 	PG_RETURN_VOID();
 }
 
@@ -153,9 +170,12 @@ bluegreen_origin_create(PG_FUNCTION_ARGS)
 Datum
 bluegreen_origin_setup(PG_FUNCTION_ARGS)
 {
-	check_origin_name(text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
+
+	check_origin_name(name);
 	(void) DirectFunctionCall1(pg_replication_origin_session_setup,
 							   PG_GETARG_DATUM(0));
+	reached_attach(name);
 	PG_RETURN_VOID();
 }
 

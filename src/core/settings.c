@@ -29,6 +29,9 @@ int			bg_batch_rows = 50000;
 int			bg_batch_size = 8192;
 int			bg_batch_delay = 200;
 int			bg_decoding_work_mem = 256 * 1024;
+int			bg_window_memory = 64 * 1024;
+int			bg_max_clock_skew = 1000;
+int			bg_clock_offset = 0;
 int			bg_verify_rate = 100000;
 int			bg_connect_timeout = 10;
 int			bg_peer_timeout = 30000;
@@ -36,6 +39,8 @@ int			bg_restart_delay = 1000;
 int			bg_restart_delay_max = 60000;
 int			bg_idle_progress_interval = 10000;
 int			bg_event_retention = 43200;
+int			bg_session_purge_interval = 60000;
+int			bg_session_retention = 3600;
 int			bg_long_transaction = 60;
 bool		bg_allow_target_writes = false;
 char	   *bg_switchover_stop_at = NULL;
@@ -61,7 +66,7 @@ typedef struct Setting
 	int			min;
 	int			max;
 	GucContext	context;
-	int			unit;			/* GUC_UNIT_* or 0 */
+	int			flags;			/* GUC_UNIT_* and others */
 	const char *description;
 	const char *detail;
 } Setting;
@@ -146,6 +151,25 @@ static const Setting settings[] = {
 		NULL
 	},
 	{
+		"bluegreen.window_memory", &bg_window_memory, 1024, MAX_KILOBYTES,
+		PGC_SIGHUP, GUC_UNIT_KB,
+		"Sets the maximum memory for the rows that one side has changed in a window and the other side has not seen.",
+		"A stream in a window stops when it is exceeded."
+	},
+	{
+		"bluegreen.max_clock_skew", &bg_max_clock_skew, -1, 24 * 3600 * 1000,
+		PGC_SIGHUP, GUC_UNIT_MS,
+		"Sets how far the clocks of two servers may be apart in a window in which commit times decide.",
+		"-1 lets nobody compare them."
+	},
+	{
+		"bluegreen.clock_offset", &bg_clock_offset,
+		-24 * 3600 * 1000, 24 * 3600 * 1000,
+		PGC_SIGHUP, GUC_UNIT_MS | GUC_NOT_IN_SAMPLE,
+		"Shifts what this server takes for its clock where the two sides' times are compared.",
+		"For tests only."
+	},
+	{
 		"bluegreen.idle_progress_interval", &bg_idle_progress_interval,
 		100, 3600 * 1000,
 		PGC_SIGHUP, GUC_UNIT_MS,
@@ -157,6 +181,19 @@ static const Setting settings[] = {
 		PGC_SIGHUP, GUC_UNIT_MIN,
 		"Deletes events and conflicts that are older than this.",
 		"0 keeps them for ever."
+	},
+	{
+		"bluegreen.session_purge_interval", &bg_session_purge_interval,
+		0, 24 * 3600 * 1000,
+		PGC_SIGHUP, GUC_UNIT_MS,
+		"Sets the time between removals of expired sessions.",
+		"0 removes none but by bluegreen.expire_sessions()."
+	},
+	{
+		"bluegreen.session_retention", &bg_session_retention, 0, 366 * 24 * 3600,
+		PGC_SIGHUP, GUC_UNIT_S,
+		"Keeps sessions this long after they have expired.",
+		"Longer than a change of the other side may be under way."
 	},
 	{
 		"bluegreen.long_transaction", &bg_long_transaction, 0, INT_MAX,
@@ -239,7 +276,7 @@ settings_define(void)
 			context = PGC_SIGHUP;
 		DefineCustomIntVariable(s->name, s->description, s->detail,
 								s->variable, *s->variable, s->min, s->max,
-								context, s->unit, NULL, NULL, NULL);
+								context, s->flags, NULL, NULL, NULL);
 	}
 	DefineCustomBoolVariable("bluegreen.allow_target_writes",
 							 "Lets a session write to the target tables of a stream.",

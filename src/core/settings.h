@@ -39,8 +39,17 @@ extern int	bg_idle_progress_interval;	/* ms between idle progress marks */
 /* fence */
 extern bool bg_allow_target_writes;
 
+/* window */
+extern int	bg_max_clock_skew;	/* ms, -1 = any */
+extern int	bg_clock_offset;	/* ms, for tests */
+extern int	bg_window_memory;	/* kilobytes, for this side's own changes */
+
 /* switchover */
 extern char *bg_switchover_stop_at; /* for tests: name of a step */
+
+/* sessions */
+extern int	bg_session_purge_interval;	/* ms, 0 = never by itself */
+extern int	bg_session_retention;	/* seconds after the expiry */
 
 /* history */
 extern int	bg_event_retention; /* minutes */

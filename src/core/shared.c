@@ -28,6 +28,7 @@
 #include "compat.h"
 
 #include "core/event.h"
+#include "core/reached.h"
 #include "core/settings.h"
 #include "core/shared.h"
 #include "core/worker.h"
@@ -37,6 +38,7 @@
 #include "storage/latch.h"
 #include "storage/procarray.h"
 #include "storage/shmem.h"
+#include "stream/own_changes.h"
 #include "utils/hsearch.h"
 #include "utils/timestamp.h"
 
@@ -100,6 +102,8 @@ shared_request(void)
 											  sizeof(TableShared)));
 	RequestAddinShmemSpace(event_shared_size());
 	RequestAddinShmemSpace(wake_shared_size());
+	reached_request();
+	own_request();
 
 	for (int i = 0; i < lengthof(lock_names); i++)
 		RequestNamedLWLockTranche(lock_names[i], 1);
@@ -143,6 +147,8 @@ shared_startup(void)
 							  bg_max_tables, &info, HASH_ELEM | HASH_BLOBS);
 	event_shared_startup();
 	wake_shared_startup();
+	reached_startup();
+	own_startup();
 	LWLockRelease(AddinShmemInitLock);
 }
 
@@ -425,7 +431,8 @@ stream_release(StreamShared *s)
 		return false;
 
 	SpinLockAcquire(&s->mutex);
-	if (s->pid == 0 && s->verify_pid == 0 && s->switch_pid == 0)
+	if (s->pid == 0 && s->verify_pid == 0 && s->switch_pid == 0 &&
+		s->watch_pid == 0)
 		s->in_use = false;
 	SpinLockRelease(&s->mutex);
 	return !s->in_use;
@@ -497,6 +504,23 @@ stream_set_state(StreamShared *s, StreamState state)
 	s->state = state;
 	SpinLockRelease(&s->mutex);
 	ConditionVariableBroadcast(&s->changed);
+}
+
+/*
+ * The target's sessions should know that the stream is at lsn, as soon as it is
+ * (a token was given for it).
+ */
+void
+stream_want_told(StreamShared *s, XLogRecPtr lsn)
+{
+	bool		wake;
+
+	SpinLockAcquire(&s->mutex);
+	wake = s->told_lsn < lsn && s->token_lsn < lsn;
+	s->token_lsn = Max(s->token_lsn, lsn);
+	SpinLockRelease(&s->mutex);
+	if (wake)
+		stream_wake(s);
 }
 
 /*

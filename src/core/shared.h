@@ -127,12 +127,17 @@ typedef struct StreamShared
 	bool		stop_requested; /* launcher leaves it alone until start() */
 	bool		reload;			/* worker should read its mappings again */
 	int64		mapping_version;	/* what the worker has compiled */
+	XLogRecPtr	window_since;	/* in a window: this side's own changes from
+								 * here on are watched; 0 = they are not */
 
 	/* restart and the careful path */
 	TimestampTz next_start;		/* not before this */
 	int			failures;		/* in a row; counted by the worker, the delay
 								 * of the next start by the launcher */
 	XLogRecPtr	careful_until;	/* one row at a time up to here */
+	XLogRecPtr	again_lsn;		/* in a window: a transaction that was applied
+								 * once more */
+	int			again_times;	/* in a row, in vain */
 	XLogRecPtr	error_until;	/* read when the last error happened: it is
 								 * over once that is applied */
 	bool		copy_failed;	/* and no chunk was finished since */
@@ -141,6 +146,8 @@ typedef struct StreamShared
 	XLogRecPtr	decoded_lsn;	/* read and decoded up to here */
 	XLogRecPtr	applied_lsn;	/* durable on the target up to here */
 	XLogRecPtr	confirmed_lsn;	/* slot confirmed up to here */
+	XLogRecPtr	told_lsn;		/* the target's sessions know of this */
+	XLogRecPtr	token_lsn;		/* ... and should know of this */
 	TimestampTz applied_commit_time;	/* source commit time of the last
 										 * applied transaction */
 	TimestampTz applied_at;		/* when that was acknowledged */
@@ -166,6 +173,17 @@ typedef struct StreamShared
 	pid_t		verify_pid;		/* 0 = none */
 	TimestampTz verify_at;		/* start a worker then; 0 = not */
 	int			verify_failures;	/* since one has come to its end */
+
+	/* in a window: who watches this side's own changes, see stream/watch.c */
+	pid_t		watch_pid;		/* 0 = none */
+	struct Latch *watch_latch;
+	int64		watch_wanted;	/* by these mappings (a version); 0 = not */
+	TimestampTz watch_at;		/* he was started last */
+	int			watch_delay;	/* ms from then to the next start */
+
+	/* the other side's clock, see clock.c */
+	int64		clock_ahead;	/* microseconds, when that was too much */
+	TimestampTz clock_ahead_at; /* 0 = never */
 
 	/* switchover or rollback that begins here, see core/switch_row.c */
 	pid_t		switch_pid;		/* 0 = none */
@@ -243,6 +261,7 @@ extern int	stream_shared_index(const StreamShared *s);
 
 extern void stream_set_state(StreamShared *s, StreamState state);
 extern void stream_wake(StreamShared *s);
+extern void stream_want_told(StreamShared *s, XLogRecPtr lsn);
 extern void launcher_wake(void);
 extern bool launcher_is_running(void);
 extern void launcher_attach(void);	/* by the launcher itself */

@@ -108,6 +108,7 @@ add_stream_identity(StateRow *row, const StreamShared *s)
 	add_text(row, stream_state_names[s->state]);
 	add(row, BoolGetDatum(s->stop_requested), false);
 	add_int8(row, s->mapping_version);
+	add_lsn(row, s->window_since);
 	add_time(row, s->next_start);
 	add_int4(row, s->failures, false);
 }
@@ -137,6 +138,8 @@ add_stream_counters(StateRow *row, const StreamShared *s)
 	add_int8(row, s->skipped);
 	add_int8(row, s->careful_batches);
 	add_time(row, s->stats_reset);
+	add(row, Int64GetDatum(s->clock_ahead), s->clock_ahead_at == 0);
+	add_time(row, s->clock_ahead_at);
 }
 
 static void

@@ -24,7 +24,9 @@
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
-const char *const switch_kind_names[] = {"switchover", "rollback"};
+const char *const switch_kind_names[] = {
+	"switchover", "rollback", "open_window"
+};
 const char *const switch_state_names[] = {
 	"running", "decided", "done", "failed"
 };

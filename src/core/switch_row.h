@@ -17,7 +17,8 @@
 typedef enum SwitchKind
 {
 	SWITCH_SWITCHOVER,			/* from blue to green */
-	SWITCH_ROLLBACK				/* from green to blue */
+	SWITCH_ROLLBACK,			/* from green to blue */
+	SWITCH_OPEN_WINDOW			/* from the active side to both */
 } SwitchKind;
 
 extern const char *const switch_kind_names[];

@@ -17,6 +17,7 @@ extern PGDLLEXPORT void bluegreen_launcher_main(Datum arg);
 extern PGDLLEXPORT void bluegreen_stream_main(Datum arg);	/* stream/sync.c */
 extern PGDLLEXPORT void bluegreen_copy_main(Datum arg); /* stream/copy.c */
 extern PGDLLEXPORT void bluegreen_verify_main(Datum arg);	/* stream/verify.c */
+extern PGDLLEXPORT void bluegreen_watch_main(Datum arg);	/* stream/watch.c */
 extern PGDLLEXPORT void bluegreen_switch_main(Datum arg);	/* cutover/switchover.c */
 extern PGDLLEXPORT void bluegreen_recorder_main(Datum arg); /* core/event.c */
 extern PGDLLEXPORT void bluegreen_probe_main(Datum arg);

@@ -42,13 +42,19 @@ const char sql_unlogged[] =
 
 /* ---- green: triggers and rules ---- */
 
+/* Those of sessions fire for streams; some of them for nobody else. */
+#define IS_OURS \
+	"t.tgfoid IN (SELECT oid FROM pg_proc" \
+	" WHERE pronamespace = 'bluegreen'::regnamespace)"
+
 const char sql_triggers[] =
 "SELECT 'warning', format('%s %I', p.name, t.tgname), format('trigger \"%s\""
 " of table %s fires for each row that the stream applies, though blue has"
 " done what there is to do', t.tgname, p.name),"
 "  " ON_GREEN "format('ALTER TABLE %s ENABLE TRIGGER %I;', p.name, t.tgname)"
 " FROM given, part p JOIN pg_trigger t ON t.tgrelid = p.relid"
-" WHERE NOT t.tgisinternal AND t.tgenabled IN ('R', 'A')";
+" WHERE NOT t.tgisinternal AND t.tgenabled IN ('R', 'A')"
+"  AND NOT " IS_OURS;
 
 /* Internal ones are those of foreign keys and deferrable constraints. */
 const char sql_silent_triggers[] =
@@ -64,7 +70,8 @@ const char sql_silent_triggers[] =
 "  p.name),"
 "  " ON_GREEN "format('ALTER TABLE %s ENABLE TRIGGER %I;', p.name, t.tgname)"
 " FROM given, part p JOIN pg_trigger t ON t.tgrelid = p.relid"
-" WHERE NOT t.tgisinternal AND t.tgenabled IN ('D', 'R')";
+" WHERE NOT t.tgisinternal AND t.tgenabled IN ('D', 'R')"
+"  AND NOT (t.tgenabled = 'R' AND " IS_OURS ")";
 
 /* Sessions that apply refuse those of a table that is not their role's. */
 const char sql_rules[] =

@@ -223,6 +223,25 @@ fence_state(int32 fence, int64 *epoch)
 }
 
 /*
+ * Does the other side take writes, too, as far as is known here?
+ */
+bool
+fence_in_window(int32 fence)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	bool		result;
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, fence);
+	result = catalog_run("SELECT FROM bluegreen.fence "
+						 "WHERE id = $1 AND \"window\"", &args,
+						 SPI_OK_SELECT) > 0;
+	catalog_end(&access);
+	return result;
+}
+
+/*
  * The fence of a deployment, by its name.  Error if this database has none, or
  * one as source and another as target.
  */
@@ -423,7 +442,9 @@ commit_in_time(void)
 }
 
 /*
- * Compare and set a fence's row.  Errors: it is in another state or epoch.
+ * Compare and set a fence's row.  A side that is activated may be open already,
+ * in a window, which ends when it is decided who is the active one.  Errors: it
+ * is in another state or epoch.
  */
 static void
 set_fence(int32 fence, int64 epoch, const Move *move)
@@ -444,8 +465,12 @@ set_fence(int32 fence, int64 epoch, const Move *move)
 					"WHEN $2 = 'raised' THEN pg_backend_pid() "
 					"WHEN $2 <> 'open' THEN raised_by END, "
 					"switched_at = CASE WHEN $6 THEN clock_timestamp() "
-					"ELSE switched_at END "
-					"WHERE id = $1 AND state = ANY ($4::text[]) "
+					"ELSE switched_at END, "
+					"activated = CASE WHEN $6 AND $2 = 'open' THEN $3 "
+					"ELSE activated END, \"window\" = \"window\" AND NOT $6, "
+					"closing = closing OR \"window\" AND $6 AND $2 = 'open' "
+					"WHERE id = $1 AND (state = ANY ($4::text[]) "
+					"OR $6 AND $2 = 'open' AND state = 'open' AND \"window\") "
 					"AND CASE WHEN $5 THEN epoch < $3 ELSE epoch = $3 END",
 					&args, SPI_OK_UPDATE);
 	catalog_end(&access);
@@ -574,13 +599,57 @@ fence_decide(int32 fence, int64 epoch)
 }
 
 /*
+ * The decision of a window: this side takes writes, too, and the epoch stays.
+ * The stream that writes here goes on.  Errors: it is open; the epoch was
+ * settled.  Does not commit.
+ */
+void
+fence_decide_window(int32 fence, int64 epoch)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	uint64		n;
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, fence);
+	catalog_arg(&args, INT8OID, Int64GetDatum(epoch));
+	n = catalog_run("UPDATE bluegreen.fence SET state = 'open', "
+					"\"window\" = true, since = clock_timestamp(), "
+					"switched_at = clock_timestamp() "
+					"WHERE id = $1 AND state IN ('guarded', 'closed') "
+					"AND epoch < $2", &args, SPI_OK_UPDATE);
+	catalog_end(&access);
+	if (n == 0)
+		refuse_move(fence, epoch, FENCE_OPEN);
+	fence_commit_durably();
+}
+
+/*
+ * The other side takes writes, too: so this one, which is open, is in a window.
+ * Does not commit.
+ */
+void
+fence_enter_window(int32 fence)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, fence);
+	catalog_run("UPDATE bluegreen.fence SET \"window\" = true "
+				"WHERE id = $1", &args, SPI_OK_UPDATE);
+	catalog_end(&access);
+}
+
+/*
  * Settle an epoch whose decision nobody knows of: from now on it is not
  * possible any more.  Waits for a decision that is being committed.  True if
- * this side is the active one, as that epoch was decided: a side that is not
- * takes part in no later one.  Does not commit.
+ * this side takes writes, as that epoch was decided (window: together with the
+ * other one): a side that does not, or a window that is as it was before, takes
+ * part in no later one.  Does not commit.
  */
 bool
-fence_settle(int32 fence, int64 epoch)
+fence_settle(int32 fence, int64 epoch, bool window)
 {
 	CatalogAccess access;
 	CatalogArgs args = {0};
@@ -589,14 +658,17 @@ fence_settle(int32 fence, int64 epoch)
 	catalog_begin(&access);
 	catalog_arg_int4(&args, fence);
 	catalog_arg(&args, INT8OID, Int64GetDatum(epoch));
+	catalog_arg(&args, BOOLOID, BoolGetDatum(window));
 	catalog_run("UPDATE bluegreen.fence SET epoch = $2 WHERE id = $1 "
-				"AND state IN ('guarded', 'closed') AND epoch < $2",
+				"AND epoch < $2 AND CASE WHEN $3 OR NOT \"window\" "
+				"THEN state IN ('guarded', 'closed') "
+				"ELSE state IN ('open', 'raised', 'in_doubt') END",
 				&args, SPI_OK_UPDATE);
 	catalog_end(&access);
 	fence_commit_durably();
 	state = fence_state(fence, NULL);
-	return state == FENCE_OPEN || state == FENCE_RAISED ||
-		state == FENCE_IN_DOUBT;
+	return (state == FENCE_OPEN || state == FENCE_RAISED ||
+			state == FENCE_IN_DOUBT) && fence_in_window(fence) == window;
 }
 
 /*
@@ -616,7 +688,10 @@ fence_force(int32 fence, bool open)
 	catalog_arg_text(&args, fence_state_names[open ? FENCE_OPEN : FENCE_CLOSED]);
 	catalog_run("UPDATE bluegreen.fence SET state = $2, epoch = epoch + 1, "
 				"since = clock_timestamp(), switched_at = clock_timestamp(), "
-				"raised_by = NULL WHERE id = $1", &args, SPI_OK_UPDATE);
+				"activated = CASE $2 WHEN 'open' THEN epoch + 1 "
+				"ELSE activated END, "
+				"\"window\" = false, closing = false, raised_by = NULL "
+				"WHERE id = $1", &args, SPI_OK_UPDATE);
 	catalog_end(&access);
 	fence_commit_durably();
 }

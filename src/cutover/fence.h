@@ -21,7 +21,8 @@
  */
 typedef enum FenceState
 {
-	FENCE_OPEN,					/* -> RAISED (raise) */
+	FENCE_OPEN,					/* -> RAISED (raise); in a window also
+								 * -> OPEN without (activate) */
 	FENCE_RAISED,				/* -> OPEN (lower), IN_DOUBT, CLOSED, RAISED */
 	FENCE_IN_DOUBT,				/* -> OPEN (lower), CLOSED (close) */
 	FENCE_CLOSED,				/* -> OPEN (activate, reopen), RETIRED */
@@ -56,6 +57,9 @@ typedef struct Fence
 	FenceState	state;
 	int64		epoch;
 	TimestampTz since;
+	bool		window;			/* the other side takes writes, too */
+	bool		closing;		/* ... did, and its stream may still */
+	bool		activated;		/* by a move: it is no stream's target */
 } Fence;
 
 /* What the fences of this database say about one relation. */
@@ -79,9 +83,13 @@ extern void fence_commit(void);
 
 /* ... and these do not */
 extern void fence_decide(int32 fence, int64 epoch);
-extern bool fence_settle(int32 fence, int64 epoch);
+extern void fence_decide_window(int32 fence, int64 epoch);
+extern void fence_enter_window(int32 fence);
+extern bool fence_settle(int32 fence, int64 epoch, bool window);
 extern void fence_force(int32 fence, bool open);
 extern FenceState fence_state(int32 fence, int64 *epoch);
+extern bool fence_in_window(int32 fence);
+extern int32 fence_of_stream(const char *stream);
 extern int32 fence_find(const char *deployment);
 extern int32 fence_of_deployment(int32 deployment);
 extern char *fence_side(int32 fence);

@@ -74,6 +74,9 @@ static const char *const table_names[NTABLES] = {
 #define FENCE_STATE			6
 #define FENCE_EPOCH			7
 #define FENCE_SINCE			8
+#define FENCE_WINDOW		12
+#define FENCE_ACTIVATED		13
+#define FENCE_CLOSING		14
 #define MAPPING_DEPLOYMENT	2
 #define MAPPING_SOURCE		4
 #define TARGET_STREAM		1
@@ -209,6 +212,10 @@ read_fence(HeapTuple tuple, TupleDesc desc)
 	fence->state = state_value(tuple, desc);
 	fence->epoch = DatumGetInt64(value(tuple, desc, FENCE_EPOCH));
 	fence->since = DatumGetTimestampTz(value(tuple, desc, FENCE_SINCE));
+	fence->window = DatumGetBool(value(tuple, desc, FENCE_WINDOW));
+	fence->activated =
+		DatumGetInt64(value(tuple, desc, FENCE_ACTIVATED)) != 0;
+	fence->closing = DatumGetBool(value(tuple, desc, FENCE_CLOSING));
 	if (fence->state == FENCE_CLOSED || fence->state == FENCE_RETIRED)
 		closed = nfences;
 	nfences++;
@@ -516,8 +523,9 @@ judge_named(FenceVerdict *verdict)
 
 /*
  * Does a side that is closed include a relation like this?  Not the catalogs,
- * our own tables, views (what is behind them counts), tables of other servers,
- * and what would not be there after a crash or for others.
+ * our own tables but for users' sessions, views (what is behind them counts),
+ * tables of other servers, and what would not be there after a crash or for
+ * others.
  */
 static bool
 is_closable(Form_pg_class form)
@@ -527,7 +535,8 @@ is_closable(Form_pg_class form)
 		form->relpersistence == RELPERSISTENCE_PERMANENT &&
 		form->oid >= FirstNormalObjectId &&
 		!IsToastNamespace(form->relnamespace) &&
-		form->relnamespace != get_rel_namespace(tables[TABLE_FENCE]);
+		(form->relnamespace != get_rel_namespace(tables[TABLE_FENCE]) ||
+		 strcmp(NameStr(form->relname), "session") == 0);
 }
 
 static FenceVerdict

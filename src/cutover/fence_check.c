@@ -19,7 +19,7 @@
  * look at what is there, gets an error.
  *
  * A session that applies changes passes the fence of its own stream as long as
- * that side is a stream's target; from its activation on, whatever has become
+ * that side is a stream's target, or both sides take writes; from its activation on, whatever has become
  * of it since, the stream is not the live one any more.  The session takes a
  * lock of that fence, which raising does not wait for, but activating does.
  * So it does for other targets, which any stream may write to.  Once these are
@@ -40,6 +40,7 @@
 #include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "storage/proc.h"
+#include "stream/own_changes.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -223,16 +224,17 @@ session_stream(void)
 {
 	static RepOriginId known = InvalidRepOriginId;
 	static char *name = NULL;
+	RepOriginId session = own_session_origin();
 	char	   *origin;
 
-	if (replorigin_session_origin == InvalidRepOriginId)
+	if (session == InvalidRepOriginId)
 		return NULL;
-	if (known == replorigin_session_origin)
+	if (known == session)
 		return name;
-	if (!replorigin_by_oid(replorigin_session_origin, true, &origin))
+	if (!replorigin_by_oid(session, true, &origin))
 		return NULL;
 	name = MemoryContextStrdup(TopMemoryContext, origin);
-	known = replorigin_session_origin;
+	known = session;
 	return name;
 }
 
@@ -251,15 +253,16 @@ is_own(const Fence *fence, const char *stream)
 /*
  * Error if a side has been activated, and is no stream's target any more; also
  * when it is on its way to become one again.  Before the first move what somebody
- * has written on green by hand goes to blue, which is open.
+ * has written on green by hand goes to blue, which is open.  While a window is
+ * being closed the other side may have to send what follows from a conflict.
  */
 static void
 check_live(const Fence *fence)
 {
-	bool		unmoved = fence->state == FENCE_OPEN && fence->epoch == 0;
+	bool		unmoved = fence->state == FENCE_OPEN && !fence->activated;
 
 	if (fence->state != FENCE_GUARDED && fence->state != FENCE_CLOSED &&
-		!unmoved)
+		!fence->window && !fence->closing && !unmoved)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("this side of deployment \"%s\" has become the active one",

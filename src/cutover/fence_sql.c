@@ -28,6 +28,7 @@
 #include "core/definition.h"
 #include "cutover/fence.h"
 #include "cutover/router.h"
+#include "cutover/window.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
@@ -102,7 +103,8 @@ static const Follows follows[] = {
 			"UPDATE bluegreen.fence SET state = 'retired', deployment = NULL, "
 			"stream = NULL WHERE deployment = $1::integer "
 			"AND state IN ('closed', 'in_doubt', 'retired')",
-			"UPDATE bluegreen.fence SET deployment = NULL "
+			"UPDATE bluegreen.fence SET deployment = NULL, \"window\" = false, "
+			"closing = false "
 			"WHERE deployment = $1::integer AND stream IS NOT NULL",
 			"DELETE FROM bluegreen.fence WHERE deployment = $1::integer"
 		}
@@ -119,7 +121,8 @@ static const Follows follows[] = {
 		{
 			"UPDATE bluegreen.fence SET state = 'retired', stream = NULL "
 			"WHERE stream = $1 AND state IN ('closed', 'in_doubt', 'retired')",
-			"UPDATE bluegreen.fence SET stream = NULL, state = CASE state "
+			"UPDATE bluegreen.fence SET stream = NULL, \"window\" = false, "
+			"closing = false, state = CASE state "
 			"WHEN 'guarded' THEN 'open' ELSE state END "
 			"WHERE stream = $1 AND deployment IS NOT NULL",
 			"DELETE FROM bluegreen.fence WHERE stream = $1"
@@ -431,7 +434,7 @@ bluegreen_fence_activate(PG_FUNCTION_ARGS)
 /*
  * The fence of a stream's target.  Error if there is none.
  */
-static int32
+int32
 fence_of_stream(const char *stream)
 {
 	CatalogAccess access;
@@ -452,15 +455,16 @@ fence_of_stream(const char *stream)
 }
 
 /*
- * bluegreen.fence_look(stream text, OUT state text, OUT epoch bigint)
+ * bluegreen.fence_look(stream text, OUT state text, OUT epoch bigint,
+ * OUT window boolean)
  */
 Datum
 bluegreen_fence_look(PG_FUNCTION_ARGS)
 {
 	int32		fence = fence_of_stream(text_to_cstring(PG_GETARG_TEXT_PP(0)));
 	TupleDesc	desc;
-	Datum		values[2];
-	bool		nulls[2] = {false};
+	Datum		values[3];
+	bool		nulls[3] = {false};
 	int64		epoch;
 	FenceState	state = fence_state(fence, &epoch);
 
@@ -468,6 +472,7 @@ bluegreen_fence_look(PG_FUNCTION_ARGS)
 		elog(ERROR, "return type must be a row type");
 	values[0] = CStringGetTextDatum(fence_state_names[state]);
 	values[1] = Int64GetDatum(epoch);
+	values[2] = BoolGetDatum(fence_in_window(fence));
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc),
 													  values, nulls)));
 }
@@ -493,7 +498,7 @@ notify_decided(int32 fence, int64 epoch)
 		return;
 	is_green = deployment->direction == 'b';
 	routers_notify(deployment, is_green ? "switchover" : "rollback",
-				   is_green ? SIDE_GREEN : SIDE_BLUE, epoch);
+				   router_sides[is_green ? SIDE_GREEN : SIDE_BLUE], epoch);
 }
 
 /*
@@ -508,6 +513,7 @@ bluegreen_fence_decide(PG_FUNCTION_ARGS)
 	require_writable("bluegreen.fence_decide");
 	fence_decide(fence, PG_GETARG_INT64(1));
 	fence_unmark(fence);
+	window_leave(fence);
 	notify_decided(fence, PG_GETARG_INT64(1));
 	ForceSyncCommit();
 	PG_RETURN_VOID();
@@ -523,7 +529,7 @@ bluegreen_fence_settle(PG_FUNCTION_ARGS)
 	int32		fence = fence_of_stream(text_to_cstring(PG_GETARG_TEXT_PP(0)));
 
 	require_writable("bluegreen.fence_settle");
-	PG_RETURN_BOOL(fence_settle(fence, PG_GETARG_INT64(1)));
+	PG_RETURN_BOOL(fence_settle(fence, PG_GETARG_INT64(1), false));
 }
 
 /* ---- for streams ---- */

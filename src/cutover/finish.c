@@ -20,6 +20,7 @@
 #include "compat.h"
 #include "core/event.h"
 #include "cutover/switchover.h"
+#include "cutover/window.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "replication/origin.h"
@@ -43,6 +44,12 @@ check_moved(const Deployment *deployment, int32 fence)
 	switch_refuse_unfinished(deployment, "finish");
 	if (state == FENCE_CLOSED || state == FENCE_RETIRED)
 		return;
+	if (fence_in_window(fence))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("both sides of deployment \"%s\" take writes",
+						deployment->name),
+				 errhint("Use CALL bluegreen.close_window() first.")));
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("blue is the active side of deployment \"%s\"",
@@ -75,6 +82,7 @@ finish_locked(const char *name)
 	Peer	   *peer;
 
 	check_moved(deployment, fence);
+	(void) sequences_restore(deployment->id, 0, NULL, NULL, true);
 	retire(deployment, fence);
 	SPI_commit();
 	deployment_slot_name(slot_name, deployment);
@@ -244,6 +252,8 @@ bluegreen_force_active(PG_FUNCTION_ARGS)
 	if (deployment != NULL)
 		end_worker(deployment);
 	fence_force(fence, open);
+	if (deployment != NULL)
+		(void) window_set(deployment->id, WINDOW_CLOSED);
 	if (open)
 		fence_unmark(fence);
 	else

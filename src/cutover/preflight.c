@@ -494,7 +494,8 @@ preflight_refuse(Deployment *deployment, int phases)
 	prepare_run(&run, deployment, phases);
 	run_checks(&run);
 	close_peers(&run, false);
-	raise_errors(&run, (phases & PREFLIGHT_SWITCHOVER) ? "switch over" : "start");
+	raise_errors(&run, (phases & PREFLIGHT_WINDOW) ? "open a window of" :
+				 (phases & PREFLIGHT_SWITCHOVER) ? "switch over" : "start");
 }
 
 /* ---- the functions ---- */
@@ -566,24 +567,38 @@ keep_result(const PreflightRun *run)
 }
 
 /*
- * bluegreen.preflight(deployment name) returns setof ("check" text, severity
+ * bluegreen.preflight(deployment name, stage text) returns setof ("check" text, severity
  * text, object text, message text, hint text): see the head of preflight.h.
- * The worst rows come first.  Reads both sides, changes nothing there but the
+ * The worst rows come first.  stage: 'switchover', or 'window' for what only
+ * open_window() asks, too.  Reads both sides, changes nothing there but the
  * result that view status shows.  Errors: no such deployment; not its owner;
  * a standby or a read-only transaction.
  */
 Datum
 bluegreen_preflight(PG_FUNCTION_ARGS)
 {
+	static const char *const stages[] = {"switchover", "window"};
 	PreflightRun run = {0};
 	Deployment *deployment;
+	int			stage;
 
 	require_argument(fcinfo, 0, "deployment");
+	require_argument(fcinfo, 1, "stage");
+	stage = enum_lookup(stages, lengthof(stages),
+						text_to_cstring(PG_GETARG_TEXT_PP(1)));
+	if (stage < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for argument \"%s\": \"%s\"", "stage",
+						text_to_cstring(PG_GETARG_TEXT_PP(1))),
+				 errhint("Valid values are \"%s\" and \"%s\".", stages[0],
+						 stages[1])));
 	require_writable("bluegreen.preflight");
 	deployment = deployment_load_by_name(NameStr(*PG_GETARG_NAME(0)), false);
 	deployment_check_owner(deployment);
 	InitMaterializedSRF(fcinfo, 0);
-	prepare_run(&run, deployment, PREFLIGHT_BOTH);
+	prepare_run(&run, deployment,
+				stage == 0 ? PREFLIGHT_BOTH : PREFLIGHT_BOTH | PREFLIGHT_WINDOW);
 	run_checks(&run);
 	close_peers(&run, false);
 	list_sort(run.rows, compare_rows);

@@ -38,6 +38,7 @@
 /* When does it matter? */
 #define PREFLIGHT_START			0x01
 #define PREFLIGHT_SWITCHOVER	0x02
+#define PREFLIGHT_WINDOW		0x04
 #define PREFLIGHT_BOTH			(PREFLIGHT_START | PREFLIGHT_SWITCHOVER)
 
 typedef enum PreflightSeverity
@@ -190,6 +191,15 @@ extern const char sql_stream[];
 
 /* check_data.c */
 extern void check_sequences(PreflightRun *run);
+
+/* check_window.c */
+extern void check_window_mappings(PreflightRun *run);
+extern void check_window_policies(PreflightRun *run);
+extern void check_window_streams(PreflightRun *run);
+extern void check_window_clocks(PreflightRun *run);
+
+/* sequence_window.c */
+extern void check_window_sequences(PreflightRun *run);
 
 /* check_routers.c */
 extern void check_routers(PreflightRun *run);

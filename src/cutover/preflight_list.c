@@ -108,6 +108,7 @@ check_empty(PreflightRun *run, const MappingRow *mapping)
 #define S	PREFLIGHT_START
 #define W	PREFLIGHT_SWITCHOVER
 #define SW	PREFLIGHT_BOTH
+#define O	PREFLIGHT_WINDOW
 
 const PreflightCheck preflight_checks[] = {
 	/* without which nothing works */
@@ -408,6 +409,33 @@ const PreflightCheck preflight_checks[] = {
 		"stream", "blue", W,
 		"the stream follows",
 		Q(stream), .scope = PREFLIGHT_STARTED
+	},
+
+	/* both sides take writes */
+	{
+		"window_mapping", "green", O,
+		"mappings can go both ways at once",
+		F(check_window_mappings)
+	},
+	{
+		"window_policy", "green", O,
+		"both directions decide conflicts in the same way",
+		F(check_window_policies)
+	},
+	{
+		"window_stream", "green", O,
+		"both streams follow",
+		F(check_window_streams), .scope = PREFLIGHT_STARTED
+	},
+	{
+		"window_sequence", "green", O,
+		"sequences can leave each other's numbers out",
+		F(check_window_sequences)
+	},
+	{
+		"window_clock", "green", O,
+		"the clocks agree, or no policy goes by them",
+		F(check_window_clocks)
 	},
 };
 

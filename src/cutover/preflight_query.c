@@ -18,6 +18,7 @@
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/json.h"
 
 #define MAPPING_COLUMNS \
 	"id int4, source oid, source_name text, view oid, target_schema name, " \
@@ -85,8 +86,10 @@ privileges_as_json(void)
 
 	initStringInfo(&buf);
 	for (int i = 0; i < apply_privilege_count; i++)
-		appendStringInfo(&buf, "%c\"%s\"", i > 0 ? ',' : '[',
-						 apply_privileges[i]);
+	{
+		appendStringInfoChar(&buf, i > 0 ? ',' : '[');
+		escape_json(&buf, apply_privileges[i]);
+	}
 	appendStringInfoChar(&buf, ']');
 	return buf.data;
 }

@@ -580,7 +580,8 @@ routers_switch(const Deployment *deployment, RouterSide to, bool resume)
 	consoles_close(routers);
 	if (!router_command(deployment, to))
 		failed++;
-	routers_notify(deployment, "routers", to, router_epoch(deployment));
+	routers_notify(deployment, "routers", router_sides[to],
+				   router_epoch(deployment));
 	commit();
 	if ((resume || !was_held) && !routers_paused(deployment->id))
 		let_go();
@@ -690,7 +691,7 @@ routers_recover(const Deployment *deployment)
  */
 char *
 router_payload(const Deployment *deployment, const char *event,
-			   RouterSide active, int64 epoch)
+			   const char *active, int64 epoch)
 {
 	StringInfoData buf;
 
@@ -700,13 +701,13 @@ router_payload(const Deployment *deployment, const char *event,
 	appendStringInfoString(&buf, ",\"event\":");
 	escape_json(&buf, event);
 	appendStringInfo(&buf, ",\"active\":\"%s\",\"epoch\":" INT64_FORMAT "}",
-					 router_sides[active], epoch);
+					 active, epoch);
 	return buf.data;
 }
 
 void
 routers_notify(const Deployment *deployment, const char *event,
-			   RouterSide active, int64 epoch)
+			   const char *active, int64 epoch)
 {
 	Async_Notify("bluegreen", router_payload(deployment, event, active, epoch));
 }

@@ -110,12 +110,13 @@ extern List *routers_look(const Deployment *deployment);
 
 /*
  * NOTIFY bluegreen with a JSON object; goes out with the transaction's commit.
- * event is a word: "switchover", "rollback", ...
+ * event is a word: "switchover", "rollback", ...; active one of router_sides, or
+ * "both" in a window.
  */
 extern void routers_notify(const Deployment *deployment, const char *event,
-						   RouterSide active, int64 epoch);
+						   const char *active, int64 epoch);
 extern char *router_payload(const Deployment *deployment, const char *event,
-							RouterSide active, int64 epoch);
+							const char *active, int64 epoch);
 
 /*
  * router_side.c: which side is this, which one is active (false while that is

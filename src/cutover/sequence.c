@@ -58,7 +58,7 @@ PG_FUNCTION_INFO_V1(bluegreen_check_sequences);
 List *
 sequences_plan(const Deployment *deployment, Peer *to)
 {
-	List	   *moves = sequences_find(deployment, to);
+	List	   *moves = sequences_find(deployment, to, NULL);
 	ListCell   *lc;
 
 	foreach(lc, moves)
@@ -125,8 +125,12 @@ is_movable(const SequenceMove *move)
 	return move->verdict < SEQUENCE_EXHAUSTED;
 }
 
-static bool
-is_accepted(const Deployment *deployment, const char *object)
+/*
+ * Has somebody accepted what a check finds about a sequence?
+ */
+bool
+sequence_is_accepted(const Deployment *deployment, const char *check,
+					 const char *object)
 {
 	CatalogAccess access;
 	CatalogArgs args = {0};
@@ -134,7 +138,7 @@ is_accepted(const Deployment *deployment, const char *object)
 
 	catalog_begin(&access);
 	catalog_arg_int4(&args, deployment->id);
-	catalog_arg_text(&args, SEQUENCE_CHECK);
+	catalog_arg_text(&args, check);
 	catalog_arg_text(&args, object);
 	found = catalog_run("SELECT FROM bluegreen.accepted WHERE deployment = $1 "
 						"AND \"check\" = $2 AND object = $3", &args,
@@ -158,7 +162,8 @@ movable(const Deployment *deployment, List *moves)
 
 		if (is_movable(move))
 			result = lappend(result, move);
-		else if (!is_accepted(deployment, move->name))
+		else if (!sequence_is_accepted(deployment, SEQUENCE_CHECK,
+									   move->name))
 			ereport(ERROR,
 					(errcode(move->verdict == SEQUENCE_DENIED ?
 							 ERRCODE_INSUFFICIENT_PRIVILEGE :
@@ -253,8 +258,8 @@ restart(List *moves, Peer *to, int timeout)
 /*
  * Keep what was done, for sequences_check_margin().
  */
-static void
-keep_moves(const Deployment *deployment, List *moves)
+void
+sequences_keep(const Deployment *deployment, List *moves)
 {
 	CatalogAccess access;
 	CatalogArgs id = {0};
@@ -298,7 +303,7 @@ sequences_move(const Deployment *deployment, Peer *to, int timeout)
 
 	if (moves != NIL)
 		restart(moves, to, timeout);
-	keep_moves(deployment, moves);
+	sequences_keep(deployment, moves);
 	return list_length(moves);
 }
 

@@ -22,6 +22,8 @@ typedef struct SequenceSource
 	bool		cycle;
 	int64		last;			/* last_value and is_called */
 	bool		called;
+	int64		min;			/* also by the type of its columns */
+	int64		max;
 	char	   *links;			/* jsonb: columns over there that it feeds */
 	char	   *names;			/* jsonb: what it may be called there */
 } SequenceSource;
@@ -59,6 +61,7 @@ typedef struct SequenceMove
 	uint64		left;			/* values from there on, if the margin does
 								 * not fit */
 	char	   *role;			/* as whom we are there */
+	bool		feeds_mapped;	/* a column that a mapping writes */
 } SequenceMove;
 
 /*
@@ -68,9 +71,14 @@ extern void sequence_decide(SequenceMove *move, int margin);
 extern bool sequence_next(const SequenceMove *move, int64 at_least,
 						  int64 *value);
 extern bool sequence_is_beyond(int64 increment, int64 value, int64 other);
+extern int64 sequence_unused(int64 increment, int64 last, bool called);
 
-/* sequence_query.c: what there is, on both sides; a list of SequenceMove */
-extern List *sequences_find(const Deployment *deployment, Peer *to);
+/*
+ * sequence_query.c: what there is, on both sides; a list of SequenceMove.
+ * *sources, unless NULL: all of this side, also those that go with none.
+ */
+extern List *sequences_find(const Deployment *deployment, Peer *to,
+							List **sources);
 
 /*
  * sequence.c
@@ -95,6 +103,9 @@ extern List *sequences_plan(const Deployment *deployment, Peer *to);
 extern int	sequences_move(const Deployment *deployment, Peer *to,
 						   int timeout);
 extern int	sequences_check_margin(const Deployment *deployment);
+extern void sequences_keep(const Deployment *deployment, List *moves);
+extern bool sequence_is_accepted(const Deployment *deployment,
+								 const char *check, const char *object);
 
 extern char *sequence_message(const SequenceMove *move);
 extern char *sequence_hint(const SequenceMove *move,

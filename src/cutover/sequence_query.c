@@ -102,7 +102,8 @@ static const char sources_sql[] =
 "    'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')) "
 "SELECT q.seqrelid::text, format('%I.%I', n.nspname, c.relname),"
 " q.seqincrement::text, q.seqstart::text, q.seqcache::text, q.seqcycle::text,"
-" p.last_value::text, p.is_called::text,"
+" p.last_value::text, p.is_called::text, greatest(q.seqmin, f.low)::text,"
+" least(q.seqmax, f.high)::text,"
 " coalesce((SELECT jsonb_agg(DISTINCT jsonb_build_object('s', map.s, 't', map.t,"
 "   'c', same.c)) FROM uses JOIN map ON map.r = uses.root"
 "   JOIN same ON same.m = map.m AND same.a = uses.attname"
@@ -114,10 +115,15 @@ static const char sources_sql[] =
 "  JOIN pg_class c ON c.oid = q.seqrelid"
 "  JOIN pg_namespace n ON n.oid = c.relnamespace"
 "  CROSS JOIN LATERAL bluegreen.sequence_position(q.seqrelid) p"
+"  CROSS JOIN LATERAL (SELECT max(CASE a.atttypid WHEN 21 THEN -32768"
+"     WHEN 23 THEN -2147483648 END::int8), min(CASE a.atttypid"
+"     WHEN 21 THEN 32767 WHEN 23 THEN 2147483647 END::int8)"
+"   FROM uses u JOIN pg_attribute a ON a.attrelid = u.root"
+"    AND a.attname = u.attname WHERE u.seq = q.seqrelid) f (low, high)"
 " ORDER BY 2";
 
 /*
- * The other side.  $1: targets [{s, t}]; $2: sequences of this side
+ * The other side.  $1: targets [{s, t, c}]; $2: sequences of this side
  * [{i, links, names}].  An extreme is looked for only where an index gives it
  * at once, or where nothing else says how far the sequence must be.
  */
@@ -154,7 +160,11 @@ static const char targets_sql[] =
 " p.last_value::text, p.is_called::text,"
 " has_sequence_privilege(q.seqrelid, 'UPDATE')::text, e.extreme::text,"
 " coalesce((SELECT string_agg(i::text, ' ') FROM pair"
-"  WHERE pair.seq = q.seqrelid), ''), CURRENT_USER::text"
+"  WHERE pair.seq = q.seqrelid), ''), CURRENT_USER::text,"
+" EXISTS (SELECT FROM fed JOIN root ON root.oid = fed.root"
+"  JOIN jsonb_to_recordset($1::jsonb) AS m (s name, t name, c jsonb)"
+"   ON m.s = root.s AND m.t = root.t AND m.c ? fed.attname::text"
+"  WHERE fed.seq = q.seqrelid)::text"
 " FROM seq JOIN pg_sequence q ON q.seqrelid = seq.seq"
 "  JOIN pg_class c ON c.oid = q.seqrelid"
 "  JOIN pg_namespace n ON n.oid = c.relnamespace"
@@ -230,7 +240,9 @@ append_same_columns(StringInfo buf, const MappingRow *mapping)
 	table_close(view, AccessShareLock);
 }
 
-/* {"m": mapping, "r": source, "s": target's schema, "t": target} */
+/*
+ * {"m": mapping, "r": source, "s": target's schema, "t": target, "c": [columns]}
+ */
 static void
 append_mapping(StringInfo buf, const MappingRow *mapping)
 {
@@ -239,7 +251,14 @@ append_mapping(StringInfo buf, const MappingRow *mapping)
 	escape_json(buf, mapping->target_schema);
 	appendStringInfoString(buf, ",\"t\":");
 	escape_json(buf, mapping->target_table);
-	appendStringInfoChar(buf, '}');
+	appendStringInfoString(buf, ",\"c\":[");
+	for (int i = 0; i < mapping->ncolumns; i++)
+	{
+		if (i > 0)
+			appendStringInfoChar(buf, ',');
+		escape_json(buf, mapping->columns[i].name);
+	}
+	appendStringInfoString(buf, "]}");
 }
 
 /* "[a,b" becomes "[a,b]", and nothing "[]" */
@@ -278,8 +297,10 @@ read_source(const CatalogAccess *access, uint64 row)
 	source->cycle = read_bool(catalog_text(access, row, 6));
 	source->last = read_int64(catalog_text(access, row, 7));
 	source->called = read_bool(catalog_text(access, row, 8));
-	source->links = catalog_text(access, row, 9);
-	source->names = catalog_text(access, row, 10);
+	source->min = read_int64(catalog_text(access, row, 9));
+	source->max = read_int64(catalog_text(access, row, 10));
+	source->links = catalog_text(access, row, 11);
+	source->names = catalog_text(access, row, 12);
 	return source;
 }
 
@@ -344,6 +365,7 @@ read_move(char **values, List *sources)
 	move->has_extreme = values[10] != NULL;
 	move->extreme = read_int64(values[10]);
 	move->role = values[12];
+	move->feeds_mapped = read_bool(values[13]);
 	while (number != NULL && *number)
 	{
 		int			i = (int) strtol(number, &number, 10);
@@ -359,11 +381,12 @@ read_move(char **values, List *sources)
 
 /*
  * The other side's sequences that a deployment's move is about, each with those
- * of this side that go with it; nothing is decided yet.  Reads both sides.
+ * of this side that go with it; nothing is decided yet.  *all, unless NULL: all
+ * sequences of this side that were looked at.  Reads both sides.
  * Needs a transaction with a snapshot.
  */
 List *
-sequences_find(const Deployment *deployment, Peer *to)
+sequences_find(const Deployment *deployment, Peer *to, List **all)
 {
 	/* a side has the mappings of which it is the source, whatever they are */
 	List	   *mappings = list_concat(mappings_load(deployment->id, 'f'),
@@ -385,6 +408,8 @@ sequences_find(const Deployment *deployment, Peer *to)
 	}
 	args[0] = close_array(&tables);
 	sources = find_sources(args[0], close_array(&same));
+	if (all != NULL)
+		*all = sources;
 	args[1] = sources_as_json(sources);
 	result = peer_query(to, targets_sql, lengthof(args), args);
 	for (int i = 0; i < result->ntuples; i++)

@@ -26,6 +26,7 @@
 #include "core/definition.h"
 #include "core/guard.h"
 #include "cutover/sequence.h"
+#include "cutover/window.h"
 #include "executor/spi.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -41,6 +42,7 @@
 PG_FUNCTION_INFO_V1(bluegreen_sequence_position);
 PG_FUNCTION_INFO_V1(bluegreen_column_extreme);
 PG_FUNCTION_INFO_V1(bluegreen_restart_sequences);
+PG_FUNCTION_INFO_V1(bluegreen_restore_all_sequences);
 
 static char *
 relation_full_name(Oid relid)
@@ -211,16 +213,27 @@ lock_sequence(Oid sequence, SequenceMove *move)
 	read_position(sequence, &move->last, &move->called);
 }
 
+static DefElem *
+option(const char *name, int64 value)
+{
+	return makeDefElem(unconstify(char *, name),
+					   (Node *) makeFloat(psprintf(INT64_FORMAT, value)), -1);
+}
+
+/*
+ * ALTER SEQUENCE ... INCREMENT increment, unless 0, RESTART first, unless NULL.
+ */
 static void
-alter_sequence(Oid sequence, int64 first)
+alter_sequence(Oid sequence, int64 increment, const int64 *first)
 {
 	AlterSeqStmt *stmt = makeNode(AlterSeqStmt);
-	char	   *value = psprintf(INT64_FORMAT, first);
 
 	stmt->sequence = makeRangeVar(get_namespace_name(get_rel_namespace(sequence)),
 								  get_rel_name(sequence), -1);
-	stmt->options = list_make1(makeDefElem("restart",
-										   (Node *) makeFloat(value), -1));
+	if (increment != 0)
+		stmt->options = lappend(stmt->options, option("increment", increment));
+	if (first != NULL)
+		stmt->options = lappend(stmt->options, option("restart", *first));
 	(void) AlterSequence(make_parsestate(NULL), stmt);
 	CommandCounterIncrement();
 }
@@ -240,7 +253,7 @@ restart(Oid sequence, int64 at_least, bool wraps)
 				(errcode(ERRCODE_SEQUENCE_GENERATOR_LIMIT_EXCEEDED),
 				 errmsg("sequence \"%s\" has no value left beyond " INT64_FORMAT,
 						get_rel_name(sequence), at_least)));
-	AS_OWNER(relation_owner(sequence), alter_sequence(sequence, first));
+	AS_OWNER(relation_owner(sequence), alter_sequence(sequence, 0, &first));
 	return first;
 }
 
@@ -294,4 +307,209 @@ bluegreen_restart_sequences(PG_FUNCTION_ARGS)
 	AtEOXact_GUC(false, guc_level);
 	PG_RETURN_ARRAYTYPE_P(construct_array(values, n, INT8OID, sizeof(int64),
 										  FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+}
+
+/* ---- while both sides take writes ---- */
+
+/* Further, in the sequence's direction. */
+static int64
+further(int64 increment, int64 a, int64 b)
+{
+	return sequence_is_beyond(increment, a, b) ? a : b;
+}
+
+/*
+ * Keep what a sequence is before it leaves numbers out.
+ */
+static void
+keep_sequence(int32 deployment, Oid sequence, const SequenceMove *move)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+
+	catalog_begin(&access);
+	catalog_arg(&args, OIDOID, ObjectIdGetDatum(sequence));
+	catalog_arg_int4(&args, deployment);
+	catalog_arg(&args, INT8OID, Int64GetDatum(move->increment));
+	catalog_arg(&args, INT8OID, Int64GetDatum(move->last));
+	catalog_run("INSERT INTO bluegreen.sequence_window (sequence, deployment, "
+				"increment, last_value) VALUES ($1, $2, $3, $4) "
+				"ON CONFLICT DO NOTHING", &args, SPI_OK_INSERT);
+	catalog_end(&access);
+}
+
+/*
+ * From now on a sequence gives first, or what is further, in steps of increment.
+ * Returns what it gives next; never what it has given.  Needs UPDATE on it; waits
+ * for transactions that use it.  Errors: there is no such number.
+ */
+int64
+sequence_interleave(int32 deployment, Oid sequence, int64 increment,
+					int64 first)
+{
+	SequenceMove move = {0};
+	int64		at_least;
+
+	lock_sequence(sequence, &move);
+	keep_sequence(deployment, sequence, &move);
+	at_least = further(increment, first,
+					   sequence_unused(move.increment, move.last, move.called));
+	move.increment = increment;
+	move.last = first;
+	move.called = false;
+	if (!sequence_next(&move, at_least, &first))
+		ereport(ERROR,
+				(errcode(ERRCODE_SEQUENCE_GENERATOR_LIMIT_EXCEEDED),
+				 errmsg("sequence \"%s\" has no value left beyond " INT64_FORMAT,
+						get_rel_name(sequence), at_least)));
+	AS_OWNER(relation_owner(sequence),
+			 alter_sequence(sequence, increment, &first));
+	return first;
+}
+
+/* A row of bluegreen.sequence_window, and from where on the sequence goes. */
+typedef struct KeptSequence
+{
+	Oid			sequence;
+	int64		increment;
+	int64		last;
+	bool		has_extreme;
+	int64		extreme;		/* in columns that it feeds */
+} KeptSequence;
+
+/*
+ * What was kept; with look also the furthest value in the columns, where an
+ * index gives it at once.
+ */
+static KeptSequence *
+load_kept(int32 deployment, bool look, int *n)
+{
+	static const char sql[] =
+		"SELECT w.sequence, w.increment, w.last_value, CASE WHEN $2 THEN ("
+		" SELECT CASE WHEN w.increment < 0 THEN min(v) ELSE max(v) END"
+		" FROM (SELECT d.refobjid, d.refobjsubid FROM pg_depend d"
+		"   WHERE d.classid = 'pg_class'::regclass AND d.objid = w.sequence"
+		"   AND d.deptype IN ('a', 'i')"
+		"   AND d.refclassid = 'pg_class'::regclass AND d.refobjsubid > 0"
+		"  UNION SELECT f.adrelid, f.adnum FROM pg_depend d"
+		"   JOIN pg_attrdef f ON f.oid = d.objid"
+		"   WHERE d.classid = 'pg_attrdef'::regclass"
+		"   AND d.refclassid = 'pg_class'::regclass"
+		"   AND d.refobjid = w.sequence) u (relid, attnum)"
+		" JOIN pg_class t ON t.oid = u.relid AND t.relkind IN ('r', 'p')"
+		" JOIN pg_attribute a ON a.attrelid = u.relid AND a.attnum = u.attnum"
+		"  AND a.atttypid IN (20, 21, 23, 1700)"
+		" CROSS JOIN LATERAL bluegreen.column_extreme(u.relid, a.attname,"
+		"  w.increment < 0) v"
+		" WHERE EXISTS (SELECT FROM pg_index i WHERE i.indrelid = u.relid"
+		"  AND i.indkey[0] = u.attnum AND i.indisvalid AND i.indpred IS NULL"
+		" )) END"
+		" FROM bluegreen.sequence_window w JOIN pg_class s ON s.oid = w.sequence"
+		"  AND s.relkind = 'S' WHERE w.deployment = $1 ORDER BY 1";
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	KeptSequence *kept;
+
+	catalog_begin(&access);
+	catalog_arg_int4(&args, deployment);
+	catalog_arg(&args, BOOLOID, BoolGetDatum(look));
+	*n = (int) catalog_run(sql, &args, SPI_OK_SELECT);
+	kept = MemoryContextAllocZero(access.context,
+								  sizeof(KeptSequence) * (*n + 1));
+	for (int i = 0; i < *n; i++)
+	{
+		bool		isnull;
+
+		kept[i].sequence = DatumGetObjectId(catalog_value(i, 1, NULL));
+		kept[i].increment = DatumGetInt64(catalog_value(i, 2, NULL));
+		kept[i].last = DatumGetInt64(catalog_value(i, 3, NULL));
+		kept[i].extreme = DatumGetInt64(catalog_value(i, 4, &isnull));
+		kept[i].has_extreme = !isnull;
+	}
+	catalog_end(&access);
+	return kept;
+}
+
+/*
+ * Give one its own increment back.  It goes on with a number of its own, as
+ * before, that it has not given, from at_least on.  One that has none left gives
+ * none.
+ */
+static void
+restore_sequence(const KeptSequence *kept, const int64 *at_least)
+{
+	SequenceMove move = {0};
+	int64		least;
+	int64		first;
+	bool		found;
+
+	lock_sequence(kept->sequence, &move);
+	least = sequence_unused(move.increment, move.last, move.called);
+	if (at_least != NULL)
+		least = further(kept->increment, *at_least, least);
+	if (kept->has_extreme)
+		least = further(kept->increment,
+						sequence_unused(kept->increment, kept->extreme, true),
+						least);
+	move.increment = kept->increment;
+	move.last = kept->last;
+	move.called = false;
+	found = sequence_next(&move, least, &first);
+	AS_OWNER(relation_owner(kept->sequence),
+			 alter_sequence(kept->sequence, kept->increment,
+							found ? &first : NULL));
+}
+
+/*
+ * Give a deployment's sequences of this side their own increments back, some of
+ * them from at_least on; look: beyond what is in their columns.  Waits for
+ * transactions that use them.  Returns how many.  With the rights of a
+ * superuser: whoever made them leave numbers out had the right to.
+ */
+int
+sequences_restore(int32 deployment, int n, const Oid *sequences,
+				  const int64 *at_least, bool look)
+{
+	CatalogAccess access;
+	CatalogArgs args = {0};
+	int			nkept;
+	KeptSequence *kept;
+
+	catalog_begin(&access);
+	kept = load_kept(deployment, look, &nkept);
+	for (int i = 0; i < nkept; i++)
+	{
+		const int64 *least = NULL;
+
+		for (int j = 0; j < n; j++)
+		{
+			if (sequences[j] == kept[i].sequence)
+				least = &at_least[j];
+		}
+		restore_sequence(&kept[i], least);
+	}
+	catalog_arg_int4(&args, deployment);
+	catalog_run("DELETE FROM bluegreen.sequence_window WHERE deployment = $1",
+				&args, SPI_OK_DELETE);
+	catalog_end(&access);
+	return nkept;
+}
+
+/*
+ * bluegreen.restore_all_sequences(deployment integer) returns integer: for who
+ * ends a deployment, whose window may have been ended by force.  Errors: not its
+ * owner; no such deployment.
+ */
+Datum
+bluegreen_restore_all_sequences(PG_FUNCTION_ARGS)
+{
+	Deployment *deployment = deployment_load(PG_GETARG_INT32(0));
+
+	require_writable("bluegreen.restore_all_sequences");
+	if (deployment == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("deployment %d does not exist", PG_GETARG_INT32(0))));
+	deployment_check_owner(deployment);
+	PG_RETURN_INT32(sequences_restore(deployment->id, 0, NULL, NULL, true));
 }

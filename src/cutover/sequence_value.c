@@ -55,6 +55,16 @@ sequence_is_beyond(int64 increment, int64 value, int64 other)
 	return flip(increment, value) > flip(increment, other);
 }
 
+/*
+ * The first value in its direction that a sequence has not given, whatever its
+ * steps are.
+ */
+int64
+sequence_unused(int64 increment, int64 last, bool called)
+{
+	return called ? flip(increment, add(flip(increment, last), 1)) : last;
+}
+
 /* The end in the sequence's direction, flipped; and the other one. */
 static int64
 limit_of(const SequenceMove *move)

@@ -48,6 +48,7 @@
 #include "core/event.h"
 #include "core/worker.h"
 #include "cutover/switchover.h"
+#include "cutover/window.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/interrupt.h"
@@ -63,7 +64,7 @@
 #define STOP_POLL_MS	20
 #define AGAIN_REST_MS	100
 
-const SwitchStep switch_steps_before[] = {
+static const SwitchStep steps_before[] = {
 	{"ready", "the stream follows closely", step_ready, NULL,
 	"wait until the stream follows closely"},
 	{"drain", NULL, step_drain, NULL, NULL},
@@ -76,17 +77,29 @@ const SwitchStep switch_steps_before[] = {
 	{"doubt", "ready to decide", step_doubt, NULL,
 	"write down that the decision is about to be made"},
 };
-const int	switch_nsteps_before = lengthof(switch_steps_before);
 
 /* "decide" is between them */
-const SwitchStep switch_steps_after[] = {
+static const SwitchStep steps_after[] = {
 	{"close", NULL, step_close, NULL, "open the other side, close this one"},
 	{"routers", NULL, step_routers, NULL,
 	"have the routers lead there, and resume them"},
+	{"numbers", NULL, step_numbers_back, NULL, NULL},
 	{"margin", NULL, step_margin, NULL, NULL},
+	{"window", NULL, step_window_closed, NULL, NULL},
 	{"tell", NULL, step_tell, NULL, "tell clients"},
 };
-const int	switch_nsteps_after = lengthof(switch_steps_after);
+
+static bool move_is_decided(SwitchMove *move);
+
+const SwitchPlan switch_plan_move = {
+	.before = steps_before,.nbefore = lengthof(steps_before),
+	.after = steps_after,.nafter = lengthof(steps_after),
+	.decide = "SELECT bluegreen.fence_decide($1, $2)",
+	.settle = "SELECT bluegreen.fence_settle($1, $2)",
+	.decided = "%s is the active side",
+	.doubt = "it is in doubt whether %s is the active side",
+	.is_decided = move_is_decided
+};
 
 /* ---- transactions and waiting ---- */
 
@@ -198,10 +211,10 @@ run_step(SwitchMove *move, const SwitchStep *step)
 static void
 undo(SwitchMove *move)
 {
-	for (int i = switch_nsteps_before - 1; i >= 0; i--)
+	for (int i = move->plan->nbefore - 1; i >= 0; i--)
 	{
-		if (switch_steps_before[i].undo != NULL)
-			switch_steps_before[i].undo(move);
+		if (move->plan->before[i].undo != NULL)
+			move->plan->before[i].undo(move);
 	}
 }
 
@@ -215,9 +228,9 @@ run_before(SwitchMove *move)
 	do
 	{
 		move->again = false;
-		for (int i = 0; i < switch_nsteps_before && !move->again; i++)
+		for (int i = 0; i < move->plan->nbefore && !move->again; i++)
 		{
-			run_step(move, &switch_steps_before[i]);
+			run_step(move, &move->plan->before[i]);
 		}
 		if (move->again)
 		{
@@ -233,9 +246,9 @@ run_before(SwitchMove *move)
 static void
 run_after(SwitchMove *move)
 {
-	for (int i = 0; i < switch_nsteps_after; i++)
+	for (int i = 0; i < move->plan->nafter; i++)
 	{
-		run_step(move, &switch_steps_after[i]);
+		run_step(move, &move->plan->after[i]);
 	}
 }
 
@@ -340,8 +353,17 @@ go_forward(SwitchMove *move)
 {
 	disable_all_timeouts(false);
 	QueryCancelPending = false;
-	tell(move, psprintf("%s is the active side", move->to));
+	tell(move, psprintf(move->plan->decided, move->to));
 	run_after(move);
+}
+
+static bool
+move_is_decided(SwitchMove *move)
+{
+	FenceState	state = fence_state(move->fence, NULL);
+
+	return state == FENCE_CLOSED ||
+		(state == FENCE_IN_DOUBT && switch_resolve(move));
 }
 
 /*
@@ -350,11 +372,8 @@ go_forward(SwitchMove *move)
 static void
 recover(SwitchMove *move)
 {
-	FenceState	state = fence_state(move->fence, NULL);
-
 	move->step_begun = GetCurrentTimestamp();
-	if (state == FENCE_CLOSED ||
-		(state == FENCE_IN_DOUBT && switch_resolve(move)))
+	if (move->plan->is_decided(move))
 	{
 		go_forward(move);
 		return;
@@ -409,8 +428,11 @@ load(SwitchMove *move)
 		!switch_row_read(move->deployment->id, &move->row) ||
 		move->row.state == SWITCH_DONE || move->row.state == SWITCH_FAILED)
 		return false;
-	move->from = move->row.kind == SWITCH_SWITCHOVER ? "blue" : "green";
-	move->to = move->row.kind == SWITCH_SWITCHOVER ? "green" : "blue";
+	move->plan = move->row.kind == SWITCH_OPEN_WINDOW ?
+		&switch_plan_open_window : &switch_plan_move;
+	/* it begins on the side that it goes from */
+	move->from = move->deployment->direction == 'f' ? "blue" : "green";
+	move->to = move->deployment->direction == 'f' ? "green" : "blue";
 	move->fence = fence_of_deployment(move->deployment->id);
 	move->stream = registry_origin(move->deployment);
 	initStringInfo(&move->note);

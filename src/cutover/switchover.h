@@ -14,9 +14,12 @@
 #include "cutover/fence.h"
 #include "lib/stringinfo.h"
 
+typedef struct SwitchPlan SwitchPlan;
+
 /* One move, in its worker. */
 typedef struct SwitchMove
 {
+	const SwitchPlan *plan;
 	StreamShared *shared;
 	MemoryContext context;		/* of what outlives transactions */
 	Deployment *deployment;
@@ -49,11 +52,25 @@ typedef struct SwitchStep
 	const char *plan;			/* what dry_run says */
 } SwitchStep;
 
+/*
+ * A kind of move.  What the other side is asked has the stream and the epoch as
+ * arguments; %s is the side that the move goes to.
+ */
+struct SwitchPlan
+{
+	const SwitchStep *before;	/* the decision */
+	int			nbefore;
+	const SwitchStep *after;
+	int			nafter;
+	const char *decide;			/* asks for it */
+	const char *settle;			/* was it made?  It cannot be any more */
+	const char *decided;		/* what is told */
+	const char *doubt;			/* what is told if nobody answers */
+	bool		(*is_decided) (SwitchMove *move);	/* by a worker before us */
+};
+
 /* switchover.c */
-extern const SwitchStep switch_steps_before[];
-extern const SwitchStep switch_steps_after[];
-extern const int switch_nsteps_before;
-extern const int switch_nsteps_after;
+extern const SwitchPlan switch_plan_move;
 extern void switch_commit(SwitchMove *move);
 extern void switch_rest(SwitchMove *move, long ms);
 extern void switch_stop_at(SwitchMove *move, const char *step);
@@ -79,6 +96,7 @@ typedef struct FenceView
 {
 	FenceState	state;
 	int64		epoch;
+	bool		window;
 } FenceView;
 
 extern Peer *switch_peer(SwitchMove *move);

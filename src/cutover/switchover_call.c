@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * switchover_call.c
- *		CALL bluegreen.switchover(), rollback() and cancel().
+ *		CALL bluegreen.switchover(), rollback(), open_window(), close_window()
+ *		and cancel().
  *
  * The procedure looks whether a move is possible (the preflight takes its time,
  * and changes nothing), leaves the request, commits, and prints what the worker
@@ -33,6 +34,8 @@
 
 PG_FUNCTION_INFO_V1(bluegreen_switchover);
 PG_FUNCTION_INFO_V1(bluegreen_rollback);
+PG_FUNCTION_INFO_V1(bluegreen_open_window);
+PG_FUNCTION_INFO_V1(bluegreen_close_window);
 PG_FUNCTION_INFO_V1(bluegreen_cancel);
 
 #define POLL_MS		20
@@ -42,6 +45,7 @@ PG_FUNCTION_INFO_V1(bluegreen_cancel);
 typedef struct SwitchCall
 {
 	SwitchKind	kind;
+	bool		closes;			/* a window */
 	const char *from;
 	const char *to;
 	char	   *name;
@@ -62,14 +66,43 @@ typedef void (*SwitchCheck) (SwitchCall *call);
 
 /* ---- is it possible? ---- */
 
+static const char *const what_names[] = {
+	"switch over", "roll back", "open a window of"
+};
+
+/*
+ * Is the window as it should be?
+ */
+static void
+check_window(SwitchCall *call)
+{
+	bool		open = fence_in_window(call->fence);
+
+	if (open == call->closes && (open ||
+								 call->deployment->window == WINDOW_CLOSED))
+		return;
+	if (call->closes)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("window of deployment \"%s\" is not open", call->name)));
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("cannot %s deployment \"%s\": its window is %s",
+					what_names[call->kind], call->name,
+					window_state_names[call->deployment->window]),
+			 open ?
+			 errhint("CALL bluegreen.close_window(%s, '%s') moves the users, too.",
+					 quote_literal_cstr(call->name), call->to) : 0));
+}
+
 static void
 check_here(SwitchCall *call)
 {
 	FenceState	state = fence_state(call->fence, NULL);
 
-	switch_refuse_unfinished(call->deployment,
-							 call->kind == SWITCH_SWITCHOVER ?
-							 "switch over" : "roll back");
+	switch_refuse_unfinished(call->deployment, call->closes ?
+							 "close the window of" : what_names[call->kind]);
+	check_window(call);
 	if (state == FENCE_OPEN || state == FENCE_RAISED)
 		return;
 	ereport(ERROR,
@@ -93,8 +126,17 @@ check_there(SwitchCall *call)
 
 	call->there = switch_look(peer, registry_origin(call->deployment));
 	peer_close(peer);
-	if (call->there.state == FENCE_GUARDED || call->there.state == FENCE_CLOSED)
+	if (call->closes ? call->there.state == FENCE_OPEN && call->there.window :
+		call->there.state == FENCE_GUARDED || call->there.state == FENCE_CLOSED)
 		return;
+	if (call->closes)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("%s does not take writes in deployment \"%s\"",
+						call->to, call->name),
+				 errdetail("Its fence is %s in epoch " INT64_FORMAT ".",
+						   fence_state_names[call->there.state],
+						   call->there.epoch)));
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("%s takes writes already in deployment \"%s\"", call->to,
@@ -148,11 +190,38 @@ check_verified(SwitchCall *call)
 static void
 check_preflight(SwitchCall *call)
 {
-	preflight_refuse(call->deployment, PREFLIGHT_SWITCHOVER);
+	preflight_refuse(call->deployment, call->kind == SWITCH_OPEN_WINDOW ?
+					 PREFLIGHT_SWITCHOVER | PREFLIGHT_WINDOW :
+					 PREFLIGHT_SWITCHOVER);
+}
+
+/*
+ * Without a stream back nobody could go back, and nothing would reach here.
+ */
+static void
+check_way_back_is_there(SwitchCall *call)
+{
+	if (call->deployment->opposite == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("deployment \"%s\" has no way back", call->name),
+				 errhint("bluegreen.preflight(%s, 'window') tells why.",
+						 quote_literal_cstr(call->name))));
 }
 
 static const SwitchCheck checks[] = {
-	check_here, check_stream, check_there, check_verified, check_preflight
+	check_here, check_stream, check_there, check_verified, check_preflight,
+	NULL
+};
+
+static const SwitchCheck open_checks[] = {
+	check_here, check_way_back_is_there, check_stream, check_there,
+	check_preflight, NULL
+};
+
+/* what matters of the rest was looked at when it was opened */
+static const SwitchCheck close_checks[] = {
+	check_here, check_stream, check_there, NULL
 };
 
 /* ---- dry run ---- */
@@ -228,21 +297,23 @@ check_writers(SwitchCall *call)
 static void
 dry_run(SwitchCall *call)
 {
-	for (int i = 0; i < lengthof(checks); i++)
+	const SwitchPlan *plan = &switch_plan_move;
+
+	for (int i = 0; checks[i] != NULL; i++)
 	{
 		try_check(call, checks[i]);
 	}
 	try_check(call, check_drains);
 	try_check(call, check_writers);
-	for (int i = 0; i < switch_nsteps_before; i++)
+	for (int i = 0; i < plan->nbefore; i++)
 	{
-		if (switch_steps_before[i].plan != NULL)
-			ereport(NOTICE, (errmsg("would %s", switch_steps_before[i].plan)));
+		if (plan->before[i].plan != NULL)
+			ereport(NOTICE, (errmsg("would %s", plan->before[i].plan)));
 	}
-	for (int i = 0; i < switch_nsteps_after; i++)
+	for (int i = 0; i < plan->nafter; i++)
 	{
-		if (switch_steps_after[i].plan != NULL)
-			ereport(NOTICE, (errmsg("would %s", switch_steps_after[i].plan)));
+		if (plan->after[i].plan != NULL)
+			ereport(NOTICE, (errmsg("would %s", plan->after[i].plan)));
 	}
 	ereport(NOTICE,
 			(call->problems == 0 ?
@@ -397,6 +468,8 @@ wait_for_end(SwitchCall *call, SwitchRow *row)
 static void
 move_here(SwitchCall *call)
 {
+	const SwitchCheck *look = call->closes ? close_checks :
+		call->kind == SWITCH_OPEN_WINDOW ? open_checks : checks;
 	SwitchRow	row;
 
 	call->deployment = deployment_load_by_name(call->name, false);
@@ -406,11 +479,12 @@ move_here(SwitchCall *call)
 		dry_run(call);
 		return;
 	}
-	for (int i = 0; i < lengthof(checks); i++)
+	for (int i = 0; look[i] != NULL; i++)
 	{
-		checks[i] (call);
+		look[i] (call);
 	}
-	ereport(NOTICE, (errmsg("preflight passed")));
+	if (!call->closes)
+		ereport(NOTICE, (errmsg("preflight passed")));
 	leave_request(call);
 	wait_for_end(call, &row);
 	if (row.state == SWITCH_FAILED)
@@ -452,10 +526,22 @@ switch_pass_on(const char *name, const char *there, const char *procedure)
 	peer_close(peer);
 }
 
+/*
+ * CALL a procedure of the other side, from which the move goes.
+ */
+static void
+call_there(SwitchCall *call, const char *sql, int nargs,
+		   const char *const *args)
+{
+	Peer	   *peer = other_side(call->name, call->from);
+
+	(void) peer_query(peer, sql, nargs, args);
+	peer_close(peer);
+}
+
 static void
 move_there(SwitchCall *call)
 {
-	Peer	   *peer = other_side(call->name, call->from);
 	const char *args[] = {
 		call->name,
 		psprintf("%d ms", call->timeout),
@@ -467,12 +553,11 @@ move_there(SwitchCall *call)
 		call->dry_run ? "t" : "f"
 	};
 
-	(void) peer_query(peer,
-					  psprintf("CALL bluegreen.%s($1::name, $2::interval, "
-							   "$3::interval, $4::text, $5::interval, "
-							   "$6::boolean)", switch_kind_names[call->kind]),
-					  lengthof(args), args);
-	peer_close(peer);
+	call_there(call,
+			   psprintf("CALL bluegreen.%s($1::name, $2::interval, "
+						"$3::interval, $4::text, $5::interval, "
+						"$6::boolean)", switch_kind_names[call->kind]),
+			   lengthof(args), args);
 }
 
 static Datum
@@ -522,6 +607,104 @@ Datum
 bluegreen_rollback(PG_FUNCTION_ARGS)
 {
 	return move(fcinfo, SWITCH_ROLLBACK);
+}
+
+/* ---- windows ---- */
+
+/*
+ * bluegreen.open_window(deployment name, timeout interval): let both sides take
+ * writes.  Commits.  An error means that nothing has changed, unless it says
+ * otherwise.
+ */
+Datum
+bluegreen_open_window(PG_FUNCTION_ARGS)
+{
+	SwitchCall *call;
+	FenceState	state;
+	const char *here;
+
+	procedure_begin(fcinfo, "bluegreen.open_window");
+	shared_require();
+	call = palloc0_object(SwitchCall);
+	call->kind = SWITCH_OPEN_WINDOW;
+	call->name = pstrdup(NameStr(*PG_GETARG_NAME(0)));
+	call->timeout = fence_timeout_argument(fcinfo, 1, "timeout");
+	call->policy = FENCE_ABORT;
+	call->fence = fence_find(call->name);
+	here = fence_side(call->fence);
+	state = fence_state(call->fence, NULL);
+	call->to = strcmp(here, "blue") == 0 ? "green" : "blue";
+	call->from = here;
+	if (state != FENCE_GUARDED && state != FENCE_CLOSED)
+		move_here(call);
+	else
+	{
+		const char *args[] = {call->name, psprintf("%d ms", call->timeout)};
+
+		call->from = call->to;
+		call_there(call, "CALL bluegreen.open_window($1::name, $2::interval)",
+				   lengthof(args), args);
+	}
+	procedure_end();
+	PG_RETURN_VOID();
+}
+
+static char *
+side_argument(FunctionCallInfo fcinfo, int i)
+{
+	char	   *side;
+
+	require_argument(fcinfo, i, "side");
+	side = text_to_cstring(PG_GETARG_TEXT_PP(i));
+	if (strcmp(side, "blue") != 0 && strcmp(side, "green") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for argument \"%s\": \"%s\"", "side",
+						side),
+				 errhint("Valid values are \"%s\" and \"%s\".", "blue",
+						 "green")));
+	return side;
+}
+
+/*
+ * bluegreen.close_window(deployment name, side text, timeout interval,
+ * drain_timeout interval, on_drain_timeout text): one side stays, as after a
+ * switchover or rollback, and the other one is closed.  Commits.  An error means
+ * that nothing has changed, unless it says otherwise.
+ */
+Datum
+bluegreen_close_window(PG_FUNCTION_ARGS)
+{
+	SwitchCall *call;
+
+	procedure_begin(fcinfo, "bluegreen.close_window");
+	shared_require();
+	call = palloc0_object(SwitchCall);
+	call->closes = true;
+	call->name = pstrdup(NameStr(*PG_GETARG_NAME(0)));
+	call->to = side_argument(fcinfo, 1);
+	call->kind = strcmp(call->to, "green") == 0 ? SWITCH_SWITCHOVER :
+		SWITCH_ROLLBACK;
+	call->from = call->kind == SWITCH_SWITCHOVER ? "blue" : "green";
+	call->timeout = fence_timeout_argument(fcinfo, 2, "timeout");
+	call->drain_timeout = fence_timeout_argument(fcinfo, 3, "drain_timeout");
+	call->policy = fence_policy_argument(fcinfo, 4);
+	call->fence = fence_find(call->name);
+	if (strcmp(fence_side(call->fence), call->from) == 0)
+		move_here(call);
+	else
+	{
+		const char *args[] = {call->name, call->to,
+			psprintf("%d ms", call->timeout),
+			psprintf("%d ms", call->drain_timeout),
+		fence_policy_names[call->policy]};
+
+		call_there(call, "CALL bluegreen.close_window($1::name, $2::text, "
+				   "$3::interval, $4::interval, $5::text)", lengthof(args),
+				   args);
+	}
+	procedure_end();
+	PG_RETURN_VOID();
 }
 
 /* ---- cancel ---- */

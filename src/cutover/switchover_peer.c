@@ -20,6 +20,7 @@
 #include "utils/timestamp.h"
 
 #define RESOLVE_MS		500		/* between tries */
+#define SETTLE_LOCK_TIMEOUT	"1000"
 
 /*
  * What the other side says about its fence.  Errors: those of the peer; it does
@@ -30,7 +31,7 @@ switch_look(Peer *peer, const char *stream)
 {
 	const char *args[] = {stream};
 	PeerResult *result =
-		peer_query(peer, "SELECT state, epoch FROM bluegreen.fence_look($1)",
+		peer_query(peer, "SELECT state, epoch, \"window\" FROM bluegreen.fence_look($1)",
 				   1, args);
 	FenceView	view;
 	int			state = enum_lookup(fence_state_names, FENCE_GUARDED + 1,
@@ -41,6 +42,7 @@ switch_look(Peer *peer, const char *stream)
 			 result->values[0][0]);
 	view.state = state;
 	view.epoch = strtoll(result->values[0][1], NULL, 10);
+	view.window = result->values[0][2][0] == 't';
 	return view;
 }
 
@@ -109,7 +111,7 @@ ask_decide(SwitchMove *move)
 										   move->row.deadline);
 	peer_command(peer, psprintf("SET lock_timeout = " INT64_FORMAT,
 								Max(left, 1)));
-	(void) peer_query(peer, "SELECT bluegreen.fence_decide($1, $2)", 2, args);
+	(void) peer_query(peer, move->plan->decide, 2, args);
 	return true;
 }
 
@@ -118,10 +120,11 @@ ask_settle(SwitchMove *move)
 {
 	const char *args[] = {move->stream,
 	psprintf(INT64_FORMAT, move->row.epoch)};
+	Peer	   *peer = switch_peer(move);
 	PeerResult *result;
 
-	result = peer_query(switch_peer(move),
-						"SELECT bluegreen.fence_settle($1, $2)", 2, args);
+	peer_command(peer, "SET lock_timeout = " SETTLE_LOCK_TIMEOUT);
+	result = peer_query(peer, move->plan->settle, 2, args);
 	return strcmp(result->values[0][0], "t") == 0;
 }
 
@@ -148,8 +151,8 @@ show_doubt(SwitchMove *move, const ErrorData *error)
 	ErrorData	shown = {0};
 
 	shown.sqlerrcode = error->sqlerrcode;
-	shown.message = psprintf("it is in doubt whether %s is the active side: %s",
-							 move->to, error->message);
+	shown.message = psprintf("%s: %s", psprintf(move->plan->doubt, move->to),
+							 error->message);
 	shown.hint = psprintf("It is asked again and again. If %s is lost for good, call bluegreen.force_active('%s') here; if it serves clients, call bluegreen.force_active('%s') here.",
 						  move->to, move->from, move->to);
 	ereport(WARNING,

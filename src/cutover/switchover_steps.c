@@ -16,6 +16,7 @@
 #include "cutover/router.h"
 #include "cutover/sequence.h"
 #include "cutover/switchover.h"
+#include "cutover/window.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
@@ -102,6 +103,9 @@ step_fence(SwitchMove *move)
 	const char *unmet;
 
 	fence_raise(move->fence, move->row.epoch);
+	MemoryContextSwitchTo(move->context);
+	if (move->deployment->window == WINDOW_OPEN)
+		window_check_other(move);
 	fence_wait_drained(move->row.drain_timeout, policy);
 	unmet = drain_unmet(move->deployment);
 	if (unmet == NULL)
@@ -160,7 +164,7 @@ step_barrier(SwitchMove *move)
 
 /*
  * What the other side hands out from now on was not handed out before.  To be
- * undone it needs nothing: numbers are left out.
+ * undone it needs nothing: numbers are left out.  In a window that is so anyway.
  */
 void
 step_sequences(SwitchMove *move)
@@ -169,6 +173,8 @@ step_sequences(SwitchMove *move)
 													   move->row.deadline);
 	int			n;
 
+	if (move->deployment->window != WINDOW_CLOSED)
+		return;
 	PushActiveSnapshot(GetTransactionSnapshot());
 	n = sequences_move(move->deployment, switch_peer(move),
 					   (int) Max(left, 1));
@@ -333,6 +339,7 @@ step_close(SwitchMove *move)
 	HOLD_INTERRUPTS();
 	fence_mark(move->fence);
 	end_verification(move->row.deployment);
+	window_leave(move->fence);
 	switch_row_set(move->row.deployment, "state = 'decided', sqlstate = NULL, "
 				   "message = NULL, detail = NULL, hint = NULL");
 	fence_close(move->fence, epoch);
@@ -348,7 +355,7 @@ void
 step_tell(SwitchMove *move)
 {
 	routers_notify(move->deployment, switch_kind_names[move->row.kind],
-				   switch_to(move), move->row.epoch);
+				   router_sides[switch_to(move)], move->row.epoch);
 	switch_row_set(move->row.deployment,
 				   "state = 'done', finished_at = clock_timestamp()");
 	switch_commit(move);

@@ -32,24 +32,19 @@
  * A batch that fails, or whose counts are wrong, is never mended here.  The
  * worker notes the position up to which it must go one row at a time
  * (StreamShared.careful_until), ends, and its successor decodes again from
- * the target's progress; that careful path (apply_row_carefully) finds the
+ * the target's progress; that careful path (apply_careful.c) finds the
  * one row that is at fault, resolves what is a conflict, and stops with the
  * row's key at what is an error.
- *
- * The source's word counts.  A row to insert that is there becomes an update,
- * a row to update that is not there is inserted, a row to delete that is not
- * there is gone already; each is recorded in bluegreen.conflict_log in the
- * same transaction.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "compat.h"
-#include "core/event.h"
 #include "core/settings.h"
 #include "miscadmin.h"
 #include "stream/apply.h"
+#include "stream/window.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -110,10 +105,33 @@ apply_create(Peer *peer, StreamShared *shared, const char *origin,
 							  "bluegreen.commit_position("
 							  "$2::pg_catalog.pg_lsn, "
 							  "$3::pg_catalog.timestamptz, "
-							  "$4::pg_catalog.pg_lsn), "
-							  "pg_catalog.pg_current_xact_id()", 4, NULL);
+							  "$4::pg_catalog.pg_lsn, "
+							  "$5::pg_catalog.pg_lsn), "
+							  "pg_catalog.pg_current_xact_id()", 5, NULL);
+	apply->note_reached =
+		peer_statement_create("SELECT bluegreen.note_reached("
+							  "$1::pg_catalog.pg_lsn)", 1, NULL);
+	apply->note_seen =
+		peer_statement_create("SELECT bluegreen.note_seen("
+							  "$1::pg_catalog.pg_lsn)", 1, NULL);
 	peer_pipeline_enter(peer);
 	return apply;
+}
+
+/*
+ * Both sides take writes: ask the peer what that needs.  seen is what it has
+ * noted with the progress.
+ */
+void
+apply_open_window(Apply *apply, char direction, XLogRecPtr seen)
+{
+	apply->window = direction == 'f' ? "blue" : "green";
+	apply->noted_seen = seen;
+	peer_pipeline_exit(apply->peer);
+	for (int i = 0; i < apply->nwriters; i++)
+		window_writer_load(apply->peer, apply->writers[i], apply->window,
+						   apply->origin);
+	peer_pipeline_enter(apply->peer);
 }
 
 /* ---- sending ---- */
@@ -153,6 +171,22 @@ queue_check(Apply *apply)
 }
 
 /*
+ * In a window: what this side had seen goes with the position, if it has moved.
+ */
+static void
+note_seen(Apply *apply)
+{
+	if (apply->window == NULL || apply->position.seen <= apply->noted_seen)
+		return;
+	peer_send_sql(apply->peer,
+				  psprintf("UPDATE bluegreen.applied_stream SET seen = '%X/%X' WHERE name = %s",
+						   LSN_FORMAT_ARGS(apply->position.seen),
+						   quote_literal_cstr(apply->origin)));
+	apply_expect(apply, -1);
+	apply->noted_seen = apply->position.seen;
+}
+
+/*
  * The position goes with every commit; a transaction without rows takes a
  * transaction id, without which its position would not be recorded.
  */
@@ -161,12 +195,14 @@ queue_commit(Apply *apply)
 {
 	MemoryContext old = MemoryContextSwitchTo(apply->param_context);
 	const ApplyPosition *position = &apply->position;
-	const char *values[4];
+	const char *values[5];
 
+	note_seen(apply);
 	values[0] = take_expected(apply);
 	values[1] = psprintf("%X/%X", LSN_FORMAT_ARGS(position->end_lsn));
 	values[2] = timestamptz_to_str(position->commit_time);
 	values[3] = psprintf("%X/%X", LSN_FORMAT_ARGS(apply->reached));
+	values[4] = psprintf("%X/%X", LSN_FORMAT_ARGS(position->seen));
 	peer_send(apply->peer, apply->commit_position, values, NULL, NULL);
 	peer_send_sql(apply->peer, "COMMIT");
 	MemoryContextSwitchTo(old);
@@ -180,8 +216,8 @@ queue_commit(Apply *apply)
 /*
  * Close the open group of statements.
  */
-static void
-launch(Apply *apply, bool commits)
+void
+apply_launch(Apply *apply, bool commits)
 {
 	Flight	   *flight = &apply->flights[(apply->first_flight +
 										  apply->nflights) % PEER_MAX_GROUPS];
@@ -205,7 +241,7 @@ end_batch(Apply *apply)
 		queue_commit(apply);
 	else
 		queue_check(apply);
-	launch(apply, commit);
+	apply_launch(apply, commit);
 	apply->spare = apply->outgoing;
 	apply->outgoing = NULL;
 	batch_reset(apply->spare);
@@ -278,6 +314,7 @@ committed(Apply *apply, const ApplyPosition *position)
 	apply->applied = *position;
 	SpinLockAcquire(&shared->mutex);
 	shared->applied_lsn = Max(shared->applied_lsn, position->end_lsn);
+	shared->told_lsn = Max(shared->told_lsn, position->end_lsn);
 	if (position->commit_time != 0)
 		shared->applied_commit_time = position->commit_time;
 	shared->applied_at = GetCurrentTimestamp();
@@ -363,11 +400,28 @@ apply_wait(Apply *apply)
 /* ---- what is sent ---- */
 
 /*
+ * In a window: who watches there may be waited for in this transaction, and has
+ * to have room.  So he is told what we have seen before it, not after.
+ */
+static void
+tell_seen_before(Apply *apply)
+{
+	XLogRecPtr	seen = apply->position.seen_before;
+
+	if (apply->window == NULL || seen <= apply->told_seen)
+		return;
+	peer_send_sql(apply->peer,
+				  psprintf("SELECT bluegreen.note_seen('%X/%X')",
+						   LSN_FORMAT_ARGS(seen)));
+	apply->told_seen = seen;
+}
+
+/*
  * Wait until all that was to be sent is queued, and open a group of statements
  * in a transaction that is to reach position.
  */
-static void
-start_group(Apply *apply, const ApplyPosition *position)
+void
+apply_start_group(Apply *apply, const ApplyPosition *position)
 {
 	while (!apply_poll(apply) &&
 		   (apply->outgoing != NULL || !peer_has_room(apply->peer)))
@@ -377,6 +431,7 @@ start_group(Apply *apply, const ApplyPosition *position)
 		return;
 	apply->open = true;
 	peer_send_sql(apply->peer, "BEGIN");
+	tell_seen_before(apply);
 }
 
 /*
@@ -391,7 +446,7 @@ apply_send(Apply *apply, Batch *batch, const ApplyPosition *position,
 {
 	if (batch->rows == 0 && !commit)
 		return batch;
-	start_group(apply, position);
+	apply_start_group(apply, position);
 	apply->outgoing = batch;
 	apply->commit_wanted = commit;
 	apply_slice_batch(apply, batch);
@@ -409,17 +464,57 @@ apply_ping(Apply *apply)
 {
 	Assert(apply_is_idle(apply));
 	memset(&apply->position, 0, sizeof(apply->position));
-	launch(apply, false);
+	apply_launch(apply, false);
+}
+
+/*
+ * Let the target's sessions know, when idle, that there is nothing up to lsn
+ * that is not there.  Nothing is written.  Does not wait.
+ */
+void
+apply_tell(Apply *apply, XLogRecPtr lsn)
+{
+	char		text[32];
+	const char *values[1] = {text};
+
+	Assert(apply_is_idle(apply));
+	snprintf(text, sizeof(text), "%X/%X", LSN_FORMAT_ARGS(lsn));
+	memset(&apply->position, 0, sizeof(apply->position));
+	peer_send(apply->peer, apply->note_reached, values, NULL, NULL);
+	apply_launch(apply, false);
+}
+
+/*
+ * Let the target know, when idle, what this side has seen of it.  Does not wait.
+ */
+void
+apply_tell_seen(Apply *apply, XLogRecPtr seen)
+{
+	char		text[32];
+	const char *values[1] = {text};
+
+	Assert(apply_is_idle(apply));
+	snprintf(text, sizeof(text), "%X/%X", LSN_FORMAT_ARGS(seen));
+	memset(&apply->position, 0, sizeof(apply->position));
+	peer_send(apply->peer, apply->note_seen, values, NULL, NULL);
+	apply_launch(apply, false);
 }
 
 /*
  * Check that a mapping's target may be emptied.
  */
 void
-apply_check_truncate(const Transform *transform)
+apply_check_truncate(Apply *apply, const Transform *transform)
 {
 	MappingRow *row = transform->row;
 
+	if (apply_writer(apply, transform)->window != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("TRUNCATE of table \"%s\" cannot be applied to \"%s\" in a window",
+						get_rel_name(row->source), mapping_target_name(row)),
+				 errdetail("Nobody could say which rows of the other side it was to take."),
+				 errhint("Delete the rows on the target yourself, then leave this transaction out with bluegreen.skip().")));
 	if (!row->target_shared && row->on_delete == ON_DELETE_DELETE &&
 		row->on_write == ON_WRITE_MIRROR)
 		return;
@@ -453,7 +548,7 @@ apply_truncate(Apply *apply, List *transforms, bool restart_identity,
 {
 	ListCell   *lc;
 
-	start_group(apply, position);
+	apply_start_group(apply, position);
 	foreach(lc, transforms)
 	{
 		TargetWriter *writer = apply_writer(apply, lfirst(lc));
@@ -470,7 +565,7 @@ apply_truncate(Apply *apply, List *transforms, bool restart_identity,
 								   restart_identity ?
 								   " RESTART IDENTITY" : ""));
 	}
-	launch(apply, false);
+	apply_launch(apply, false);
 	apply_wait(apply);
 }
 
@@ -486,7 +581,7 @@ apply_restart_copy(Apply *apply, const Transform *transform,
 	char	   *stream = quote_literal_cstr(apply->origin);
 	int			mapping = transform->row->id;
 
-	start_group(apply, position);
+	apply_start_group(apply, position);
 	queue_uncounted(apply,
 					psprintf("UPDATE bluegreen.applied_table "
 							 "SET generation = generation + 1, state = 'copying' "
@@ -496,320 +591,5 @@ apply_restart_copy(Apply *apply, const Transform *transform,
 					psprintf("DELETE FROM bluegreen.applied_chunk "
 							 "WHERE stream = %s AND mapping = %d",
 							 stream, mapping));
-	launch(apply, false);
-}
-
-static WireValue *
-encode_values(Transform *transform, const Datum *values, const bool *isnull)
-{
-	WireValue  *result = palloc0_array(WireValue, transform->ncolumns);
-
-	for (int i = 0; i < transform->ncolumns; i++)
-		wire_encode(&transform->columns[i], values[i], isnull[i], &result[i]);
-	return result;
-}
-
-/*
- * A row outside of a batch, encoded.
- */
-static BatchRow *
-encode_row(const RowChange *change)
-{
-	Transform  *transform = change->transform;
-	BatchRow   *row = palloc0_object(BatchRow);
-
-	if (transform->nkeys == 0)
-	{
-		row->values = encode_values(transform, change->values, change->isnull);
-		row->old = change->kind == CHANGE_UPDATE ?
-			encode_values(transform, change->old_values, change->old_isnull) :
-			row->values;
-		return row;
-	}
-	row->values = palloc0_array(WireValue, transform->ncolumns);
-	row->missing = palloc0_array(bool, transform->ncolumns);
-	for (int i = 0; i < transform->ncolumns; i++)
-	{
-		bool		key_only = change->kind == CHANGE_DELETE ||
-			change->kind == CHANGE_DELETE_IF_THERE;
-
-		if (key_only && !transform->columns[i].def->is_key &&
-			!transform->columns[i].def->finds)
-			continue;
-		row->missing[i] = !key_only && change->missing[i];
-		if (!row->missing[i])
-			wire_encode(&transform->columns[i], change->values[i],
-						change->isnull[i], &row->values[i]);
-	}
-	return row;
-}
-
-static void
-queue_move(Apply *apply, const RowChange *change)
-{
-	Transform  *transform = change->transform;
-	WireValue  *old_key = palloc0_array(WireValue, transform->nkeys);
-
-	for (int k = 0; k < transform->nkeys; k++)
-	{
-		int			i = transform->keys[k];
-
-		wire_encode(&transform->columns[i], change->old_values[i], false,
-					&old_key[k]);
-	}
-	apply_queue_move(apply, apply_writer(apply, transform), encode_row(change),
-					 old_key);
-}
-
-/*
- * Move a row to another key in the open transaction.  The batch before it has
- * been sent.  Does not wait for the answer.
- */
-void
-apply_move(Apply *apply, const RowChange *change,
-		   const ApplyPosition *position)
-{
-	start_group(apply, position);
-	queue_move(apply, change);
-	launch(apply, false);
-}
-
-/*
- * Note for the operator which row the error to be raised is about.  Returns
- * its key as text, after a space.
- */
-static char *
-blame_row(Apply *apply, const RowChange *change)
-{
-	StreamError *error = &apply->shared->error;
-	const char *relation = mapping_target_name(change->transform->row);
-	StringInfoData key;
-
-	initStringInfo(&key);
-	change_describe_key(&key, change);
-	SpinLockAcquire(&apply->shared->mutex);
-	shared_copy_text(error->relation, sizeof(error->relation), relation);
-	shared_copy_text(error->key, sizeof(error->key), key.data + 1);
-	SpinLockRelease(&apply->shared->mutex);
-	apply->blamed = true;
-	return key.data;
-}
-
-/*
- * Close the group of a careful statement and wait.  A remote error is raised
- * with the row's key.  Returns the rows that the last statement on the table
- * affected.
- */
-static int64
-finish_carefully(Apply *apply, const RowChange *change)
-{
-	const PeerGroup *group;
-	char	   *key;
-
-	apply->careful = true;
-	apply->nexpected = 0;
-	peer_sync(apply->peer);
-	while ((group = peer_take_group(apply->peer)) == NULL)
-		wait_for_move(apply);
-	if (group->failed < 0 && group->error.sqlstate[0] == '\0')
-		return group->affected[apply->row_statement];
-
-	key = blame_row(apply, change);
-	peer_rethrow(&group->error,
-				 psprintf("applying %s to \"%s\",%s",
-						  change_kind_names[change->kind],
-						  mapping_target_name(change->transform->row), key));
-	return 0;					/* keep compiler quiet */
-}
-
-static int64
-run_carefully(Apply *apply, StatementKind kind, BatchRow *row,
-			  const RowChange *change, const CarefulContext *context)
-{
-	TargetWriter *writer = apply_writer(apply, change->transform);
-
-	if (target_statement(writer, kind, kind == STATEMENT_UPDATE ?
-						 row->missing : NULL) == NULL)
-		return 1;				/* nothing to set */
-	start_group(apply, &context->position);
-	apply_queue_row(apply, writer, kind, row);
-	return finish_carefully(apply, change);
-}
-
-static void
-record_conflict(Apply *apply, BatchRow *row, const RowChange *change,
-				const CarefulContext *context, const char *const words[2])
-{
-	TargetWriter *writer = apply_writer(apply, change->transform);
-	TableShared *stats = table_shared_get(change->transform->row->id,
-										  change->transform->row->deployment);
-	StringInfoData key;
-	StringInfoData incoming;
-	char		lsn[32];
-	const char *texts[8];
-
-	initStringInfo(&key);
-	initStringInfo(&incoming);
-	change_describe_key(&key, change);
-	change_describe(&incoming, change);
-	snprintf(lsn, sizeof(lsn), "%X/%X", LSN_FORMAT_ARGS(context->position.commit_lsn));
-	texts[0] = apply->origin;
-	texts[1] = context->deployment;
-	texts[2] = key.data + 1;
-	texts[3] = words[0];
-	texts[4] = lsn;
-	texts[5] = timestamptz_to_str(context->position.commit_time);
-	texts[6] = incoming.data + 1;
-	texts[7] = words[1];
-	start_group(apply, &context->position);
-	apply_queue_conflict(apply, writer, row, texts);
-	(void) finish_carefully(apply, change);
-	pg_atomic_fetch_add_u64(&stats->conflicts, 1);
-	event_record(MyDatabaseId, change->transform->row->deployment,
-				 EVENT_CONFLICT, context->position.commit_lsn,
-				 psprintf("%s on \"%s\": %s", words[0],
-						  mapping_target_name(change->transform->row),
-						  words[1]),
-				 "The peer's view bluegreen.conflict has the rows.");
-}
-
-static const char *const insert_exists[] = {"insert_exists", "updated the row that is there"};
-static const char *const move_exists[] = {"insert_exists", "replaced the row that is there"};
-static const char *const update_missing[] = {"update_missing", "inserted the row"};
-static const char *const delete_missing[] = {"delete_missing", "nothing to delete"};
-
-static bool
-carries_all(const RowChange *change)
-{
-	for (int i = 0; i < change->transform->ncolumns; i++)
-		if (change->missing[i])
-			return false;
-	return true;
-}
-
-static void
-update_carefully(Apply *apply, BatchRow *row, const RowChange *change,
-				 const CarefulContext *context)
-{
-	if (run_carefully(apply, STATEMENT_UPDATE, row, change, context) > 0)
-		return;
-	if (!carries_all(change))
-		ereport(ERROR,
-				(errcode(ERRCODE_NO_DATA_FOUND),
-				 errmsg("row to update is missing on target table \"%s\":%s",
-						mapping_target_name(change->transform->row),
-						blame_row(apply, change)),
-				 errdetail("The change does not carry all columns, so the row cannot be inserted."),
-				 errhint("Insert the row on the target, or leave this transaction out with bluegreen.skip().")));
-	record_conflict(apply, row, change, context, update_missing);
-	(void) run_carefully(apply, STATEMENT_UPSERT, row, change, context);
-}
-
-/*
- * A row that stands where the moved one is to go makes place for it.
- */
-static void
-move_carefully(Apply *apply, BatchRow *row, const RowChange *change,
-			   const CarefulContext *context)
-{
-	if (run_carefully(apply, STATEMENT_FIND, row, change, context) > 0)
-	{
-		record_conflict(apply, row, change, context, move_exists);
-		(void) run_carefully(apply, STATEMENT_DELETE, row, change, context);
-	}
-	start_group(apply, &context->position);
-	queue_move(apply, change);
-	if (finish_carefully(apply, change) == 0)
-		update_carefully(apply, row, change, context);
-}
-
-static void
-insert_carefully(Apply *apply, BatchRow *row, const RowChange *change,
-				 const CarefulContext *context)
-{
-	if (run_carefully(apply, STATEMENT_INSERT_ABSENT, row, change, context) > 0)
-		return;
-	record_conflict(apply, row, change, context, insert_exists);
-	(void) run_carefully(apply, STATEMENT_UPSERT, row, change, context);
-}
-
-/*
- * The same without a key: there is no row that an insert could meet.
- */
-static void
-apply_keyless_carefully(Apply *apply, BatchRow *row, const RowChange *change,
-						const CarefulContext *context)
-{
-	switch (change->kind)
-	{
-		case CHANGE_DELETE:
-			if (run_carefully(apply, STATEMENT_TAKE, row, change, context) == 0)
-				record_conflict(apply, row, change, context, delete_missing);
-			return;
-		case CHANGE_UPDATE:
-			if (run_carefully(apply, STATEMENT_REPLACE, row, change, context) > 0)
-				return;
-			record_conflict(apply, row, change, context, update_missing);
-			break;
-		default:
-			break;
-	}
-	(void) run_carefully(apply, STATEMENT_INSERT, row, change, context);
-}
-
-/*
- * The statement that tells whether a lookup writes a row, by what a change
- * carries.
- */
-static StatementKind
-lookup_test_of(ChangeKind kind)
-{
-	return kind == CHANGE_DELETE || kind == CHANGE_DELETE_IF_THERE ?
-		STATEMENT_LOOK_OLD : STATEMENT_LOOK;
-}
-
-/*
- * Apply one change in the open transaction and wait for it; resolve conflicts;
- * raise errors with the row's key.
- */
-void
-apply_row_carefully(Apply *apply, const RowChange *change,
-					const CarefulContext *context)
-{
-	BatchRow   *row = encode_row(change);
-
-	if (change->transform->nkeys == 0)
-	{
-		apply_keyless_carefully(apply, row, change, context);
-		return;
-	}
-	if (change->transform->row->lookup != NULL &&
-		run_carefully(apply, lookup_test_of(change->kind), row, change,
-					  context) == 0)
-		return;					/* the lookup leaves it out */
-	switch (change->kind)
-	{
-		case CHANGE_INSERT:
-			insert_carefully(apply, row, change, context);
-			break;
-		case CHANGE_UPDATE:
-			update_carefully(apply, row, change, context);
-			break;
-		case CHANGE_UPSERT:
-			(void) run_carefully(apply, STATEMENT_UPSERT, row, change, context);
-			break;
-		case CHANGE_PATCH:
-			(void) run_carefully(apply, STATEMENT_UPDATE, row, change, context);
-			break;
-		case CHANGE_DELETE:
-			if (run_carefully(apply, STATEMENT_DELETE, row, change, context) == 0)
-				record_conflict(apply, row, change, context, delete_missing);
-			break;
-		case CHANGE_DELETE_IF_THERE:
-			(void) run_carefully(apply, STATEMENT_DELETE, row, change, context);
-			break;
-		case CHANGE_MOVE:
-			move_carefully(apply, row, change, context);
-			break;
-	}
+	apply_launch(apply, false);
 }

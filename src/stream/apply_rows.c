@@ -19,6 +19,7 @@
 #include "core/guard.h"
 #include "stream/apply.h"
 #include "stream/parameters.h"
+#include "stream/window.h"
 #include "utils/memutils.h"
 
 /* Which rows a statement takes, in the order of sending. */
@@ -400,16 +401,20 @@ static void
 slice_table(Apply *apply, BatchTable *table)
 {
 	MappingRow *row = table->transform->row;
+	TargetWriter *writer = apply_writer(apply, table->transform);
 	BatchRow  **sorted = batch_sorted_rows(table);
 	BatchRow  **rows = palloc_array(BatchRow *, table->nrows);
+
+	/* in a window others may patch these rows, and no more: window_check.c */
 	bool		can_count = row->on_write == ON_WRITE_MIRROR &&
-		row->on_delete == ON_DELETE_DELETE && !row->target_shared;
+		row->on_delete == ON_DELETE_DELETE &&
+		(!row->target_shared || writer->window != NULL);
 
 	for (int s = 0; s < lengthof(row_steps); s++)
 	{
 		const RowStep *step = &row_steps[s];
 		Slice		slice = {
-			.writer = apply_writer(apply, table->transform),
+			.writer = writer,
 			.kind = step->kind,
 			.by_columns = step->by_columns,
 			.counted = step->counted && can_count,
@@ -425,6 +430,33 @@ slice_table(Apply *apply, BatchTable *table)
 			add_whole(apply, &slice);
 		else
 			slice_step(apply, &slice);
+	}
+}
+
+/*
+ * In a window, behind all rows: has the target changed any of them?  Also those
+ * that came and went.
+ */
+static void
+slice_check(Apply *apply, BatchTable *table)
+{
+	Slice		slice = {
+		.writer = apply_writer(apply, table->transform),
+		.kind = STATEMENT_CHECK
+	};
+	BatchRow  **rows;
+	int			n = 0;
+
+	if (slice.writer->window == NULL || table->nrows == 0)
+		return;
+	rows = palloc_array(BatchRow *, table->nrows);
+	for (BatchRow *row = table->first; row != NULL; row = row->next)
+		rows[n++] = row;
+	for (int r = 0; r < n; r += SLICE_ROWS)
+	{
+		slice.rows = rows + r;
+		slice.nrows = Min(SLICE_ROWS, n - r);
+		add_slice(apply, &slice);
 	}
 }
 
@@ -452,6 +484,8 @@ apply_slice_batch(Apply *apply, Batch *batch)
 		else
 			slice_table(apply, table);
 	}
+	for (int t = 0; apply->window != NULL && t < batch->ntables; t++)
+		slice_check(apply, &batch->tables[t]);
 	MemoryContextSwitchTo(old);
 }
 
@@ -461,7 +495,9 @@ apply_slice_batch(Apply *apply, Batch *batch)
 void
 apply_queue_slice(Apply *apply, const Slice *slice)
 {
-	if (slice->kind == STATEMENT_TAKE || slice->kind == STATEMENT_REPLACE)
+	if (slice->kind == STATEMENT_CHECK)
+		window_queue_check(apply, slice);
+	else if (slice->kind == STATEMENT_TAKE || slice->kind == STATEMENT_REPLACE)
 		queue_keyless(apply, slice);
 	else if (slice->kind == STATEMENT_INSERT_MANY ||
 			 slice->kind == STATEMENT_UPDATE_ROWS ||
@@ -491,18 +527,25 @@ apply_queue_row(Apply *apply, TargetWriter *writer, StatementKind kind,
 
 /*
  * Queue the record of a conflict over a row's key; texts are the parameters of
- * STATEMENT_CONFLICT.
+ * STATEMENT_CONFLICT.  note, if there is one, keeps another row than that of the
+ * key.
  */
 void
 apply_queue_conflict(Apply *apply, TargetWriter *writer, BatchRow *row,
-					 const char *const texts[8])
+					 const char *const texts[8], PeerStatement *note)
 {
 	Transform  *transform = writer->transform;
 	MemoryContext old = MemoryContextSwitchTo(apply->param_context);
-	Parameters	key = parameters_create(transform->nfinds + 1);
+	Parameters	key = parameters_create(transform->ncolumns + 1);
 	Parameters	p = parameters_create(8);
 
-	if (transform->nkeys > 0)
+	if (note != NULL)
+	{
+		parameters_add_columns(&key, transform, &row, 1, COLUMNS_CARRIED);
+		send_statement(apply, note, &key);
+		apply_expect(apply, -1);
+	}
+	else if (transform->nkeys > 0)
 	{
 		parameters_add_columns(&key, transform, &row, 1, COLUMNS_KEY);
 		if (writer->lookup)

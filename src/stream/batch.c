@@ -478,6 +478,20 @@ others_are_there(const Batch *batch, const BatchTable *table)
 #define MASK(kind)	((uint32) 1 << (kind))
 
 /*
+ * In a window a row that comes and goes must come all the same: the target may
+ * have one with its key, of which the later change had seen, and the earlier
+ * had not; or somebody may be about to make one there, and has to wait.
+ */
+static bool
+must_come_first(const Batch *batch, const BatchRow *row,
+				const RowChange *change)
+{
+	return batch->window && row != NULL && row->kind == ROW_INSERT &&
+		is_delete(change->kind) &&
+		strcmp(change->transform->row->conflict, "none") != 0;
+}
+
+/*
  * With a lookup: would a change be carried out before one that came earlier,
  * and that may be about the same row of the target?  (See the top of the file.)
  * A row is never replaced: what it was found by may have been other values
@@ -526,7 +540,7 @@ batch_add(Batch *batch, const RowChange *change)
 	key = take_key(batch, transform, change->values);
 	row = find_row(batch, table, &key);
 	kind = row ? fold_rules[row->kind][change->kind] : first_kind[change->kind];
-	if (kind == FOLD_CUT ||
+	if (kind == FOLD_CUT || must_come_first(batch, row, change) ||
 		(transform->row->lookup && order_would_change(table, change, kind)) ||
 		(transform->row->target_shared && transform->row->lookup == NULL &&
 		 shared_key_clashes(batch, transform,
@@ -539,6 +553,7 @@ batch_add(Batch *batch, const RowChange *change)
 	if (row == NULL)
 		row = new_row(batch, table, &key);
 	row->kind = kind;
+	row->seen = batch->seen;
 	table->kinds |= (uint32) 1 << kind;
 	if (kind != ROW_NONE)
 		take_values(batch, row, change, fresh);

@@ -39,6 +39,7 @@ typedef struct BatchRow
 	WireValue  *old;			/* without a key: the row to find, by column;
 								 * NULL if it is new to the target */
 	bool	   *missing;		/* by column; NULL = none */
+	XLogRecPtr	seen;			/* by its last change, see window.c */
 } BatchRow;
 
 #define BATCH_LOOKUP_ROWS	2000	/* rows of a mapping with a lookup */
@@ -71,6 +72,8 @@ typedef struct Batch
 	Datum	   *key;			/* scratch: the key at hand, by key column */
 	int64		rows;			/* in the tables */
 	int64		bytes;			/* of their values */
+	XLogRecPtr	seen;			/* by what is added now */
+	bool		window;			/* the target takes writes, too */
 	uint64	   *shared_keys;	/* keys of shared targets, see batch.c */
 	uint32		nshared;
 	uint32		shared_size;

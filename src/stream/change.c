@@ -10,7 +10,10 @@
 #include "compat.h"
 #include "stream/change.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
+
+#define SHOWN_BYTES 8			/* of a hash */
 
 const char *const change_kind_names[] = {
 	[CHANGE_INSERT] = "INSERT",
@@ -22,23 +25,44 @@ const char *const change_kind_names[] = {
 	[CHANGE_MOVE] = "MOVE"
 };
 
-static void
-append_column(StringInfo out, TransformColumn *column, Datum value,
-			  bool isnull, bool missing)
+/*
+ * A value, or what stands for it: who reads of a conflict shall not have the id
+ * of somebody's session.  Who has the id finds the row:
+ * substr(encode(sha256(convert_to(id, 'UTF8')), 'hex'), 1, 16).
+ */
+static char *
+shown(const Transform *transform, char *text)
 {
+	Datum		hash;
+	char		hex[2 * SHOWN_BYTES + 1];
+
+	if (!transform->secret)
+		return text;
+	hash = DirectFunctionCall1(sha256_bytea,
+							   PointerGetDatum(cstring_to_text(text)));
+	hex_encode(VARDATA_ANY(DatumGetByteaPP(hash)), SHOWN_BYTES, hex);
+	hex[2 * SHOWN_BYTES] = '\0';
+	return psprintf("sha256:%s", hex);
+}
+
+static void
+append_column(StringInfo out, Transform *transform, int i,
+			  NullableDatum value, bool missing)
+{
+	TransformColumn *column = &transform->columns[i];
 	char	   *text;
 
 	appendStringInfo(out, " %s[%s]:", quote_identifier(column->def->name),
 					 column->def->type);
 	if (missing)
 		appendStringInfoString(out, "unchanged-toast-datum");
-	else if (isnull)
+	else if (value.isnull)
 		appendStringInfoString(out, "null");
 	else
 	{
-		text = OutputFunctionCall(&column->output, value);
+		text = OutputFunctionCall(&column->output, value.value);
 
-		appendStringInfoString(out, quote_literal_cstr(text));
+		appendStringInfoString(out, quote_literal_cstr(shown(transform, text)));
 		pfree(text);
 	}
 }
@@ -57,12 +81,13 @@ append_key(StringInfo out, const RowChange *change, const Datum *values,
 	{
 		int			i = transform->keys[k];
 
-		append_column(out, &transform->columns[i], values[i], false, false);
+		append_column(out, transform, i, (NullableDatum) {values[i], false},
+					  false);
 	}
 	for (int i = 0; i < transform->ncolumns; i++)
 		if (transform->columns[i].finds_row)
-			append_column(out, &transform->columns[i], values[i], isnull[i],
-						  false);
+			append_column(out, transform, i,
+						  (NullableDatum) {values[i], isnull[i]}, false);
 }
 
 /*
@@ -100,8 +125,9 @@ change_describe(StringInfo out, const RowChange *change)
 		change_describe_key(out, change);
 	else
 		for (int i = 0; i < transform->ncolumns; i++)
-			append_column(out, &transform->columns[i], change->values[i],
-						  change->isnull[i], change->missing[i]);
+			append_column(out, transform, i,
+						  (NullableDatum) {change->values[i], change->isnull[i]},
+						  change->missing[i]);
 }
 
 /*
@@ -133,7 +159,8 @@ change_describe_source(StringInfo out, Transform *transform)
 		appendStringInfo(out, "%s%s[%s]:%s", out->len > 0 ? " " : "",
 						 quote_identifier(NameStr(att->name)),
 						 format_type_with_typemod(att->type, att->typmod),
-						 quote_literal_cstr(OidOutputFunctionCall(function,
-																  slot->tts_values[i])));
+						 quote_literal_cstr(shown(transform,
+												  OidOutputFunctionCall(function,
+																		slot->tts_values[i]))));
 	}
 }

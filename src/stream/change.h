@@ -42,6 +42,7 @@ typedef struct RowChange
 	Datum	   *values;
 	bool	   *isnull;
 	bool	   *missing;		/* not carried by the change (unchanged TOAST) */
+	bool		gives_way;		/* to any change of the target, in a window */
 	Datum	   *old_values;
 	bool	   *old_isnull;
 } RowChange;

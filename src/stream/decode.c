@@ -31,6 +31,7 @@
 #include "stream/relation.h"
 #include "stream/repair_row.h"
 #include "stream/rowchange.h"
+#include "stream/watch.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -360,7 +361,9 @@ plugin_change(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
 		return;
 
 	old = MemoryContextSwitchTo(state->change_context);
-	if (entry->relid == state->partition_change)
+	if (state->watches)
+		watch_change(state, entry, relation, change);
+	else if (entry->relid == state->partition_change)
 		check_partitions(state, relation, change);
 	else if (entry->relid == state->repair_rows)
 		repair_row(state, relation, change);
@@ -416,7 +419,7 @@ plugin_truncate(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
 	MemoryContext old;
 	List	   *transforms;
 
-	if (state->skipping || state->transforms == NIL)
+	if (state->skipping || state->transforms == NIL || state->watches)
 		return;
 	old = MemoryContextSwitchTo(state->change_context);
 	transforms = truncated_transforms(state, nrelations, relations);

@@ -44,6 +44,7 @@ typedef struct DecodeState
 								 * have changed */
 	int32		deployment;
 	int64		mapping_version;	/* what the transforms were compiled from */
+	bool		watches;		/* changes go to watch.c, and nowhere else */
 	List	   *left_out;		/* ids of origins whose changes came from where
 								 * this stream goes (origin_filter.c) ... */
 	XLogRecPtr	left_out_from;	/* ... in WAL from here on */

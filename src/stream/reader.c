@@ -37,6 +37,7 @@
 #include "stream/copy.h"
 #include "stream/standby.h"
 #include "stream/sync.h"
+#include "stream/window.h"
 #include "utils/timestamp.h"
 
 #define TICK_MS		1000		/* how often to look after things */
@@ -115,7 +116,10 @@ reader_publish(StreamWorker *worker)
 static void
 mark_progress(StreamWorker *worker, TimestampTz now)
 {
-	ApplyPosition position = {.end_lsn = worker->decoded};
+	ApplyPosition position = {
+		.end_lsn = worker->decoded,
+		.seen = worker->seen
+	};
 	XLogRecPtr	marked = Max(worker->apply->applied.end_lsn,
 							 worker->progress);
 
@@ -125,6 +129,28 @@ mark_progress(StreamWorker *worker, TimestampTz now)
 	worker->next_mark = TimestampTzPlusMilliseconds(now,
 													bg_idle_progress_interval);
 	worker->batch = apply_send(worker->apply, worker->batch, &position, true);
+}
+
+/*
+ * A token was given for a position at which there is nothing to apply: tell the
+ * target that we have passed it.  What is applied tells by itself.
+ */
+static void
+tell_reached(StreamWorker *worker)
+{
+	StreamShared *shared = worker->shared;
+	bool		tell;
+
+	if (!is_idle(worker))
+		return;
+	SpinLockAcquire(&shared->mutex);
+	tell = shared->told_lsn < shared->token_lsn &&
+		shared->token_lsn <= worker->decoded;
+	if (tell)
+		shared->told_lsn = worker->decoded;
+	SpinLockRelease(&shared->mutex);
+	if (tell)
+		apply_tell(worker->apply, worker->decoded);
 }
 
 /*
@@ -218,6 +244,8 @@ reader_tick(StreamWorker *worker)
 		gate_reached(worker->gate, worker->apply->applied.end_lsn);
 	update_state(worker);
 	mark_progress(worker, now);
+	tell_reached(worker);
+	window_tell(worker);
 	if (now < worker->next_tick)
 		return;
 	worker->next_tick = TimestampTzPlusMilliseconds(now, TICK_MS);

@@ -419,6 +419,13 @@ bluegreen_repair(PG_FUNCTION_ARGS)
 	job.wrote = TransactionIdIsValid(GetTopTransactionIdIfAny());
 	job.deployment = deployment_lock(NameStr(*PG_GETARG_NAME(0)));
 	control_require_active(job.deployment, "repair");
+	if (job.deployment->window != WINDOW_CLOSED)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot repair tables of deployment \"%s\" in a window",
+						job.deployment->name),
+				 errdetail("What differs may be on its way from either side."),
+				 errhint("Write the row on one side as it is to be, or close the window first.")));
 	control_check_stream(control_stream(job.deployment), job.deployment->name);
 	guc_level = settings_pin_formatting();
 	job.peer = peer_connect(job.deployment->server, job.deployment->owner,

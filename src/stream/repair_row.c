@@ -70,6 +70,7 @@ emit(DecodeState *state, Transform *transform, ChangeKind kind, int64 copies)
 
 	row->transform = transform;
 	row->kind = kind;
+	row->gives_way = kind == CHANGE_DELETE_IF_THERE;
 	for (int64 i = 0; i < copies; i++)
 		state->sink.row(state->sink.arg, row);
 }

@@ -92,6 +92,7 @@ emit(ChangeContext *context, ChangeKind kind, RowChange *row)
 
 	row->transform = context->transform;
 	row->kind = kind;
+	row->gives_way = false;
 	sink->row(sink->arg, row);
 }
 

@@ -18,10 +18,12 @@
 #include "postgres.h"
 
 #include "compat.h"
+#include "core/clock.h"
 #include "core/event.h"
 #include "core/settings.h"
 #include "miscadmin.h"
 #include "stream/sync.h"
+#include "stream/window.h"
 #include "utils/lsyscache.h"
 #include "utils/timestamp.h"
 
@@ -147,9 +149,13 @@ sink_begin(void *arg, ReorderBufferTXN *txn)
 	gate_begin(worker->gate);
 	worker->current.end_lsn = txn->end_lsn;
 	worker->current.commit_lsn = txn->final_lsn;
-	worker->current.commit_time = txn->xact_time.commit_time;
+	worker->current.commit_time = clock_shifted(txn->xact_time.commit_time);
+	worker->current.seen = worker->seen;
+	/* a part of this one takes along what is pending, which has seen less */
+	worker->current.seen_before = sink_has_pending(worker) ?
+		worker->pending.seen_before : worker->seen;
 	worker->has_rows = false;
-	worker->careful = txn->final_lsn < worker->shared->careful_until;
+	worker->careful = window_is_careful(worker, txn->final_lsn);
 	worker->decode->name_rows = worker->careful;
 	if (worker->careful)
 	{
@@ -166,11 +172,12 @@ sink_begin(void *arg, ReorderBufferTXN *txn)
 }
 
 static void
-apply_carefully(StreamWorker *worker, const RowChange *change)
+apply_carefully(StreamWorker *worker, const RowChange *change, bool first)
 {
 	CarefulContext context = {
 		.deployment = worker->deployment->name,
-		.position = worker->current
+		.position = worker->current,
+		.first = first
 	};
 
 	apply_row_carefully(worker->apply, change, &context);
@@ -182,9 +189,15 @@ apply_carefully(StreamWorker *worker, const RowChange *change)
 static void
 add_to_batch(StreamWorker *worker, const RowChange *change)
 {
+	worker->batch->window = worker->window;
+	worker->batch->seen = worker->seen;
+	if (worker->window)
+		window_check_change(worker->apply, change);
 	if (batch_add(worker->batch, change) == BATCH_ADDED)
 		return;
 	send_part(worker);
+	worker->batch->window = worker->window;
+	worker->batch->seen = worker->seen;
 	if (change->kind == CHANGE_MOVE)
 		apply_move(worker->apply, change, &worker->current);
 	else if (batch_add(worker->batch, change) != BATCH_ADDED)
@@ -196,6 +209,7 @@ sink_row(void *arg, const RowChange *change)
 {
 	StreamWorker *worker = arg;
 	TableShared *stats = stats_of(worker, change->transform);
+	bool		first = !worker->has_rows;
 
 	if (++worker->shared->rows % POLL_ROWS == 0)
 	{
@@ -208,7 +222,7 @@ sink_row(void *arg, const RowChange *change)
 	worker->has_rows = true;
 	count(counter_of(stats, change->kind));
 	if (worker->careful)
-		apply_carefully(worker, change);
+		apply_carefully(worker, change, first);
 	else
 	{
 		/* not before there is more of the transaction: its end may go along */
@@ -237,7 +251,7 @@ sink_truncate(void *arg, List *transforms, bool cascade,
 	/* before a copy is waited for, which may wait for us */
 	foreach(lc, transforms)
 	{
-		apply_check_truncate(lfirst(lc));
+		apply_check_truncate(worker->apply, lfirst(lc));
 	}
 	worker->has_rows = true;
 	send_part(worker);
@@ -279,10 +293,12 @@ note_pending(StreamWorker *worker)
 	worker->pending = worker->current;
 	worker->pending.transactions = before.transactions + 1;
 	worker->pending.oldest = before.oldest;
+	worker->pending.seen_before = before.seen_before;
 	if (before.transactions > 0)
 		return;
 	worker->batch_started = GetCurrentTimestamp();
 	worker->pending.oldest = worker->current.commit_time;
+	worker->pending.seen_before = worker->current.seen;
 	apply_note_oldest(worker->apply);
 }
 
@@ -303,6 +319,7 @@ sink_commit(void *arg, ReorderBufferTXN *txn, XLogRecPtr end_lsn)
 	{
 		apply_wait(worker->apply);
 		gate_commit(worker->gate);
+		window_collect(worker);
 	}
 }
 

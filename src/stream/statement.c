@@ -183,6 +183,9 @@ target_writer_create(Peer *peer, Transform *transform)
 	writer->transform = transform;
 	writer->context = CurrentMemoryContext;
 	writer->name = mapping_target_name(transform->row);
+	if (transform->secret)
+		peer_hide(peer, transform->row->target_schema,
+				  transform->row->target_table);
 	load_columns(peer, writer);
 	if (transform->row->lookup)
 	{
@@ -255,8 +258,8 @@ statement_append_columns(StringInfo sql, const TargetWriter *writer)
 /*
  * u.c<i>, cast if it travelled as text.
  */
-static void
-append_value(StringInfo sql, const TargetWriter *writer, int i)
+void
+statement_value(StringInfo sql, const TargetWriter *writer, int i)
 {
 	const MappingColumn *def = writer->transform->columns[i].def;
 
@@ -269,9 +272,9 @@ append_value(StringInfo sql, const TargetWriter *writer, int i)
  * ROWS FROM (unnest($1::t[]), ...) AS u(c0, ...) over the columns that are sent: all that
  * are not missing, or the key only.
  */
-static int
-append_unnest(StringInfo sql, const TargetWriter *writer, const bool *missing,
-			  bool key_only)
+int
+statement_unnest(StringInfo sql, const TargetWriter *writer,
+				 const bool *missing, bool key_only)
 {
 	StringInfoData names;
 	int			n = 0;
@@ -293,8 +296,8 @@ append_unnest(StringInfo sql, const TargetWriter *writer, const bool *missing,
 	return n;
 }
 
-static void
-append_key_condition(StringInfo sql, const TargetWriter *writer)
+void
+statement_key_condition(StringInfo sql, const TargetWriter *writer)
 {
 	const Transform *transform = writer->transform;
 
@@ -305,7 +308,7 @@ append_key_condition(StringInfo sql, const TargetWriter *writer)
 		appendStringInfo(sql, "%st.%s %s ", k > 0 ? " AND " : "",
 						 quote_identifier(transform->columns[i].def->name),
 						 writer->key_operator[k]);
-		append_value(sql, writer, i);
+		statement_value(sql, writer, i);
 	}
 }
 
@@ -332,10 +335,10 @@ build_insert(StringInfo sql, const TargetWriter *writer)
 	{
 		if (i > 0)
 			appendStringInfoString(sql, ", ");
-		append_value(sql, writer, i);
+		statement_value(sql, writer, i);
 	}
 	appendStringInfoString(sql, " FROM ");
-	return append_unnest(sql, writer, NULL, false);
+	return statement_unnest(sql, writer, NULL, false);
 }
 
 /*
@@ -402,14 +405,14 @@ build_update(StringInfo sql, const TargetWriter *writer, const bool *missing)
 		{
 			appendStringInfo(sql, "%s%s = ", nset++ > 0 ? ", " : "",
 							 quote_identifier(writer->transform->columns[i].def->name));
-			append_value(sql, writer, i);
+			statement_value(sql, writer, i);
 		}
 	if (nset == 0)
 		return 0;
 	appendStringInfoString(sql, " FROM ");
-	n = append_unnest(sql, writer, missing, false);
+	n = statement_unnest(sql, writer, missing, false);
 	appendStringInfoString(sql, " WHERE ");
-	append_key_condition(sql, writer);
+	statement_key_condition(sql, writer);
 	return n;
 }
 
@@ -419,9 +422,9 @@ build_delete(StringInfo sql, const TargetWriter *writer)
 	int			n;
 
 	appendStringInfo(sql, "DELETE FROM %s AS t USING ", writer->name);
-	n = append_unnest(sql, writer, NULL, true);
+	n = statement_unnest(sql, writer, NULL, true);
 	appendStringInfoString(sql, " WHERE ");
-	append_key_condition(sql, writer);
+	statement_key_condition(sql, writer);
 	return n;
 }
 
@@ -481,9 +484,9 @@ build_find(StringInfo sql, const TargetWriter *writer)
 	int			n;
 
 	appendStringInfo(sql, "SELECT FROM %s AS t, ", writer->name);
-	n = append_unnest(sql, writer, NULL, true);
+	n = statement_unnest(sql, writer, NULL, true);
 	appendStringInfoString(sql, " WHERE ");
-	append_key_condition(sql, writer);
+	statement_key_condition(sql, writer);
 	appendStringInfoString(sql, " FOR UPDATE OF t");
 	return n;
 }
@@ -509,7 +512,7 @@ build_move(StringInfo sql, const TargetWriter *writer, const bool *missing)
 	int			n;
 
 	appendStringInfoString(sql, "WITH u AS MATERIALIZED (SELECT * FROM ");
-	n = append_unnest(sql, writer, missing, false);
+	n = statement_unnest(sql, writer, missing, false);
 	appendStringInfo(sql, "), d AS (DELETE FROM %s AS t WHERE ", writer->name);
 	for (int k = 0; k < transform->nkeys; k++)
 	{
@@ -534,7 +537,7 @@ build_move(StringInfo sql, const TargetWriter *writer, const bool *missing)
 		if (i > 0)
 			appendStringInfoString(sql, ", ");
 		if (mine >= 0 && !is_missing(missing, mine))
-			append_value(sql, writer, mine);
+			statement_value(sql, writer, mine);
 		else
 			appendStringInfo(sql, "d.%s",
 							 quote_identifier(writer->target_columns[i]));
@@ -554,16 +557,16 @@ build_note(StringInfo sql, const TargetWriter *writer)
 
 	appendStringInfoString(sql, "SELECT bluegreen.note_row("
 						   "pg_catalog.to_jsonb(t)::pg_catalog.text) FROM ");
-	n = append_unnest(sql, writer, NULL, true);
+	n = statement_unnest(sql, writer, NULL, true);
 	appendStringInfo(sql, " LEFT JOIN %s AS t ON ", writer->name);
-	append_key_condition(sql, writer);
+	statement_key_condition(sql, writer);
 	return n;
 }
 
 /*
  * Record a conflict together with the row that was noted.  Parameters: stream,
  * deployment, key as text, kind, LSN, commit time, incoming row, decision.
- * Without a key there is no such row.
+ * Without a key there is no such row, and one of a session is not shown.
  */
 static int
 build_conflict(StringInfo sql, const TargetWriter *writer)
@@ -579,7 +582,8 @@ build_conflict(StringInfo sql, const TargetWriter *writer)
 					 " %s)",
 					 quote_literal_cstr(row->target_schema),
 					 quote_literal_cstr(row->target_table),
-					 writer->transform->nkeys > 0 ?
+					 writer->transform->nkeys > 0 &&
+					 !writer->transform->secret ?
 					 "bluegreen.noted_row()" : "NULL");
 	return 8;
 }
@@ -622,6 +626,8 @@ build(StringInfo sql, const TargetWriter *writer, StatementKind kind,
 		case STATEMENT_LOOK:
 		case STATEMENT_LOOK_OLD:
 			break;				/* only with a lookup */
+		case STATEMENT_CHECK:
+			break;				/* statement_window.c */
 	}
 	return 0;
 }

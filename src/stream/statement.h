@@ -25,6 +25,7 @@ typedef enum StatementKind
 	STATEMENT_MOVE,
 	STATEMENT_NOTE,				/* keep the target's row for a conflict */
 	STATEMENT_CONFLICT,			/* record a conflict with that row */
+	STATEMENT_CHECK,			/* in a window: WindowWriter.check */
 	/* with a lookup: SELECT what would be written ... */
 	STATEMENT_LOOK,
 	STATEMENT_LOOK_OLD,			/* ... or deleted */
@@ -58,6 +59,34 @@ typedef struct LookupColumn
 	char	   *type;			/* of a key column */
 } LookupColumn;
 
+/* A unique index in which another row may be in the way (statement_window.c). */
+typedef struct WindowWay
+{
+	int			ncolumns;
+	int		   *columns;
+	char	  **operators;		/* their equality */
+	PeerStatement *find;		/* and lock; all take the row that comes */
+	PeerStatement *weigh;		/* and seen, and its rank */
+	PeerStatement *note;
+	PeerStatement *remove;
+	/* if such a row may make place; else NULL */
+	PeerStatement *key;			/* note its key, and who has written it */
+	char	   *is_written_now; /* was that this transaction? */
+	char	   *owe;			/* note that it is owed */
+} WindowWay;
+
+/* What a window needs; see window.c. */
+typedef struct WindowWriter
+{
+	char	   *policy;
+	char	   *side;			/* that the changes come from */
+	int			decider;		/* attribute of the source, or 0 */
+	PeerStatement *check;
+	PeerStatement *weigh;
+	int			nways;
+	WindowWay  *ways;
+} WindowWriter;
+
 /* A target table as one mapping writes it. */
 typedef struct TargetWriter
 {
@@ -77,6 +106,7 @@ typedef struct TargetWriter
 	LookupColumn *lookup_columns;
 	int			nlocators;		/* without a key */
 	Locator    *locators;
+	WindowWriter *window;		/* in a window, unless rows merge; or NULL */
 	TargetStatement *statements;
 } TargetWriter;
 
@@ -92,6 +122,13 @@ extern PeerStatement *target_statement(TargetWriter *writer,
 extern int	target_statement_columns(const TargetWriter *writer,
 									 StatementKind kind, const bool *missing,
 									 int *columns);
+
+/* for statement_window.c */
+extern int	statement_unnest(StringInfo sql, const TargetWriter *writer,
+							 const bool *missing, bool key_only);
+extern void statement_value(StringInfo sql, const TargetWriter *writer, int i);
+extern void statement_key_condition(StringInfo sql,
+									const TargetWriter *writer);
 
 /* for statement_lookup.c */
 extern char *statement_key_operator(Peer *peer, const TargetWriter *writer,

@@ -54,6 +54,7 @@
 #include "stream/standby.h"
 #include "stream/sync.h"
 #include "stream/verify.h"
+#include "stream/window.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -92,7 +93,11 @@ load_mappings(StreamWorker *worker)
 	deployment = deployment_load(shared->deployment);
 	if (deployment == NULL || deployment->desired != DESIRED_STARTED ||
 		XLogRecPtrIsInvalid(deployment->slot_lsn))
+	{
+		if (deployment != NULL)
+			window_watch_stopped(shared, deployment);
 		leave_alone(worker);
+	}
 	if (deployment->owner != GetUserId())
 		proc_exit(0);			/* the next worker finds out */
 	worker_keep_owner(shared, deployment->name);
@@ -196,6 +201,7 @@ connect_peer(StreamWorker *worker)
 	progress_take_over(worker->peer, worker->origin, deployment,
 					   worker->progress);
 	copy_stop_workers(worker->shared);
+	window_load(worker);
 	progress_register_tables(worker->peer, worker->origin, worker->rows);
 	copy_forget_orphans(worker->shared);
 	load_table_states(worker);
@@ -220,6 +226,9 @@ connect_peer(StreamWorker *worker)
 	worker->batch = batch_create(worker->transforms);
 	worker->apply = apply_create(worker->peer, worker->shared, worker->origin,
 								 worker->transforms, worker->progress);
+	if (worker->window)
+		apply_open_window(worker->apply, worker->shared->direction,
+						  worker->seen);
 }
 
 static void
@@ -243,11 +252,19 @@ prepare(StreamWorker *worker)
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	MemoryContextSwitchTo(worker->context);
+	window_end(shared);
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	MemoryContextSwitchTo(worker->context);
 	load_mappings(worker);
 	switch_schedule(shared);
 	if (routers_paused(shared->deployment))
 		router_watch(shared->deployment);	/* whoever did that is gone */
 	check_slot(worker);			/* whatever the peer is up to */
+	window_prepare(worker);
 	connect_peer(worker);
 	verify_schedule(shared);
 	PopActiveSnapshot();
@@ -370,6 +387,13 @@ begin_decoding(StreamWorker *worker)
 				  MyReplicationSlot->data.restart_lsn);
 	worker->confirmed = MyReplicationSlot->data.confirmed_flush;
 	worker->decoded = Max(worker->progress, worker->confirmed);
+
+	/* the target may have been restarted, or we: it knows what it has */
+	SpinLockAcquire(&worker->shared->mutex);
+	worker->shared->told_lsn = worker->progress;
+	worker->shared->token_lsn = Max(worker->shared->token_lsn,
+									GetFlushRecPtr(NULL));
+	SpinLockRelease(&worker->shared->mutex);
 }
 
 /*
@@ -391,6 +415,8 @@ decode_loop(StreamWorker *worker)
 					(errcode(ERRCODE_DATA_CORRUPTED),
 					 errmsg("could not decode WAL at %X/%X: %s",
 							LSN_FORMAT_ARGS(reader->EndRecPtr), message)));
+		if (record && worker->window)
+			window_see(worker);
 		if (record)
 			LogicalDecodingProcessRecord(worker->decoding, reader);
 		worker_check();

@@ -46,6 +46,12 @@ typedef struct StreamWorker
 	bool		careful;		/* the current transaction goes row by row */
 	bool		has_rows;		/* the current one has changed something */
 
+	/* in a window, see window.c */
+	bool		window;
+	int			opposite;		/* origin of the stream that writes here */
+	XLogRecPtr	seen;			/* of it, by the WAL up to here */
+	XLogRecPtr	told_seen;		/* the target knows, beside what was committed */
+
 	XLogRecPtr	decoded;		/* everything before is decoded */
 	XLogRecPtr	confirmed;		/* what the slot was told last */
 	TimestampTz next_mark;		/* idle progress is due */

@@ -25,6 +25,7 @@
 #include "access/table.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
+#include "core/definition.h"
 #include "executor/executor.h"
 #include "fmgr.h"
 #include "miscadmin.h"
@@ -466,6 +467,7 @@ transform_compile(MappingRow *row)
 	AtEOXact_GUC(false, guc_level);
 	SetUserIdAndSecContext(userid, sec_context);
 
+	transform->secret = holds_sessions(source);
 	compare_shape(transform);
 	transform_find_identity(transform, source);
 	table_close(source, NoLock);

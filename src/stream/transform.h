@@ -90,6 +90,7 @@ typedef struct Transform
 	int			number;			/* in the stream's list, from 0 */
 	int			ncolumns;
 	TransformColumn *columns;
+	bool		secret;			/* values must not be shown: sessions */
 	int			nkeys;			/* 0: a mapping without a key (keyless.c) */
 	int		   *keys;			/* indexes into columns */
 	int			nfinds;			/* key columns, and with a lookup what else ... */

@@ -34,7 +34,8 @@ use POSIX ();
 use Test::More ();
 
 our @EXPORT = qw(create_pair connect_nodes wait_for_sync wait_for_both
-  compare_tables pgbench_start pgbench_stop kill9_worker memory_of usage_of);
+  compare_tables pgbench_start pgbench_stop kill9_worker memory_of usage_of
+  forge_token);
 
 # a user's own settings are not meant for the test's clusters
 delete @ENV{ grep { /^PG/ && !/^PG_/ } keys %ENV };
@@ -263,6 +264,32 @@ sub usage_of
 	  /^voluntary_ctxt_switches:\s+(\d+)/m;
 	my $hertz = POSIX::sysconf(POSIX::_SC_CLK_TCK());
 	return (($user + $system) / $hertz, $sleeps);
+}
+
+#
+# Tokens
+#
+
+# CRC-32C of a text, with which tokens end.
+sub crc32c
+{
+	my ($text) = @_;
+	my $crc = 0xFFFFFFFF;
+	foreach my $byte (unpack 'C*', $text)
+	{
+		$crc ^= $byte;
+		$crc = ($crc >> 1) ^ ($crc & 1 ? 0x82F63B78 : 0) for 1 .. 8;
+	}
+	return $crc ^ 0xFFFFFFFF;
+}
+
+# A token with another position, as somebody could make it up.
+sub forge_token
+{
+	my ($token, $lsn) = @_;
+	my ($side, $epoch, $timeline, undef, $deployment) = split /\./, $token;
+	my $text = "$side.$epoch.$timeline.$lsn.$deployment";
+	return sprintf '%s.%08X', $text, crc32c($text);
 }
 
 #

@@ -19,9 +19,9 @@ $blue->safe_psql(q{CREATE ROLE mover LOGIN; CREATE ROLE helper LOGIN;
 	GRANT EXECUTE ON ROUTINE bluegreen.create_deployment,
 		bluegreen.drop_deployment,
 		bluegreen.map_table(name, regclass, text, text,
-			text[], text, text, text, text),
+			text[], text, text, text, text, text),
 		bluegreen.map_table(name, text, text, text,
-			text[], text, text, text, text),
+			text[], text, text, text, text, text),
 		bluegreen.unmap_table(name, regclass, text, text),
 		bluegreen.unmap_table(name, text, text, text),
 		bluegreen.preview, bluegreen.start, bluegreen.stop,
@@ -86,7 +86,7 @@ refused(
 	'without a grant start fails, and says which');
 like(
 	$green->safe_psql(q{SELECT bluegreen.grant_apply('applier')}),
-	qr/^GRANT CONNECT, TEMPORARY ON DATABASE postgres TO applier\n.*GRANT SELECT, INSERT, UPDATE \(timeline, lost\), DELETE ON bluegreen.applied_stream TO applier\n/s,
+	qr/^GRANT CONNECT, TEMPORARY ON DATABASE postgres TO applier\n.*GRANT SELECT, INSERT, UPDATE \(timeline, lost, seen\), DELETE ON bluegreen.applied_stream TO applier\n/s,
 	'grant_apply returns what it has granted');
 refused(
 	$blue, 'mover', $start,

@@ -347,9 +347,9 @@ CREATE USER MAPPING FOR mover SERVER green
 INSERT INTO lair.u SELECT i, '2026-11-03 12:00+00' FROM generate_series(1, 3) i;
 GRANT EXECUTE ON ROUTINE bluegreen.create_deployment,
 		bluegreen.map_table(name, regclass, text, text,
-			text[], text, text, text, text),
+			text[], text, text, text, text, text),
 		bluegreen.map_table(name, text, text, text,
-			text[], text, text, text, text),
+			text[], text, text, text, text, text),
 	bluegreen.start TO mover;});
 $green->safe_psql(
 	'CREATE TABLE lair.u (id int PRIMARY KEY, t text, who text)'

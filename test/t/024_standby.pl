@@ -33,6 +33,9 @@ foreach my $call (
 	q{CALL bluegreen.wait_for_sync('d')},
 	q{SELECT bluegreen.skip('d', '0/1')},
 	q{SELECT bluegreen.confirm_source('d')},
+	q{SELECT bluegreen.token()},
+	q{SELECT bluegreen.wait_for_token(NULL, '0')},
+	q{CALL bluegreen.wait_for_token(NULL, '0', NULL)},
 	q{SELECT bluegreen.drop_deployment('d')})
 {
 	my ($name) = $call =~ /bluegreen\.(\w+)/;

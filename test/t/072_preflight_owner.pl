@@ -29,9 +29,9 @@ $blue->safe_psql(qq{CREATE ROLE mover LOGIN REPLICATION; CREATE ROLE stranger LO
 	GRANT USAGE ON FOREIGN DATA WRAPPER pg_bluegreen TO mover;
 	GRANT EXECUTE ON ROUTINE bluegreen.create_deployment,
 		bluegreen.map_table(name, regclass, text, text,
-			text[], text, text, text, text),
+			text[], text, text, text, text, text),
 		bluegreen.map_table(name, text, text, text,
-			text[], text, text, text, text),
+			text[], text, text, text, text, text),
 		bluegreen.preflight, bluegreen.accept, bluegreen.start,
 		bluegreen.wait_for_sync,
 		bluegreen.alter_mapping(name, text, text, text, text[], text, text, text, text)

@@ -28,6 +28,7 @@ use Carp;
 use IO::Select;
 use IO::Socket::INET;
 use POSIX ();
+use Scalar::Util ();
 use Socket qw(AF_UNIX SOCK_STREAM PF_UNSPEC SOL_SOCKET SO_LINGER);
 use Time::HiRes qw(time);
 
@@ -35,6 +36,8 @@ use constant {
 	PIECE => 65536,
 	MAX_QUEUE => 1024 * 1024,
 };
+
+my @controls;
 
 # A proxy for a port of 127.0.0.1.
 sub new
@@ -46,13 +49,16 @@ sub new
 	my $pid = fork // croak "fork: $!";
 	if (!$pid)
 	{
-		close $mine;
+		# another proxy ends when nobody has the other end of its socket
+		close $_ for $mine, grep { defined } @controls;
 		$SIG{INT} = $SIG{TERM} = $SIG{HUP} = 'DEFAULT';
 		$SIG{PIPE} = 'IGNORE';
 		eval { _run($its, $listener, $target); 1 } or print STDERR "# proxy: $@";
 		POSIX::_exit(0);
 	}
 	close $its;
+	push @controls, $mine;
+	Scalar::Util::weaken($controls[-1]);
 	my $self = bless {
 		control => $mine,
 		port => $listener->sockport,
