@@ -79,22 +79,6 @@ $blue->safe_psql(q{
 	CALL bluegreen.start('d')});
 wait_for_both('d');
 
-# Both streams run, whatever has just happened to them.
-sub follow
-{
-	my ($name) = @_;
-	foreach my $round (1 .. 2)
-	{
-		foreach my $node ($blue, $green)
-		{
-			$node->poll_query_until(q{SELECT state = 'streaming'
-				FROM bluegreen.stat_stream}) or return fail("$name: streams");
-		}
-		wait_for_both('d');
-	}
-	return;
-}
-
 # Rows that are not as the last of all writes left them.
 sub unexplained
 {
@@ -184,7 +168,7 @@ foreach my $round ([ 'blue', 'cut' ], [ 'green', 'stream' ],
 	ok($_->poll_query_until("SELECT count(*) > $before + 80 FROM made"),
 		"$name: $_->{name} writes on") for $green;
 	pgbench_stop($_) for @loads;
-	follow($name);
+	ok(settle('d', $blue, $green), "$name: streams");
 	compare_tables("SELECT * FROM $_", "SELECT * FROM $_", "$name: $_")
 	  for qw(plain pair);
 	my ($later, @unexplained) = unexplained();
