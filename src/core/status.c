@@ -24,7 +24,7 @@ PG_FUNCTION_INFO_V1(bluegreen_stream_state);
 PG_FUNCTION_INFO_V1(bluegreen_table_state);
 PG_FUNCTION_INFO_V1(bluegreen_copy_state);
 
-#define ROW_MAX 36
+#define ROW_MAX 48
 
 /* A row that is being put together, column by column. */
 typedef struct StateRow
@@ -37,7 +37,8 @@ typedef struct StateRow
 static void
 add(StateRow *row, Datum value, bool isnull)
 {
-	Assert(row->n < ROW_MAX);
+	if (row->n >= ROW_MAX)
+		elog(ERROR, "too many columns");
 	row->values[row->n] = value;
 	row->nulls[row->n] = isnull;
 	row->n++;

@@ -231,10 +231,17 @@ pair_map(const ShapeTable *table, Relation relation)
 	foreach(lc, table->columns)
 	{
 		ShapeColumn *column = lfirst(lc);
+		AttrNumber	attnum;
 
-		if (column->rule != NULL && column->rule->kind == RULE_PAIR)
-			map->attnums[column->attnum - 1] = get_attnum(table->relid,
-														  column->column);
+		if (column->rule == NULL || column->rule->kind != RULE_PAIR)
+			continue;
+		attnum = get_attnum(table->relid, column->column);
+		if (attnum <= 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_COLUMN),
+					 errmsg("column \"%s\" of table \"%s\", which has the new version's values, does not exist",
+							column->column, table->old_name)));
+		map->attnums[column->attnum - 1] = attnum;
 	}
 	return map;
 }

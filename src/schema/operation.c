@@ -22,6 +22,7 @@
 #include "commands/comment.h"
 #include "compat.h"
 #include "executor/spi.h"
+#include "miscadmin.h"
 #include "parser/parser.h"
 #include "schema/guard.h"
 #include "utils/builtins.h"
@@ -311,7 +312,7 @@ serial_type(const char *type)
 	return NULL;
 }
 
-/* A sequence for a column; returns the default. */
+/* A sequence for a column, which has the table's owner; returns the default. */
 static char *
 note_sequence(Shape *shape, ShapeTable *table, const Operation *operation,
 			  const char *column, const char *type)
@@ -320,8 +321,14 @@ note_sequence(Shape *shape, ShapeTable *table, const Operation *operation,
 	char	   *qualified = shape_qualified(shape, name);
 
 	require_free_name(shape, operation, name);
-	note(&table->expand, psprintf("CREATE SEQUENCE %s AS %s OWNED BY %s",
-								  qualified, type,
+	note(&table->expand, psprintf("CREATE SEQUENCE %s AS %s", qualified,
+								  type));
+	if (table->owner != shape->change->owner)
+		note(&table->expand,
+			 psprintf("ALTER SEQUENCE %s OWNER TO %s", qualified,
+					  quote_identifier(GetUserNameFromId(table->owner,
+														 false))));
+	note(&table->expand, psprintf("ALTER SEQUENCE %s OWNED BY %s", qualified,
 								  qualified_column(table, column)));
 	note_grants(table, "SELECT format('GRANT USAGE ON SEQUENCE %s TO %s', "
 				"$2, CASE x.grantee WHEN 0 THEN 'PUBLIC' "
