@@ -86,7 +86,7 @@ refused(
 	'without a grant start fails, and says which');
 like(
 	$green->safe_psql(q{SELECT bluegreen.grant_apply('applier')}),
-	qr/^GRANT CONNECT, TEMPORARY ON DATABASE postgres TO applier\n.*GRANT SELECT, INSERT, UPDATE \(timeline, lost, seen\), DELETE ON bluegreen.applied_stream TO applier\n/s,
+	qr/^GRANT CONNECT, TEMPORARY ON DATABASE postgres TO applier\n.*GRANT SELECT, INSERT, UPDATE \(timeline, lost, seen, seen_version\), DELETE ON bluegreen.applied_stream TO applier\n/s,
 	'grant_apply returns what it has granted');
 refused(
 	$blue, 'mover', $start,
