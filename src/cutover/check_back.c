@@ -18,7 +18,7 @@ static const char joined_routines[] =
 "bluegreen.leave_deployment, bluegreen.derive_mapping, "
 "bluegreen.keep_derived, bluegreen.joined_mappings, "
 "bluegreen.map_table(name, text, text, text, text[], text, text, text, text, text), "
-"bluegreen.alter_mapping(name, text, text, text, text[], text, text, text, text), "
+"bluegreen.alter_mapping(name, text, text, text, text[], text, text, text, text, text), "
 "bluegreen.unmap_table(name, text, text, text), bluegreen.start, bluegreen.stop";
 
 /* May the role there join, and has it a user mapping for a server of ours? */

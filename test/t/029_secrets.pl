@@ -110,8 +110,9 @@ wait_for_sync('d');
 # while it runs: processes, sessions
 my $activity = 'SELECT a::text FROM pg_stat_activity a';
 push @said, map { $_->safe_psql($activity) } $blue, $green;
+# (one may end while we look)
 my $processes = join '',
-  map { BlueGreen::Node::slurp("/proc/$_/cmdline") . "\n" }
+  map { (eval { BlueGreen::Node::slurp("/proc/$_/cmdline") } // '') . "\n" }
   map { $_->pid, BlueGreen::Node::children($_->pid) } $blue, $green;
 like($processes, qr/pg_bluegreen stream/, 'a stream runs');
 push @said, $processes;

@@ -34,7 +34,7 @@ $blue->safe_psql(qq{CREATE ROLE mover LOGIN REPLICATION; CREATE ROLE stranger LO
 			text[], text, text, text, text, text),
 		bluegreen.preflight, bluegreen.accept, bluegreen.start,
 		bluegreen.wait_for_sync,
-		bluegreen.alter_mapping(name, text, text, text, text[], text, text, text, text)
+		bluegreen.alter_mapping(name, text, text, text, text[], text, text, text, text, text)
 		TO mover, stranger;
 	GRANT pg_monitor TO mover; CREATE TABLE canary (id int PRIMARY KEY);});
 $green->safe_psql(qq{CREATE ROLE $r LOGIN PASSWORD 'open sesame';
