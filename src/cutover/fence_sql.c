@@ -486,14 +486,16 @@ notify_decided(int32 fence, int64 epoch)
 	CatalogAccess access;
 	CatalogArgs args = {0};
 	Deployment *deployment;
+	int32		id;
 	bool		is_green;
 
 	catalog_begin(&access);
 	catalog_arg_int4(&args, fence);
 	catalog_run("SELECT coalesce(deployment, 0) FROM bluegreen.fence "
 				"WHERE id = $1", &args, SPI_OK_SELECT);
-	deployment = deployment_load(DatumGetInt32(catalog_value(0, 1, NULL)));
+	id = DatumGetInt32(catalog_value(0, 1, NULL));
 	catalog_end(&access);
+	deployment = deployment_load(id);
 	if (deployment == NULL)
 		return;
 	is_green = deployment->direction == 'b';

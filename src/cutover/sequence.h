@@ -112,5 +112,6 @@ extern char *sequence_hint(const SequenceMove *move,
 						   const Deployment *deployment);
 
 #define SEQUENCE_CHECK "sequence_move"	/* what accept() calls it */
+extern int	sequence_array_values(ArrayType *array, Oid type, Datum **values);
 
 #endif							/* BG_SEQUENCE_H */

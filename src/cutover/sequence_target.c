@@ -257,8 +257,11 @@ restart(Oid sequence, int64 at_least, bool wraps)
 	return first;
 }
 
-static int
-array_values(ArrayType *array, Oid type, Datum **values)
+/*
+ * The values of an array; their number.  Error: one of them is NULL.
+ */
+int
+sequence_array_values(ArrayType *array, Oid type, Datum **values)
 {
 	int			n;
 	int16		typlen;
@@ -289,11 +292,11 @@ bluegreen_restart_sequences(PG_FUNCTION_ARGS)
 	Datum	   *sequences;
 	Datum	   *values;
 	Datum	   *wraps;
-	int			n = array_values(PG_GETARG_ARRAYTYPE_P(0), OIDOID, &sequences);
+	int			n = sequence_array_values(PG_GETARG_ARRAYTYPE_P(0), OIDOID, &sequences);
 	int			guc_level = NewGUCNestLevel();
 
-	if (array_values(PG_GETARG_ARRAYTYPE_P(1), INT8OID, &values) != n ||
-		array_values(PG_GETARG_ARRAYTYPE_P(2), BOOLOID, &wraps) != n)
+	if (sequence_array_values(PG_GETARG_ARRAYTYPE_P(1), INT8OID, &values) != n ||
+		sequence_array_values(PG_GETARG_ARRAYTYPE_P(2), BOOLOID, &wraps) != n)
 		ereport(ERROR,
 				(errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),
 				 errmsg("arrays must have the same length")));

@@ -19,6 +19,7 @@
 #include "core/event.h"
 #include "cutover/fence.h"
 #include "cutover/router.h"
+#include "cutover/sequence.h"
 #include "cutover/window.h"
 #include "executor/spi.h"
 #include "funcapi.h"
@@ -294,24 +295,6 @@ bluegreen_window_settle(PG_FUNCTION_ARGS)
 
 /* ---- sequences ---- */
 
-static int
-array_values(ArrayType *array, Oid type, Datum **values)
-{
-	int			n;
-	int16		typlen;
-	bool		typbyval;
-	char		typalign;
-
-	get_typlenbyvalalign(type, &typlen, &typbyval, &typalign);
-	if (array_contains_nulls(array))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("array must not contain nulls")));
-	deconstruct_array(array, type, typlen, typbyval, typalign, values, NULL,
-					  &n);
-	return n;
-}
-
 static void
 check_length(int a, int b)
 {
@@ -343,14 +326,14 @@ bluegreen_interleave_sequences(PG_FUNCTION_ARGS)
 	Datum	   *sequences;
 	Datum	   *increments;
 	Datum	   *first;
-	int			n = array_values(PG_GETARG_ARRAYTYPE_P(2), OIDOID, &sequences);
+	int			n = sequence_array_values(PG_GETARG_ARRAYTYPE_P(2), OIDOID, &sequences);
 	int			guc_level = set_lock_timeout(PG_GETARG_INT32(5));
 	WindowPlace place;
 
 	require_writable("bluegreen.interleave_sequences");
-	check_length(array_values(PG_GETARG_ARRAYTYPE_P(3), INT8OID, &increments),
+	check_length(sequence_array_values(PG_GETARG_ARRAYTYPE_P(3), INT8OID, &increments),
 				 n);
-	check_length(array_values(PG_GETARG_ARRAYTYPE_P(4), INT8OID, &first), n);
+	check_length(sequence_array_values(PG_GETARG_ARRAYTYPE_P(4), INT8OID, &first), n);
 	place = lock_place(text_to_cstring(PG_GETARG_TEXT_PP(0)));
 	check_epoch(&place, PG_GETARG_INT64(1), false);
 	for (int i = 0; i < n; i++)
@@ -373,7 +356,7 @@ bluegreen_restore_sequences(PG_FUNCTION_ARGS)
 {
 	Datum	   *sequences;
 	Datum	   *values;
-	int			n = array_values(PG_GETARG_ARRAYTYPE_P(2), OIDOID, &sequences);
+	int			n = sequence_array_values(PG_GETARG_ARRAYTYPE_P(2), OIDOID, &sequences);
 	int			guc_level = set_lock_timeout(PG_GETARG_INT32(4));
 	Oid		   *oids = palloc_array(Oid, n + 1);
 	int64	   *at_least = palloc_array(int64, n + 1);
@@ -381,7 +364,7 @@ bluegreen_restore_sequences(PG_FUNCTION_ARGS)
 	int			restored = 0;
 
 	require_writable("bluegreen.restore_sequences");
-	check_length(array_values(PG_GETARG_ARRAYTYPE_P(3), INT8OID, &values), n);
+	check_length(sequence_array_values(PG_GETARG_ARRAYTYPE_P(3), INT8OID, &values), n);
 	for (int i = 0; i < n; i++)
 	{
 		oids[i] = DatumGetObjectId(sequences[i]);

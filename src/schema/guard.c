@@ -18,7 +18,6 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
 #include "catalog/dependency.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
@@ -28,6 +27,7 @@
 #include "commands/extension.h"
 #include "commands/trigger.h"
 #include "compat.h"
+#include "core/attempt.h"
 #include "executor/spi.h"
 #include "parser/parser.h"
 #include "schema/derive.h"
@@ -35,7 +35,6 @@
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
-#include "utils/resowner.h"
 #include "utils/varlena.h"
 
 /*
@@ -406,6 +405,20 @@ guard_is_gone(const ErrorData *error)
 		error->sqlerrcode == ERRCODE_UNDEFINED_OBJECT;
 }
 
+typedef struct GuardedRun
+{
+	const char *sql;
+	void		(*run) (const char *);
+} GuardedRun;
+
+static void
+run_guarded(void *arg)
+{
+	const GuardedRun *guarded = arg;
+
+	guarded->run(guarded->sql);
+}
+
 /*
  * Run a statement; what is about something that is gone is passed over, and
  * recorded.
@@ -413,27 +426,9 @@ guard_is_gone(const ErrorData *error)
 void
 guard_run(const Change *change, const char *sql, void (*run) (const char *))
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	ErrorData  *volatile error = NULL;
+	GuardedRun	guarded = {sql, run};
+	ErrorData  *error = attempt(run_guarded, &guarded);
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		run(sql);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
 	if (error == NULL)
 		return;
 	if (!guard_is_gone(error))
