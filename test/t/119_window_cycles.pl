@@ -11,7 +11,7 @@ use Test::More;
 my $conf = "bluegreen.restart_delay = '100ms'\nbluegreen.restart_delay_max = '500ms'";
 my ($blue, $green) = create_pair(guard => 1, way_back => 1, conf => $conf);
 my %nodes = (blue => $blue, green => $green);
-my $windows = $ENV{WINDOWS} || 7;
+my $windows = $ENV{WINDOWS} || 5;
 BlueGreen::Window::create_tables($blue, $green);
 BlueGreen::Window::create_meeting($blue, $green);
 $blue->safe_psql("SELECT bluegreen.create_deployment('d', 'green');"
@@ -81,7 +81,7 @@ note 'numbers given: ' . keys %{ $clients->{given} };
 #
 # Both sides change the same rows, also while windows are opened and closed
 #
-my $cycles = $ENV{WINDOWS} || 4;
+my $cycles = $ENV{WINDOWS} || 3;
 $clients->start(clients => 2, meet => 12);
 windows($cycles, 1);
 is("$opened $closed", "$cycles $cycles",

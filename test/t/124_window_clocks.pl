@@ -155,6 +155,14 @@ ok($_->poll_query_until('SELECT count(*) > 300 FROM made'),
 	"$_->{name} writes on") for $blue, $green;
 ok(pgbench_stop($_), 'to the end') for @loads;
 ok(settle('d', $blue, $green), 'both streams run');
+# the last writes of some rows meet for certain
+stop_both('d', $blue, $green);
+foreach my $node ($green, $blue)
+{
+	$node->safe_psql("SELECT write_plain(i, '$node->{name} last', 5) FROM generate_series(1, 5) i");
+}
+start_both('d', $blue, $green);
+ok(settle('d', $blue, $green), 'to the end');
 compare_tables('TABLE plain', 'TABLE plain', 'both sides are the same');
 
 # Who is not as the last write left it is in a conflict

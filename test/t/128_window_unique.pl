@@ -168,7 +168,7 @@ both_same('unique on one side', 'strict');
 #
 # Two clients of each side and twelve rows, with as many codes
 #
-my $conflicts = $ENV{CONFLICTS} || 150;
+my $conflicts = $ENV{CONFLICTS} || 100;
 foreach my $policy (qw(green blue last_write))
 {
 	open_with('d', $policy, $blue, $green);
