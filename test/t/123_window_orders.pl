@@ -86,7 +86,7 @@ $blue->safe_psql('UPDATE chosen SET status = 1 WHERE id IN (1, 3)');
 $green->safe_psql('DELETE FROM chosen WHERE id = 1;
 	UPDATE chosen SET status = 9 WHERE id = 3');
 start_both('d', $blue, $green);
-wait_for_both('d') for 1 .. 2;
+settle('d', $blue, $green);
 compare_tables($chosen, $chosen, 'filter: a delete and leaving the filter win');
 is($green->safe_psql("SELECT count(*) FROM ($chosen) c WHERE id IN (1, 3)"), 0,
 	'filter: they are gone');
@@ -148,10 +148,10 @@ $blue->safe_psql(q{UPDATE bluegreen.deployment SET "window" = 'open'});
 #
 # A key is changed, and green has more columns
 #
-hold_blue();
+stop_both('d', $blue, $green);
 $green->safe_psql('UPDATE wider SET v = 2 WHERE id = 1');
 $blue->safe_psql('UPDATE wider SET id = 101 WHERE id = 1');
-start_both('d', $blue);
+start_both('d', $blue, $green);
 ok($blue->poll_query_until(q{SELECT state = 'error'
 	FROM bluegreen.stat_stream}), 'moved: the stream stops');
 like($blue->safe_psql('SELECT error_message FROM bluegreen.stat_stream'),
@@ -160,7 +160,7 @@ $blue->safe_psql(q{SELECT bluegreen.skip('d', error_lsn)
 	FROM bluegreen.stat_stream});
 wait_for_sync('d');
 $blue->safe_psql('DELETE FROM wider WHERE id = 101');
-wait_for_both('d') for 1 .. 2;
+settle('d', $blue, $green);
 compare_tables('SELECT id, v FROM wider', 'SELECT id, v FROM wider',
 	'moved: left out and mended');
 
